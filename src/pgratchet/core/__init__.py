@@ -1,0 +1,1 @@
+"""The rules: no files, no sockets, no clock."""

@@ -1,0 +1,85 @@
+"""Everything raised on purpose, grouped by who has to act.
+
+PgratchetError
+├── UsageError                the caller: an argument, a setting or a DSN that cannot be right
+├── ServerError               the operator: no server, no right to it, or no lock on it
+│   └── ConnectionLostError   nobody yet: the run connects again
+├── ScriptError               the author of one script: it cannot be read as SQL
+├── FilesError                the authors of the directory: every problem at once
+├── MigrationFailedError      the author of the migration that failed
+├── HistoryError              who released: files and history disagree
+│   └── ForeignTableError     who installs: another tool's table has our table's name
+├── BehindError               who deploys: migrations are pending where none may be
+└── BudgetExceededError       who waits: the time allowed for waiting is over
+"""
+
+from collections.abc import Sequence
+
+from pgratchet.core.model import Failure, Finished, Problem
+
+
+class PgratchetError(Exception):
+    """The base of everything that pgratchet raises on purpose."""
+
+
+class UsageError(PgratchetError):
+    """An argument, a setting or a DSN cannot be right."""
+
+
+class ServerError(PgratchetError):
+    """The server cannot be reached, refuses the role, or cannot give what a run needs."""
+
+
+class ConnectionLostError(ServerError):
+    """The session ended before the run did."""
+
+
+class ScriptError(PgratchetError):
+    """A script cannot be read as SQL. `offset` is the character where the trouble begins."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class FilesError(PgratchetError):
+    """The directory has problems; all of them are here, each with its file, its line and its cure."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class MigrationFailedError(PgratchetError):
+    """A step failed. What had been finished before it stands in `finished`, and stays."""
+
+    def __init__(self, failure: Failure, finished: Sequence[Finished] = ()) -> None:
+        self.failure = failure
+        self.finished = tuple(finished)
+        place = failure.path if failure.line is None else f"{failure.path}:{failure.line}:{failure.column}"
+        code = f" ({failure.sqlstate})" if failure.sqlstate else ""
+        super().__init__(f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}")
+
+
+class HistoryError(PgratchetError):
+    """Files and history disagree; `versions` names whom it is about."""
+
+    def __init__(self, message: str, versions: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.versions = tuple(versions)
+
+
+class ForeignTableError(HistoryError):
+    """The history table belongs to another tool."""
+
+
+class BehindError(PgratchetError):
+    """The schema is older than the files."""
+
+    def __init__(self, versions: Sequence[str]) -> None:
+        self.versions = tuple(versions)
+        super().__init__(f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}")
+
+
+class BudgetExceededError(PgratchetError):
+    """The budget for waiting ran out; the message says what was waited for."""

@@ -1,0 +1,230 @@
+"""The nouns: frozen values that every other module speaks in."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Kind(StrEnum):
+    """What a migration is written in."""
+
+    SQL = "sql"
+    PYTHON = "python"
+
+
+class Direction(StrEnum):
+    """Which way a step turns the ratchet."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Mode(StrEnum):
+    """How a script is run."""
+
+    TRANSACTION = "transaction"
+    STATEMENTS = "statements"
+
+
+class State(StrEnum):
+    """What files and history together say of one version."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    RUNNING = "running"
+    FAILED = "failed"
+    CHANGED = "changed"
+    LATE = "late"
+    UNKNOWN = "unknown"
+
+
+class RecordState(StrEnum):
+    """What a history row says of its version."""
+
+    RUNNING = "running"
+    APPLIED = "applied"
+    FAILED = "failed"
+    REVERTING = "reverting"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a migration directory, as it was found: `path` is for people, `name` is for rules."""
+
+    name: str
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a file that its author has to mend, and how. Lines count from 1."""
+
+    path: str
+    message: str
+    cure: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = self.path if self.line is None else f"{self.path}:{self.line}"
+        return f"{place}: {self.message}; {self.cure}"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the directives in a file's head ask for. Timeouts are in seconds, 0 means none."""
+
+    no_transaction: bool = False
+    lock_timeout: float | None = None
+    statement_timeout: float | None = None
+    compatible_with: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The text of one file: LF line endings, no byte order mark."""
+
+    path: str
+    text: str
+    options: Options = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One version on disk. `version` is canonical: decimal digits without leading zeros."""
+
+    version: str
+    name: str
+    kind: Kind
+    checksum: str
+    up: Source
+    down: Source | None = None
+
+    @property
+    def number(self) -> int:
+        """The version as the integer that orders it."""
+        return int(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All migrations of a directory, oldest first, and what is odd but not wrong about them."""
+
+    migrations: tuple[Migration, ...]
+    warnings: tuple[Problem, ...] = ()
+
+
+class AppliedMigration(NamedTuple):
+    """One version in the database: a history row."""
+
+    version: str
+    name: str
+    kind: str
+    checksum: str
+    state: RecordState
+    statements_done: int
+    statements_total: int
+    cursor: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    applied_by: str | None
+    backend_pid: int | None
+    token: str | None
+    compatible_with: str | None
+    error: str | None
+
+    @property
+    def number(self) -> int:
+        """The version as the integer that orders it."""
+        return int(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Both sides of one version; at least one of them is there."""
+
+    version: str
+    state: State
+    migration: Migration | None = None
+    applied: AppliedMigration | None = None
+
+    @property
+    def name(self) -> str:
+        """What the file calls it, or the history where there is no file."""
+        if self.migration is not None:
+            return self.migration.name
+        return self.applied.name if self.applied is not None else ""
+
+
+class Segment(NamedTuple):
+    """A run of whole statements of a script: offsets in characters, `first` counts statements from 1."""
+
+    start: int
+    end: int
+    first: int
+    statements: int
+    refuses: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A source that has been read, judged and cut: segments in order, each sent whole.
+
+    `begin` holds the transaction options that the file asked for. A Python script has no segments.
+    """
+
+    source: Source
+    mode: Mode
+    segments: tuple[Segment, ...] = ()
+    statements: int = 0
+    begin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One migration in one direction. The first `done` statements were committed by an earlier run."""
+
+    migration: Migration
+    direction: Direction
+    script: Script
+    done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do, in order, and what a person should know before."""
+
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A step that is committed, durably, and recorded. `seconds` is the time between claim and record."""
+
+    version: str
+    name: str
+    direction: Direction
+    statements: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a step did not succeed, and where. Lines, columns and statements count from 1."""
+
+    version: str
+    name: str
+    direction: Direction
+    path: str
+    message: str
+    sqlstate: str | None = None
+    detail: str | None = None
+    hint: str | None = None
+    context: str | None = None
+    line: int | None = None
+    column: int | None = None
+    statement: int | None = None
+    statements: int | None = None
+    excerpt: tuple[tuple[int, str], ...] = ()
