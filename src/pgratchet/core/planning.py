@@ -1,0 +1,232 @@
+"""What is to be done, decided from two lists and nothing else."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from pgratchet.core.errors import FilesError, HistoryError, UsageError
+from pgratchet.core.model import (
+    AppliedMigration,
+    Direction,
+    Entry,
+    Migration,
+    Mode,
+    Plan,
+    Problem,
+    RecordState,
+    Script,
+    State,
+    Step,
+)
+from pgratchet.core.scripts import compile_script, digests
+
+RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
+"""The states of the versions that `up` would run."""
+
+
+def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]) -> tuple[Entry, ...]:
+    """Return one entry for each version that is on disk or in the history, in the order of versions."""
+    files = {migration.version: migration for migration in migrations}
+    rows = {row.version: row for row in history}
+    newest = newest_applied(rows.values())
+    entries = []
+    for version in sorted(files.keys() | rows.keys(), key=int):
+        migration, row = files.get(version), rows.get(version)
+        if row is None:
+            state = State.LATE if int(version) < newest else State.PENDING
+        else:
+            state = _recorded_state(migration, row)
+        entries.append(Entry(version, state, migration, row))
+    return tuple(entries)
+
+
+def _recorded_state(migration: Migration | None, row: AppliedMigration) -> State:
+    if row.state in (RecordState.RUNNING, RecordState.REVERTING):
+        return State.RUNNING
+    if migration is None:
+        return State.UNKNOWN
+    if row.state is RecordState.FAILED:
+        return State.FAILED
+    return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
+
+
+def newest_applied(history: Iterable[AppliedMigration]) -> int:
+    """Return the number of the newest applied version, -1 where there is none."""
+    return max((row.number for row in history if row.state is RecordState.APPLIED), default=-1)
+
+
+def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
+    """Return what `up` would run, in order: everything, or everything up to and including `to`."""
+    limit = None if to is None else int(to)
+    return tuple(
+        entry for entry in entries if entry.state in RUNNABLE and (limit is None or int(entry.version) <= limit)
+    )
+
+
+def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
+    """Return the warnings that files and history give rise to.
+
+    Raises HistoryError with all that is wrong: an edited migration; a late one, unless late ones are allowed;
+    where `strict`, a version that has no file (otherwise a warning: an older image has to start after a
+    rollback, see sqlalchemy/alembic#691).
+    """
+    wrong: list[tuple[Entry, str]] = []
+    warnings: list[str] = []
+    for entry in entries:
+        match entry.state:
+            case State.CHANGED:
+                wrong.append((entry, _changed(entry)))
+            case State.LATE if not allow_late:
+                wrong.append((entry, _late(entry)))
+            case State.UNKNOWN if strict:
+                wrong.append((entry, _unknown(entry) + "; deploy the release that has it"))
+            case State.UNKNOWN:
+                warnings.append(_unknown(entry))
+            case _:
+                pass
+    if wrong:
+        raise HistoryError("\n".join(text for _, text in wrong), [entry.version for entry, _ in wrong])
+    return tuple(warnings)
+
+
+def _label(entry: Entry) -> str:
+    return f"{entry.version} {entry.name}"
+
+
+def _changed(entry: Entry) -> str:
+    when = entry.applied.finished_at if entry.applied else None
+    moment = f" on {when:%Y-%m-%d %H:%M:%S%z}" if when else ""
+    path = entry.migration.up.path if entry.migration else entry.name
+    return (
+        f"{path} was edited after it had been applied{moment}; restore the file and put the change into a new migration"
+    )
+
+
+def _late(entry: Entry) -> str:
+    path = entry.migration.up.path if entry.migration else entry.name
+    return f"{path} is pending, but later versions are applied; give it a number above them, or allow late migrations"
+
+
+def _unknown(entry: Entry) -> str:
+    return f"{_label(entry)} is in the database, but has no file here"
+
+
+def refuse_interrupted(entries: Iterable[Entry], direction: Direction) -> None:
+    """Raise HistoryError where a runner has left a version half done; to be asked under the lock.
+
+    Only who holds the lock may judge: without it the runner may well be alive. A way down that failed at a
+    statement, and says so, is open for another try down.
+    """
+    facts = [(entry, entry.applied) for entry in entries if entry.state is State.RUNNING and entry.applied]
+    if direction is Direction.DOWN:
+        facts = [(entry, row) for entry, row in facts if row.state is RecordState.RUNNING or row.error is None]
+    if facts:
+        text = "\n".join(_interrupted(entry, row) for entry, row in facts)
+        raise HistoryError(text, [entry.version for entry, _ in facts])
+
+
+def _interrupted(entry: Entry, row: AppliedMigration) -> str:
+    direction = Direction.DOWN if row.state is RecordState.REVERTING else Direction.UP
+    started = f"{row.started_at:%Y-%m-%d %H:%M:%S%z}" if row.started_at else "an unknown time"
+    reason = f" It ended with: {row.error}." if row.error else ""
+    return (
+        f"{direction} {_label(entry)} was started at {started} by {row.applied_by} "
+        f"(server process {row.backend_pid}) and not finished: {row.statements_done} of "
+        f"{row.statements_total} statements are recorded as committed, the next one is in doubt.{reason}"
+    )
+
+
+def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
+    """Return the steps that bring the database up to `to`, or to the newest file.
+
+    Raises FilesError with all problems of all scripts concerned, HistoryError where a half-done migration
+    cannot go on with the file as it is now, UsageError where there is no version `to`.
+    """
+    _known(entries, to)
+    return _plan(pending(entries, to), Direction.UP)
+
+
+def plan_again(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
+    """Return the steps that bring back those of `versions` that are not applied."""
+    return _plan((entry for entry in pending(entries) if entry.version in versions), Direction.UP)
+
+
+def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
+    """Return the versions above `to`, or the newest `steps` ones, that a way down leads through; newest first.
+
+    Raises HistoryError while the database is ahead of the files: reverting below an unknown version would
+    leave that one without what it was built on.
+    """
+    if (to is None) == (steps is None):
+        raise UsageError("down takes either the version to go back to, or a number of steps")
+    _known(entries, to)
+    there = _revertible(entries)
+    unknown = [entry for entry in there if entry.state is State.UNKNOWN]
+    if unknown:
+        text = "\n".join(f"{_unknown(entry)}; revert it with the release that has it" for entry in unknown)
+        raise HistoryError(text, [entry.version for entry in unknown])
+    return tuple(entry.version for entry in there if to is None or int(entry.version) > int(to))[:steps]
+
+
+def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
+    """Return the steps that revert those of `versions` that are there, newest first."""
+    return _plan((entry for entry in _revertible(entries) if entry.version in versions), Direction.DOWN)
+
+
+def _revertible(entries: Iterable[Entry]) -> list[Entry]:
+    """Return what is in the database, or half out of it; newest first."""
+    return [
+        entry
+        for entry in reversed(list(entries))
+        if entry.applied and entry.applied.state in (RecordState.APPLIED, RecordState.REVERTING)
+    ]
+
+
+def _known(entries: Iterable[Entry], to: str | None) -> None:
+    if to is None or (to.isdecimal() and int(to) == 0):
+        return
+    if not to.isdecimal() or all(int(to) != int(entry.version) for entry in entries):
+        raise UsageError(f"there is no version {to}")
+
+
+def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
+    steps: list[Step] = []
+    problems: list[Problem] = []
+    for entry in entries:
+        try:
+            steps.append(_step(entry, direction))
+        except FilesError as error:
+            problems += error.problems
+    if problems:
+        raise FilesError(problems)
+    return Plan(tuple(steps))
+
+
+def _step(entry: Entry, direction: Direction) -> Step:
+    migration = entry.migration
+    if migration is None:
+        raise HistoryError(_unknown(entry), [entry.version])
+    source = migration.up if direction is Direction.UP else migration.down
+    if source is None:
+        cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"
+        raise FilesError([Problem(migration.up.path, "there is no way down from it", cure)])
+    script = compile_script(source, migration.kind, direction)
+    done = _done(entry, direction)
+    if done and entry.applied and _cursor(script, done) != entry.applied.cursor:
+        raise HistoryError(
+            f"{source.path}: its first {done} statement(s) are committed since an earlier run, but are not "
+            "the same any more; restore them as they were, mend only what comes after",
+            [entry.version],
+        )
+    return Step(migration, direction, script, done)
+
+
+def _cursor(script: Script, done: int) -> str | None:
+    if script.mode is Mode.TRANSACTION:
+        return None
+    return next(islice(digests(script), done - 1, done), None)
+
+
+def _done(entry: Entry, direction: Direction) -> int:
+    row = entry.applied
+    halfway = RecordState.FAILED if direction is Direction.UP else RecordState.REVERTING
+    return row.statements_done if row is not None and row.state is halfway else 0

@@ -1,0 +1,54 @@
+"""Migration files on disk, or packed inside an installed package."""
+
+import os
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+
+from pgratchet.core.errors import UsageError
+from pgratchet.core.model import File
+
+Location = str | os.PathLike[str] | Traversable
+"""A folder: a path, relative to the working directory, or a Traversable of importlib.resources."""
+
+SUFFIXES = (".sql", ".py")
+
+
+def read(location: Location) -> Iterator[File]:
+    """Yield the migration files of a folder, by name, one at a time.
+
+    Folders below it, hidden files, names that begin with an underscore and files that are neither `.sql` nor
+    `.py` are passed over. Raises UsageError where the folder or one of the files cannot be read.
+    """
+    try:
+        if isinstance(location, str | os.PathLike):
+            yield from _on_disk(os.fspath(location))
+        else:
+            yield from _packed(location)
+    except OSError as error:
+        raise UsageError(_unreadable(location, error)) from None
+
+
+def _counts(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith((".", "_"))
+
+
+def _on_disk(folder: str) -> Iterator[File]:
+    with os.scandir(folder) as items:
+        names = sorted(item.name for item in items if _counts(item.name) and item.is_file())
+    for name in names:
+        path = os.path.join(folder, name)  # noqa: PTH118 - pathlib takes twice as long for 10,000 files
+        with open(path, "rb") as file:  # noqa: PTH123 - the same
+            yield File(name, path, file.read())
+
+
+def _packed(folder: Traversable) -> Iterator[File]:
+    items = {item.name: item for item in folder.iterdir() if _counts(item.name) and item.is_file()}
+    for name in sorted(items):
+        yield File(name, str(items[name]), items[name].read_bytes())
+
+
+def _unreadable(location: Location, error: OSError) -> str:
+    what = error.filename or location
+    if isinstance(location, str | os.PathLike) and not os.path.isabs(location):  # noqa: PTH117 - a str is fine
+        return f"cannot read '{what}', relative to {os.getcwd()}: {error.strerror}"  # noqa: PTH109 - the same
+    return f"cannot read '{what}': {error.strerror}"

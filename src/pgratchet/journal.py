@@ -1,0 +1,25 @@
+"""A local diary of what was done, one JSON object a line: for people; nothing ever reads it to decide."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pgratchet.core.model import Finished
+
+_log = logging.getLogger("pgratchet")
+
+
+def append(path: Path, finished: Iterable[Finished]) -> None:
+    """Add a line for each finished step; a file that cannot be written is a warning."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = "".join(json.dumps({"at": now} | asdict(step)) + "\n" for step in finished)
+    if not lines:
+        return
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+    except OSError as error:
+        _log.warning("the journal %s cannot be written: %s", path, error.strerror)

@@ -1,0 +1,1 @@
+"""How a directory of migrations is written: one module per convention."""

@@ -1,0 +1,141 @@
+"""pgratchet's own layout: `<digits>_<description>.sql`, its `.down.sql` beside it, or one `.py` for both."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from pgratchet.core import parsing
+from pgratchet.core.errors import FilesError
+from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Source
+from pgratchet.core.parsing import Content
+from pgratchet.core.scripts import compile_script
+
+TIMESTAMP_DIGITS = 8
+"""Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
+
+_NAME = re.compile(r"(?P<digits>\d{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
+
+
+class _Read(NamedTuple):
+    """A file of the directory: its name's parts and its content, without the bytes it was read from."""
+
+    version: str
+    title: str
+    kind: Kind
+    direction: Direction
+    content: Content
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What has been read so far, by version."""
+
+    ups: dict[str, _Read] = field(default_factory=dict)
+    downs: dict[str, _Read] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse(files: Iterable[File], *, strict: bool = False) -> Catalogue:
+    """Return the migrations that the files make up, oldest first.
+
+    Raises FilesError with every problem of the directory. A gap in a series of numbers is a warning, and a
+    problem where `strict`. Scripts are not read as SQL here: that is for those who plan to run them, unless
+    there are problems already, which are then reported together with those of the scripts.
+    """
+    shelf = _Shelf()
+    for file in files:
+        _put(shelf, file)
+    gaps = _gaps(shelf)
+    problems = _stray_downs(shelf) + shelf.problems + (gaps if strict else [])
+    if problems:
+        problems += _unfit_scripts(shelf)
+        raise FilesError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
+    return Catalogue(tuple(_migration(shelf, version) for version in _in_order(shelf)), tuple(gaps))
+
+
+def _put(shelf: _Shelf, file: File) -> None:
+    try:
+        found = _read(file)
+    except FilesError as error:
+        shelf.problems += error.problems
+        return
+    side = shelf.ups if found.direction is Direction.UP else shelf.downs
+    taken = side.setdefault(found.version, found)
+    if taken is not found:
+        message = f"version {found.version} is already {taken.content.source.path}"
+        shelf.problems.append(Problem(file.path, message, "give one of them another number"))
+
+
+def _read(file: File) -> _Read:
+    name = _NAME.fullmatch(file.name)
+    if name is None:
+        message = "the name is not <digits>_<description>.sql, .down.sql or .py"
+        raise FilesError([Problem(file.path, message, "rename it, for example to 007_add_users.sql")])
+    if name["title"].endswith(".up"):
+        cure = f"rename it to {name['digits']}_{name['title'].removesuffix('.up')}.sql"
+        raise FilesError([Problem(file.path, "an up file has no .up in its name", cure)])
+    version = str(int(name["digits"]))
+    kind = Kind.PYTHON if name["suffix"] == ".py" else Kind.SQL
+    direction = Direction.DOWN if name["suffix"] == ".down.sql" else Direction.UP
+    return _Read(version, name["title"], kind, direction, parsing.read(file, kind, version))
+
+
+def _in_order(shelf: _Shelf) -> list[str]:
+    return sorted(shelf.ups, key=int)
+
+
+def _migration(shelf: _Shelf, version: str) -> Migration:
+    up = shelf.ups[version]
+    down: Source | None = None
+    if up.kind is Kind.PYTHON:
+        down = up.content.source
+    elif version in shelf.downs:
+        down = shelf.downs[version].content.source
+    return Migration(version, up.title, up.kind, up.content.checksum, up.content.source, down)
+
+
+def _stray_downs(shelf: _Shelf) -> list[Problem]:
+    """Return a problem for every down file that no up file of the same name stands beside."""
+    problems = []
+    for version, down in shelf.downs.items():
+        path, up = down.content.source.path, shelf.ups.get(version)
+        if up is None:
+            cure = "add its up file, or remove this one"
+            problems.append(Problem(path, f"no up file for version {version}", cure))
+        elif up.kind is Kind.PYTHON:
+            cure = f"write 'async def down(connection)' in {up.content.source.path} and remove this file"
+            problems.append(Problem(path, "its migration is a Python file", cure))
+        elif up.title != down.title:
+            problems.append(Problem(path, f"its up file is {up.content.source.path}", "name both alike"))
+    return problems
+
+
+def _gaps(shelf: _Shelf) -> list[Problem]:
+    """Return a problem for each run of missing numbers, at the file behind it.
+
+    Numbers that are all multiples of ten leave room by design.
+    """
+    series = [int(version) for version in _in_order(shelf) if len(version) < TIMESTAMP_DIGITS]
+    if all(number % 10 == 0 for number in series):
+        return []
+    problems = []
+    for before, after in pairwise(series):
+        missing = range(before + 1, after)
+        if missing:
+            numbers = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
+            path = shelf.ups[str(after)].content.source.path
+            cure = "add what is missing, or renumber what was never released"
+            problems.append(Problem(path, f"a gap in the numbers: {numbers}", cure))
+    return problems
+
+
+def _unfit_scripts(shelf: _Shelf) -> list[Problem]:
+    problems: list[Problem] = []
+    for file in (*shelf.ups.values(), *shelf.downs.values()):
+        try:
+            compile_script(file.content.source, file.kind, file.direction)
+        except FilesError as error:
+            problems += error.problems
+    return problems

@@ -1,0 +1,178 @@
+"""The one place where files, rules and server meet."""
+
+import logging
+import os
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+
+import anyio.to_thread
+
+from pgratchet import directory, journal
+from pgratchet.core import planning
+from pgratchet.core.errors import BehindError, UsageError
+from pgratchet.core.model import Catalogue, Direction, Entry, Finished, Plan
+from pgratchet.directory import Location
+from pgratchet.layouts import own
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.frames import Limits
+from pgratchet.postgres.history import History
+from pgratchet.postgres.session import Connect, connector, open_session, prepared
+from pgratchet.postgres.sql import Table
+from pgratchet.run import Phase, Run, Settings, wanted
+from pgratchet.version import __version__
+
+_log = logging.getLogger("pgratchet")
+
+
+class Migrator:
+    """Brings one database in line with one directory of migrations.
+
+    `dsn` is a PostgreSQL URL; `connect`, an async factory of asyncpg connections, may stand in its place, for
+    passwords that rotate and the like (create them with `statement_cache_size=0`). `migrations` is a folder,
+    relative to the working directory, or a Traversable of importlib.resources.
+
+    `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
+    never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, 0
+    for none; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
+    `journal` names a local file that gets a line for each finished step.
+
+    A migrator holds no connection between calls, and each call is a run of its own.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
+        self,
+        dsn: str | None = None,
+        migrations: Location = "migrations/versions",
+        *,
+        connect: Connect | None = None,
+        table: str = "public.schema_migrations",
+        budget: float | None = None,
+        lock_timeout: float = 5.0,
+        statement_timeout: float = 0.0,
+        allow_late: bool = False,
+        strict: bool = False,
+        readers: Sequence[str] = (),
+        journal: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if dsn is not None and connect is None:
+            connect = connector(dsn)
+        elif dsn is None and connect is not None:
+            connect = prepared(connect)
+        else:
+            raise UsageError("give either a DSN or a connect factory")
+        self.migrations = migrations
+        self.budget = budget
+        self._journal = None if journal is None else Path(journal)
+        self._settings = Settings(
+            connect=connect,
+            table=Table.parse(table),
+            limits=Limits(lock_timeout, statement_timeout),
+            tool_version=__version__,
+            allow_late=allow_late,
+            strict=strict,
+            readers=tuple(readers),
+        )
+
+    def __repr__(self) -> str:
+        # The DSN is left out: it may hold a password.
+        return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.table)!r})"
+
+    async def up(self, to: str | int | None = None) -> tuple[Finished, ...]:
+        """Return once everything, or everything up to `to`, is applied; what this run did itself is in the result.
+
+        Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
+        """
+        run = await self._run()
+        return await self._finish(run, run.up(_version(to)))
+
+    async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
+        """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
+        run = await self._run()
+        phase = _Reverting(_version(to), 1 if to is None and steps is None else steps)
+        return await self._finish(run, run.turn([Phase(Direction.DOWN, phase.plan)]))
+
+    async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
+        """Revert the newest `steps` versions and apply them again, under one lock."""
+        run = await self._run()
+        down = _Reverting(None, steps)
+        phases = [Phase(Direction.DOWN, down.plan), Phase(Direction.UP, down.plan_again)]
+        return await self._finish(run, run.turn(phases))
+
+    async def wait(self) -> None:
+        """Return once somebody else has applied everything; needs no right but to read the history."""
+        await (await self._run()).wait()
+
+    async def check(self) -> None:
+        """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
+        run = await self._run()
+        async with open_session(self._settings.connect) as connection:
+            if behind := wanted(await run.look(connection)):
+                raise BehindError(behind)
+
+    async def plan(self, to: str | int | None = None) -> Plan:
+        """Return what `up` would do now; takes no lock and changes nothing."""
+        run = await self._run()
+        async with open_session(self._settings.connect) as connection:
+            return planning.plan_up(await run.look(connection), _version(to))
+
+    async def status(self) -> tuple[Entry, ...]:
+        """Return both sides of every version, in order; disagreements are states here, not errors."""
+        catalogue = await self._read()
+        async with open_session(self._settings.connect) as connection:
+            history = await History(self._settings.table).read(connection)
+        return planning.compare(catalogue.migrations, history)
+
+    async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
+        """Do what `up` would do, under the lock, in one transaction, and roll it back; say what was done.
+
+        Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
+        """
+        run = await self._run()
+        await run.rehearse(_version(to))
+        return tuple(run.finished)
+
+    async def _read(self) -> Catalogue:
+        def read() -> Catalogue:
+            return own.parse(directory.read(self.migrations), strict=self._settings.strict)
+
+        catalogue = await anyio.to_thread.run_sync(read)
+        for warning in catalogue.warnings:
+            _log.warning("%s", warning)
+        return catalogue
+
+    async def _run(self) -> Run:
+        return Run(self._settings, await self._read(), Budget(self.budget))
+
+    async def _finish(self, run: Run, work: Awaitable[None]) -> tuple[Finished, ...]:
+        try:
+            await work
+        finally:
+            if self._journal is not None:
+                journal.append(self._journal, run.finished)
+        return tuple(run.finished)
+
+
+class _Reverting:
+    """A way down whose versions are chosen once: asked again after a lost connection, it goes no further."""
+
+    def __init__(self, to: str | None, steps: int | None) -> None:
+        self._to = to
+        self._steps = steps
+        self._versions: tuple[str, ...] | None = None
+
+    def plan(self, entries: Sequence[Entry]) -> Plan:
+        if self._versions is None:
+            self._versions = planning.choose_down(entries, to=self._to, steps=self._steps)
+        return planning.plan_down(entries, self._versions)
+
+    def plan_again(self, entries: Sequence[Entry]) -> Plan:
+        return planning.plan_again(entries, self._versions or ())
+
+
+def _version(to: str | int | None) -> str | None:
+    if to is None:
+        return None
+    text = str(to)
+    if not text.isdecimal():
+        raise UsageError(f"'{to}' is no version: versions are numbers")
+    return str(int(text))

@@ -1,0 +1,1 @@
+"""Everything that speaks to the server; the only place that imports asyncpg."""

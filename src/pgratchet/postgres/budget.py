@@ -1,0 +1,38 @@
+"""One allowance for waiting of every kind; work under way is never cut short by it."""
+
+import random
+import time
+
+import anyio
+
+from pgratchet.core.errors import BudgetExceededError
+
+
+class Budget:
+    """Seconds that may be spent waiting, from its creation on; None means for ever."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float | None:
+        """The seconds left, never below 0; None where there is no limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    async def pause(self, least: float, most: float, why: str) -> None:
+        """Sleep between `least` and `most` seconds, at random, so that replicas do not march in step.
+
+        Raises BudgetExceededError, with `why`, when nothing is left to sleep in.
+        """
+        left = self.remaining
+        if left is not None and left <= 0:
+            raise BudgetExceededError(f"gave up after {self.seconds:g} s: {why}")
+        delay = random.uniform(least, most)  # noqa: S311 - jitter needs no secrecy
+        await anyio.sleep(delay if left is None else min(delay, left))
+
+
+def backoff(attempt: int) -> tuple[float, float]:
+    """Return the bounds, in seconds, of the pause before attempt number `attempt` + 1."""
+    base = min(0.1 * 2**attempt, 5.0)
+    return base / 2, base

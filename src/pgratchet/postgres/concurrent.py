@@ -1,0 +1,88 @@
+"""Scripts that run statement by statement, because one of them refuses to run in a transaction.
+
+Each statement that can be is committed together with its count; one that cannot is counted right after.
+"""
+
+import asyncpg
+
+from pgratchet.core.model import Segment
+from pgratchet.core.scripts import digests
+from pgratchet.postgres.failures import StepError, from_server, is_temporary, spot
+from pgratchet.postgres.frames import OURSELVES, Framing
+from pgratchet.postgres.history import Claim
+from pgratchet.postgres.message import Message, Part
+from pgratchet.postgres.session import is_lost
+from pgratchet.postgres.sql import literal, milliseconds
+from pgratchet.postgres.wire import Wire
+
+_REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
+"""The answers of statements that refuse a transaction without saying so in their words: REINDEX of a partitioned
+table, CALL of a procedure that commits."""
+
+
+async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    """Run the statements that are not counted yet, and record the script as finished.
+
+    Raises StepError for the statement that failed; those before it stay committed and counted.
+    """
+    script = claim.step.script
+    await wire.send(_opening(framing, claim, over_failed=over_failed))
+    for done, (segment, cursor) in enumerate(zip(script.segments, digests(script), strict=True)):
+        if done >= claim.step.done:
+            count = framing.history.count(claim, done + 1, cursor)
+            await _statement(wire, framing, claim, segment, count)
+    await wire.send(framing.recording(framing.history.close(claim)))
+
+
+def _opening(framing: Framing, claim: Claim, *, over_failed: bool) -> str:
+    options = claim.step.script.source.options
+    statement_timeout = framing.limits.of(options).statement_timeout
+    return (
+        framing.recording(framing.history.claim(claim, framing.writer, over_failed=over_failed))
+        # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
+        # it would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(statement_timeout)};"
+        + f"SET application_name = {literal(framing.application(claim))}"
+    )
+
+
+async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segment, count: str) -> None:
+    path = claim.step.script.source.path
+    refused = segment.refuses is not None
+    attempt = 0
+    while True:
+        message = _bare(claim, segment) if refused else _together(framing, claim, segment, count)
+        try:
+            await wire.send(message.text)
+        except asyncpg.PostgresError as error:
+            if is_lost(wire.connection, error):
+                raise
+            await wire.send("ROLLBACK")
+            if not refused and isinstance(error, _REFUSALS):
+                refused = True
+            elif not refused and is_temporary(error):
+                await wire.before_retry(f"statement {segment.first} of {path}", error, attempt)
+                attempt += 1
+            else:
+                failure = from_server(claim, error, spot(message, error, message.parts[0]))
+                raise StepError(failure, error, final=True) from error
+        else:
+            break
+    if refused:
+        await wire.send(f"BEGIN;{OURSELVES}{count}COMMIT")
+
+
+def _bare(claim: Claim, segment: Segment) -> Message:
+    text = claim.step.script.source.text[segment.start : segment.end]
+    return Message(text, (Part(0, claim, segment),))
+
+
+def _together(framing: Framing, claim: Claim, segment: Segment, count: str) -> Message:
+    """Return a statement and its count as one transaction; a lock_timeout that the script has set is kept."""
+    limit = milliseconds(framing.limits.of(claim.step.script.source.options).lock_timeout)
+    head = (
+        f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
+        "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
+    )
+    text = claim.step.script.source.text[segment.start : segment.end]
+    return Message(f"{head}{text}\n;{OURSELVES}{count}COMMIT", (Part(len(head), claim, segment),))

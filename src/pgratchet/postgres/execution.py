@@ -1,0 +1,226 @@
+"""Run steps in order and record them; each is reported once it is known to be committed and durable."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Protocol
+from uuid import uuid4
+
+import asyncpg
+
+from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
+from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
+from pgratchet.postgres import concurrent, failures, python_steps
+from pgratchet.postgres.failures import StepError
+from pgratchet.postgres.frames import Framing
+from pgratchet.postgres.history import Claim, History
+from pgratchet.postgres.message import Message, Part, compose, share
+from pgratchet.postgres.session import Connection, describe, is_lost
+from pgratchet.postgres.wire import Wire
+
+Group = tuple[Claim, ...]
+
+_log = logging.getLogger("pgratchet")
+
+
+class OvertakenError(Exception):
+    """The version has a row already: another runner claimed it, and the history has to be read again."""
+
+
+class _Runner(Protocol):
+    async def __call__(self, wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None: ...
+
+
+class Execution:
+    """The steps of one run, in one session.
+
+    `finished` grows as steps are known to be done. `flying` is what was sent and not answered yet: after a
+    lost connection only the history knows what became of it.
+    """
+
+    def __init__(self, wire: Wire, framing: Framing, finished: list[Finished]) -> None:
+        self.flying: Group = ()
+        self._wire = wire
+        self._framing = framing
+        self._failed: frozenset[str] = frozenset()
+        self._finished = finished
+        self._attempts: dict[str, int] = {}
+
+    async def run(self, steps: Iterable[Step], failed: frozenset[str]) -> None:
+        """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
+
+        `failed` are the versions that an earlier run has recorded as failed.
+        """
+        self._failed = failed
+        waiting = deque(_groups(steps))
+        with self._wire.listening():
+            while waiting:
+                self.flying = waiting.popleft()
+                left = await self._turn(self.flying)
+                waiting.extendleft(group for group in reversed(left) if group)
+                self.flying = ()
+
+    async def _turn(self, group: Group) -> Sequence[Group]:
+        """Run one group, and return what of it is still to do."""
+        step = group[0].step
+        if step.script.mode is Mode.STATEMENTS:
+            return await self._alone(concurrent.run, group[0])
+        if step.migration.kind is Kind.PYTHON:
+            return await self._alone(python_steps.run, group[0])
+        return await self._together(group)
+
+    async def _alone(self, run: _Runner, claim: Claim) -> Sequence[Group]:
+        started = time.monotonic()
+        try:
+            await run(self._wire, self._framing, claim, over_failed=self._over_failed(claim))
+        except StepError as error:
+            await self._again_or_fail(claim, error)
+            return ((claim,),)
+        self._finished.append(_finished(claim, time.monotonic() - started))
+        return ()
+
+    async def _together(self, group: Group) -> Sequence[Group]:
+        last = group[-1]
+        frames = [
+            self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is last) for claim in group
+        ]
+        self._wire.marks = 0
+        sent: list[Part] = []
+        started = time.monotonic()
+        for message in compose(frames, markers=self._framing.facts.plpgsql):
+            sent += message.parts
+            try:
+                await self._wire.send(message.text)
+            except asyncpg.PostgresError as error:
+                if is_lost(self._wire.connection, error):
+                    raise
+                return await self._after_error(group, message, sent, error)
+        if len(group) == 1:
+            self._finished.append(_finished(last, time.monotonic() - started))
+        else:
+            await self._settle(group)
+        return ()
+
+    async def _after_error(
+        self, group: Group, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
+    ) -> Sequence[Group]:
+        await self._wire.roll_back(self._framing.reset)
+        rest = await self._settle(group)
+        if not rest:
+            raise ConnectionLostError(f"the session could not be reset: {describe(error)}") from error
+        culprit = failures.owner(message, error)
+        if culprit is not None and culprit.claim in rest[1:]:
+            # A syntax error: the server reads a message as a whole before it runs any of it.
+            cut = rest.index(culprit.claim)
+            return (rest[:cut], rest[cut:])
+        spot = failures.spot(message, error, self._reached(sent, rest[0]))
+        await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot), error))
+        return (rest[:1], rest[1:])
+
+    def _reached(self, sent: Sequence[Part], claim: Claim) -> Part | None:
+        """Return the part of a step that was running; None where that is not known, or it was past the last."""
+        mine = [part for part in sent if part.claim is claim]
+        if len(mine) <= 1:
+            return mine[0] if mine else None
+        before = sum(part.marked for part in sent[: sent.index(mine[0])])
+        done = self._wire.marks - before
+        return mine[done] if mine[0].marked and 0 <= done < len(mine) else None
+
+    async def _settle(self, group: Group) -> Group:
+        """Report what of a group is done, and return the rest."""
+        done = await resolve(self._wire.connection, self._framing.history, group)
+        self._finished += done
+        self.flying = group[len(done) :]
+        return self.flying
+
+    async def _again_or_fail(self, claim: Claim, error: StepError) -> None:
+        """Return when the step may be tried again; otherwise record that it failed, and raise."""
+        cause = error.cause
+        migration = claim.step.migration
+        attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
+        if self._is_taken(cause) and attempt == 0:
+            raise OvertakenError
+        if error.temporary and isinstance(cause, asyncpg.PostgresError):
+            await self._wire.before_retry(
+                f"{claim.step.direction} {migration.version} {migration.name}", cause, attempt
+            )
+            return
+        await self._record_failure(claim, error)
+        raise MigrationFailedError(error.failure, self._finished) from cause
+
+    def _is_taken(self, error: BaseException) -> bool:
+        table = self._framing.history.table
+        return (
+            isinstance(error, asyncpg.UniqueViolationError)
+            and (error.schema_name, error.table_name) == (table.schema, table.name)
+            and self._wire.marks == 0
+        )
+
+    async def _record_failure(self, claim: Claim, error: StepError) -> None:
+        text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")
+        sql = self._framing.history.fail(claim, self._framing.writer, text)
+        try:
+            await self._wire.send(self._framing.recording(sql))
+        except asyncpg.PostgresError as trouble:
+            if is_lost(self._wire.connection, trouble):
+                raise
+            _log.warning("the failure could not be recorded: %s", describe(trouble))
+
+    def _over_failed(self, claim: Claim) -> bool:
+        return claim.step.migration.version in self._failed
+
+
+async def resolve(connection: Connection, history: History, group: Group) -> list[Finished]:
+    """Return which steps of a group are done, from the first on, as the history has it, made durable.
+
+    After an error, or an answer that never came, this is the only way to know.
+    """
+    if not group:
+        return []
+    versions = [claim.step.migration.version for claim in group]
+    rows = {row.version: row for row in await history.read(connection, versions)}
+    done = []
+    for claim in group:
+        row = rows.get(claim.step.migration.version)
+        if not _is_done(claim, row):
+            break
+        done.append(_finished(claim, _seconds(row)))
+    if 0 < len(done) < len(group):
+        # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
+        await connection.execute(f"BEGIN;{history.flush(group[0])}COMMIT")
+    return done
+
+
+def _finished(claim: Claim, seconds: float) -> Finished:
+    step, migration = claim.step, claim.step.migration
+    _log.info("%s %s %s: done in %.3f s", step.direction, migration.version, migration.name, seconds)
+    return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
+
+
+def _groups(steps: Iterable[Step]) -> Iterator[Group]:
+    """Yield the steps, claimed; neighbours share a group where they may share a message."""
+    claims = [Claim(step, uuid4().hex) for step in steps]
+    for shareable, run in groupby(claims, _may_share):
+        if shareable:
+            yield from share(list(run))
+        else:
+            yield from ((claim,) for claim in run)
+
+
+def _may_share(claim: Claim) -> bool:
+    step = claim.step
+    return step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
+
+
+def _is_done(claim: Claim, row: AppliedMigration | None) -> bool:
+    if claim.step.direction is Direction.DOWN:
+        return row is None
+    return row is not None and row.token == claim.token and row.state is RecordState.APPLIED
+
+
+def _seconds(row: AppliedMigration | None) -> float:
+    if row is None or row.finished_at is None or row.started_at is None:
+        return 0.0
+    return (row.finished_at - row.started_at).total_seconds()

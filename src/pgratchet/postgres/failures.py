@@ -1,0 +1,138 @@
+"""What went wrong, said in terms of files."""
+
+import traceback
+from dataclasses import replace
+from typing import NamedTuple
+
+import asyncpg
+
+from pgratchet.core.model import Failure, Mode
+from pgratchet.core.parsing import line_of
+from pgratchet.core.statements import scan
+from pgratchet.postgres.history import FENCE, Claim
+from pgratchet.postgres.message import Message, Part, part_at
+
+EXCERPT_LINES = 2
+"""How many lines before and after the one that failed are shown."""
+
+_TRY_AGAIN = (
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+)
+
+
+class StepError(Exception):
+    """A step failed, is rolled back, and is not recorded yet."""
+
+    def __init__(self, failure: Failure, cause: Exception, *, final: bool = False) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.cause = cause
+        self.temporary = not final and is_temporary(cause)
+
+
+class Spot(NamedTuple):
+    """A place in a script: the character, and the number of the statement, as far as they are known."""
+
+    offset: int | None = None
+    statement: int | None = None
+
+
+def is_temporary(error: Exception) -> bool:
+    """Say whether the same step may well succeed when tried again.
+
+    Two sessions that change the same catalog rows at once get errors that say nothing of a lock: a duplicate
+    key in a pg_catalog index, or "tuple concurrently updated".
+    """
+    if isinstance(error, _TRY_AGAIN):
+        return True
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return error.schema_name == "pg_catalog"
+    return isinstance(error, asyncpg.InternalServerError) and "concurrently" in str(error)
+
+
+def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:
+    """Return the part of a message that an error points into, None where it points nowhere in particular."""
+    return None if error.position is None else part_at(message, int(error.position))
+
+
+def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -> Spot:
+    """Return where an error happened: where it points to, or else the part that execution had reached."""
+    part = owner(message, error)
+    if part is not None and error.position is not None:
+        return _inside(part, part.segment.start + int(error.position) - 1 - part.at)
+    if reached is None:
+        return Spot()
+    return Spot(reached.segment.start, reached.segment.first if reached.segment.statements == 1 else None)
+
+
+def _inside(part: Part, offset: int) -> Spot:
+    if part.segment.statements == 1:
+        return Spot(offset, part.segment.first)
+    text = part.claim.step.script.source.text[part.segment.start : part.segment.end]
+    before = sum(statement.end < offset - part.segment.start for statement in scan(text))
+    return Spot(offset, part.segment.first + before)
+
+
+def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot) -> Failure:
+    """Return what the server says of a step, at its place in the file."""
+    message, hint = str(error.args[0] if error.args else error), error.hint
+    if FENCE in message:
+        message = message.split(FENCE, 1)[1].rstrip('"')
+        hint = "a migration must not end its transaction, release locks, or write to the history"
+    elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
+        hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
+    return replace(
+        _failure(claim, spot, message),
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+        hint=hint,
+        context=error.context,
+    )
+
+
+def from_python(claim: Claim, error: Exception) -> Failure:
+    """Return what an exception says of a Python step, at the innermost line of the migration's own file."""
+    path = claim.step.script.source.path
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = frames[-1].lineno if frames else None
+    text = claim.step.script.source.text
+    offset = None if line is None else _start_of(text, line)
+    if isinstance(error, asyncpg.PostgresError):
+        return from_server(claim, error, Spot(offset))
+    return _failure(claim, Spot(offset), f"{type(error).__name__}: {error}")
+
+
+def _start_of(text: str, line: int) -> int:
+    before = text.split("\n")[: line - 1]
+    return sum(len(each) + 1 for each in before)
+
+
+def _failure(claim: Claim, spot: Spot, message: str) -> Failure:
+    step = claim.step
+    text = step.script.source.text
+    line = column = None
+    excerpt: tuple[tuple[int, str], ...] = ()
+    if spot.offset is not None:
+        line = line_of(text, spot.offset)
+        column = spot.offset - (text.rfind("\n", 0, spot.offset) + 1) + 1
+        excerpt = _excerpt(text, line)
+    return Failure(
+        version=step.migration.version,
+        name=step.migration.name,
+        direction=step.direction,
+        path=step.script.source.path,
+        message=message,
+        line=line,
+        column=column,
+        statement=spot.statement,
+        statements=step.script.statements,
+        excerpt=excerpt,
+    )
+
+
+def _excerpt(text: str, line: int) -> tuple[tuple[int, str], ...]:
+    first = max(1, line - EXCERPT_LINES)
+    lines = text.split("\n")[first - 1 : line + EXCERPT_LINES]
+    return tuple(enumerate(lines, first))

@@ -1,0 +1,130 @@
+"""What goes around a script: everything that makes it one claimed, recorded transaction without a trace."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pgratchet.core.model import Options
+from pgratchet.postgres.history import Claim, History, Writer
+from pgratchet.postgres.message import Frame
+from pgratchet.postgres.session import Connection, settings_sql
+from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
+
+CLEAN = (
+    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;"
+    "CLOSE ALL;UNLISTEN *;DEALLOCATE ALL;DISCARD SEQUENCES;DISCARD TEMP;"
+)
+"""Takes back what a script may have left in its session."""
+
+RESET = f"BEGIN;{CLEAN}COMMIT;"
+"""The same as a transaction of its own: joined to the next step's it would be undone together with that, and
+BEGIN ISOLATION LEVEL would come too late there."""
+
+OURSELVES = (
+    "SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO DEFAULT;SET LOCAL search_path TO pg_catalog, pg_temp;"
+)
+"""Gives our own statements the role and the names back that a script may have changed, until COMMIT."""
+
+_FACTS = """
+SELECT pg_catalog.pg_backend_pid() AS pid,
+       session_user::text AS role,
+       pg_catalog.current_setting('application_name') AS application,
+       (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
+       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'lock_timeout') = '1000' AS prepared,
+       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
+       pg_catalog.pg_is_in_recovery() AS standby,
+       pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
+       pg_catalog.clock_timestamp() AS now,
+       {held} AS held
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a run needs to know of its session, read once, right after it took the lock."""
+
+    pid: int
+    role: str
+    application: str
+    started: str
+    prepared: bool
+    plpgsql: bool
+    standby: bool
+    read_only: bool
+    now: datetime
+    held: bool
+
+
+async def facts(connection: Connection, held: str) -> Facts:
+    """Return the facts of a session; `held` is the SQL condition under which it holds the lock."""
+    row = await connection.fetchrow(_FACTS.format(held=held))
+    if row is None:
+        raise AssertionError("a SELECT without FROM returns a row")
+    return Facts(**dict(row))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long statements may wait for a lock, and may take, in seconds; 0 means for ever."""
+
+    lock_timeout: float
+    statement_timeout: float
+
+    def of(self, options: Options) -> "Limits":
+        """Return the limits of one script: its own directives come first."""
+        return Limits(
+            self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
+            self.statement_timeout if options.statement_timeout is None else options.statement_timeout,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the steps of one run are framed."""
+
+    history: History
+    writer: Writer
+    limits: Limits
+    facts: Facts
+
+    @property
+    def reset(self) -> str:
+        """What takes back what a script left behind, and nothing of ours."""
+        return RESET if self.facts.prepared else RESET + settings_sql() + ";"
+
+    def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
+        """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""
+        version = claim.step.migration.version
+        begin = claim.step.script.begin
+        head = (
+            f"/* pgratchet {version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+            + (f"{begin}\n;" if begin else "")
+            + ("" if durable else "SET LOCAL synchronous_commit = off;")
+            + self.opening(claim, over_failed=over_failed)
+        )
+        return Frame(claim, head, self.closing(claim) + "COMMIT;" + self.reset)
+
+    def opening(self, claim: Claim, *, over_failed: bool) -> str:
+        """Return what comes between BEGIN and a script."""
+        limits = self.limits.of(claim.step.script.source.options)
+        return (
+            f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+            f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
+            f"SET LOCAL application_name = {literal(self.application(claim))};"
+            + self.history.claim(claim, self.writer, over_failed=over_failed)
+        )
+
+    def closing(self, claim: Claim) -> str:
+        """Return what comes between a script and COMMIT."""
+        return "SET CONSTRAINTS ALL IMMEDIATE;" + OURSELVES + self.history.record(claim)
+
+    def recording(self, sql: str) -> str:
+        """Return statements of ours as a transaction of their own, in a session without traces."""
+        return f"BEGIN;{OURSELVES}{sql}COMMIT;{self.reset}"
+
+    def application(self, claim: Claim) -> str:
+        """Return how the session is called meanwhile: whoever waits reads here what runs, and since when."""
+        migration = claim.step.migration
+        name = (
+            f"pgratchet since {self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
+        )
+        return name.encode()[:LONGEST_NAME].decode(errors="ignore")

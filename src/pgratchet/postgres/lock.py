@@ -1,0 +1,36 @@
+"""At most one runner at a time."""
+
+from pgratchet.postgres.session import Connection
+
+LEAST_PAUSE = 0.1
+MOST_PAUSE = 0.4
+"""Bounds, in seconds, of the pause between two tries."""
+
+LOCK_ROWS = "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = $1 AND l.objid = $2"
+"""Which rows of pg_locks stand for a 64-bit key, given its halves (PostgreSQL's manual, chapter 54, pg_locks)."""
+
+_WORD = 0xFFFFFFFF
+
+
+async def acquire(connection: Connection, key: int) -> bool:
+    """Say whether the session holds the lock now; never waits for it.
+
+    Callers poll, because a session that blocks inside pg_advisory_lock() keeps a snapshot open, and the
+    holder's CREATE INDEX CONCURRENTLY would wait for that snapshot: a deadlock (golang-migrate/migrate#960).
+    """
+    return bool(await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", key))
+
+
+def halves(key: int) -> tuple[int, int]:
+    """Return a key as pg_locks shows it: classid and objid."""
+    return (key >> 32) & _WORD, key & _WORD
+
+
+def held(key: int) -> str:
+    """Return the SQL condition under which the backend that evaluates it holds the lock.
+
+    Behind a pooler that may be another backend than the one that took it.
+    """
+    high, low = halves(key)
+    rows = LOCK_ROWS.replace("$1", f"'{high}'").replace("$2", f"'{low}'")
+    return f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {rows} AND l.pid = pg_catalog.pg_backend_pid())"

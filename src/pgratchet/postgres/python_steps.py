@@ -1,0 +1,47 @@
+"""Python migrations: a coroutine function, given the run's own connection inside the run's own transaction."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import ModuleType
+from typing import cast
+
+from pgratchet.core.model import Step
+from pgratchet.postgres.failures import StepError, from_python
+from pgratchet.postgres.frames import Framing
+from pgratchet.postgres.history import Claim
+from pgratchet.postgres.session import Connection, is_lost
+from pgratchet.postgres.wire import Wire
+
+Function = Callable[[Connection], Awaitable[object]]
+
+
+def load(step: Step) -> Function:
+    """Return the step's function; running the file's top level may raise anything."""
+    source = step.script.source
+    module = ModuleType(f"pgratchet_migration_{step.migration.version}")
+    module.__file__ = source.path
+    exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
+    return cast("Function", getattr(module, step.direction))
+
+
+async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    """Run one Python step, claimed and recorded in its own transaction; raises StepError with what it raised."""
+    try:
+        await _run(wire, framing, claim, over_failed=over_failed)
+    except Exception as error:
+        if is_lost(wire.connection, error):
+            raise
+        await wire.roll_back(framing.reset)
+        raise StepError(from_python(claim, error), error) from error
+    await wire.send(framing.reset)
+
+
+async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    connection = wire.connection
+    function = load(claim.step)
+    # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
+    # migration would then not be a savepoint.
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(framing.opening(claim, over_failed=over_failed))
+        await wire.watch(partial(function, connection))
+        await connection.execute(framing.closing(claim))

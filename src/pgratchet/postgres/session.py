@@ -1,0 +1,203 @@
+"""One dedicated connection, closed whatever happens. Closing it is what releases the lock."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+import anyio
+import asyncpg
+
+from pgratchet.core.errors import ConnectionLostError, ServerError, UsageError
+from pgratchet.postgres.budget import Budget, backoff
+from pgratchet.postgres.sql import literal
+
+# In quotes: asyncpg's class is generic in its stubs only.
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+Connect = Callable[[], Awaitable[Connection]]
+
+CLOSE_SECONDS = 5.0
+"""How long closing may take, waiting for a cancelled statement included."""
+
+SETTINGS = {
+    # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
+    "client_connection_check_interval": "500ms",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    # Reads of the history never queue for long behind a migration that has locked it: a blocked statement
+    # keeps a snapshot, and CREATE INDEX CONCURRENTLY would wait for that. Steps set their own limits.
+    "lock_timeout": "1s",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+
+KEEPALIVE_SECONDS = 10
+KEEPALIVE_PROBES = 3
+
+_SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
+_UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
+_NOT_NOW = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, TimeoutError)
+_GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
+_log = logging.getLogger("pgratchet")
+
+
+def connector(dsn: str) -> Connect:
+    """Return a factory of connections to `dsn` that are ready for a run.
+
+    Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
+    be parsed, any part of it may be a piece of the password.
+    """
+    scheme, separator, rest = dsn.partition("://")
+    if not separator or scheme not in _SCHEMES or not _parses(dsn):
+        raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
+    address = f"postgresql://{rest}"
+    named = "application_name" in parse_qs(urlsplit(address).query)
+    settings = SETTINGS if named else SETTINGS | {"application_name": "pgratchet"}
+
+    async def connect() -> Connection:
+        with suppress(*_UNKNOWN_SETTING):
+            return await _open(address, settings)
+        # A pooler passes on few startup parameters, and older servers do not know them all.
+        return await prepared(partial(_open, address, {}))()
+
+    return connect
+
+
+def _parses(dsn: str) -> bool:
+    try:
+        port = urlsplit(dsn).port
+    except ValueError:
+        # Several hosts, as libpq takes them, are no URL's host and port: asyncpg judges those.
+        return "," in dsn
+    return port is None or port > 0
+
+
+async def _open(address: str, settings: Mapping[str, str]) -> Connection:
+    try:
+        return await asyncpg.connect(address, statement_cache_size=0, server_settings=dict(settings))
+    except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
+        message = "asyncpg cannot read the DSN; write postgresql://user:password@host:port/database"
+    raise UsageError(message)
+
+
+def prepared(connect: Connect) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings."""
+
+    async def connect_and_prepare() -> Connection:
+        connection = await connect()
+        await _prepare(connection)
+        return connection
+
+    return connect_and_prepare
+
+
+def settings_sql() -> str:
+    """Return the statement that gives a session our settings, those that its server knows."""
+    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in SETTINGS.items())
+    return (
+        "SELECT pg_catalog.set_config(s.name, wanted.value, false) FROM pg_catalog.pg_settings s "
+        f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
+    )
+
+
+async def _prepare(connection: Connection) -> None:
+    try:
+        await connection.execute(settings_sql())
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+@asynccontextmanager
+async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncIterator[Connection]:
+    """Yield one connection of its own, closed when the block is left, also by cancellation.
+
+    A server that is not there, starting or full is tried again while the budget lasts, or not at all where
+    there is none. Raises ServerError when it cannot be had, ConnectionLostError when it is lost inside, and
+    ServerError for what the server says inside and nobody has dealt with.
+    """
+    connection = await _connected(connect, budget)
+    try:
+        _keep_alive(connection)
+        yield connection
+    except _GONE as error:
+        raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
+    except asyncpg.InterfaceError as error:
+        if not connection.is_closed():
+            raise
+        raise ConnectionLostError("the connection to the server was lost") from error
+    except asyncpg.PostgresError as error:
+        raise ServerError(describe(error)) from error
+    finally:
+        await _close(connection)
+
+
+def is_lost(connection: Connection, error: BaseException) -> bool:
+    """Say whether an error means that the session is over, whatever the server had still done."""
+    return connection.is_closed() or isinstance(error, _GONE)
+
+
+async def _close(connection: Connection) -> None:
+    try:
+        # Shielded: under cancellation an unshielded close would be cancelled too, before it has stopped the
+        # statement on the server. Bounded: a network that is gone must not keep a process alive.
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await connection.close()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        _log.debug("closing the connection: %s", describe(error))
+    finally:
+        connection.terminate()
+
+
+async def _connected(connect: Connect, budget: Budget | None) -> Connection:
+    attempt = 0
+    while True:
+        try:
+            return await connect()
+        except _NOT_NOW as error:
+            reason = f"cannot connect: {describe(error)}"
+            if budget is None:
+                raise ServerError(reason) from error
+        except asyncpg.PostgresError as error:
+            raise ServerError(f"cannot connect: {describe(error)}") from error
+        _log.warning("%s; trying again", reason)
+        await budget.pause(*backoff(attempt), reason)
+        attempt += 1
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's text with its SQLSTATE, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    code = getattr(error, "sqlstate", None)
+    return f"{text} ({code})" if code else text
+
+
+def _keep_alive(connection: Connection) -> None:
+    """Have the kernel notice a peer that vanished without a word; asyncpg leaves the socket as it is."""
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)  # there is no public way
+    plug = transport.get_extra_info("socket") if transport is not None else None
+    if plug is None or plug.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": KEEPALIVE_SECONDS,
+        "TCP_KEEPINTVL": KEEPALIVE_SECONDS // 2,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": KEEPALIVE_SECONDS * KEEPALIVE_PROBES * 1000,
+    }
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:
+            plug.setsockopt(socket.IPPROTO_TCP, option, value)

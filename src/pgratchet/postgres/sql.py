@@ -1,0 +1,69 @@
+"""Names and values in SQL text: the one place where they are quoted."""
+
+import hashlib
+from dataclasses import dataclass
+
+from pgratchet.core.errors import UsageError
+
+LONGEST_NAME = 63
+"""Longest identifier in bytes; PostgreSQL cuts longer ones silently (NAMEDATALEN - 1)."""
+
+
+def identifier(name: str) -> str:
+    """Return a quoted identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str | int | None) -> str:
+    """Return a literal that means the same whatever standard_conforming_strings says."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(value)
+    text = value.replace("\0", "").replace("'", "''")
+    return "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a duration as PostgreSQL's settings take it: 0 means no limit, so nothing else is rounded to it."""
+    return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's full name; both parts are exact, as in the catalog."""
+
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Table":
+        """Return the table that `schema.name` or `name` (in public) means."""
+        schema, dot, name = text.rpartition(".")
+        parts = (schema if dot else "public", name)
+        for part in parts:
+            if not part or '"' in part or "." in part or "\0" in part or len(part.encode()) > LONGEST_NAME:
+                raise UsageError(
+                    f"'{text}' is no table name: write schema.name, without quotes, "
+                    f"each part at most {LONGEST_NAME} bytes"
+                )
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def quoted(self) -> str:
+        """The name as SQL takes it."""
+        return f"{identifier(self.schema)}.{identifier(self.name)}"
+
+    @property
+    def lock_key(self) -> int:
+        """The advisory lock that stands for this table, in its database: a signed 64-bit number.
+
+        Frozen: releases that compute it differently would not exclude each other (golang-migrate's command
+        line and library do not). Schema and name are both in it, so that tenants do not queue behind each
+        other (rails/rails#31627).
+        """
+        digest = hashlib.sha256(f"pgratchet\0{self.schema}\0{self.name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big", signed=True)

@@ -1,0 +1,103 @@
+"""Who holds the lock, and who blocks: looked up from a second session, in autocommit, only to be told."""
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+import asyncpg
+
+from pgratchet.core.errors import PgratchetError
+from pgratchet.postgres.lock import LOCK_ROWS, halves
+from pgratchet.postgres.session import Connect, Connection, describe, open_session
+
+T = TypeVar("T")
+
+_log = logging.getLogger("pgratchet")
+
+_HOLDER = (
+    "SELECT a.pid, a.usename, a.application_name, a.backend_start "
+    "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid "
+    "JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database() "
+    f"WHERE {LOCK_ROWS}"
+)
+
+_BLOCKERS = (
+    "SELECT a.pid, a.usename, a.application_name, a.state, "
+    "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - COALESCE(a.xact_start, a.backend_start))::int AS age, "
+    "a.query FROM pg_catalog.pg_stat_activity a "
+    "WHERE a.pid = ANY (pg_catalog.pg_blocking_pids($1))"
+)
+
+QUERY_CHARACTERS = 100
+"""How much of a blocker's query is told."""
+
+
+class Holder(NamedTuple):
+    """The session that holds the lock."""
+
+    pid: int
+    role: str | None
+    application: str
+
+    def __str__(self) -> str:
+        return f"{self.application or 'a session without a name'} (role {self.role}, server process {self.pid})"
+
+
+async def holder(connection: Connection, key: int) -> Holder | None:
+    """Return who holds the lock, None where nobody does."""
+    row = await connection.fetchrow(_HOLDER, *halves(key))
+    return Holder(row["pid"], row["usename"], row["application_name"]) if row else None
+
+
+@dataclass(slots=True)
+class Blockers:
+    """Who was last seen to block one server process; empty where nobody was."""
+
+    connect: Connect
+    pid: int
+    every: float
+    """Seconds before the first look, and between two."""
+    seen: str = ""
+
+    async def look_out(self) -> None:
+        """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
+        await anyio.sleep(self.every)
+        try:
+            async with open_session(self.connect) as connection:
+                while True:
+                    await self._look(connection)
+                    await anyio.sleep(self.every)
+        except (PgratchetError, asyncpg.PostgresError) as error:
+            _log.debug("cannot see who blocks: %s", describe(error))
+
+    async def _look(self, connection: Connection) -> None:
+        rows = await connection.fetch(_BLOCKERS, self.pid)
+        if seen := "; ".join(_blocker(row) for row in rows):
+            self.seen = seen
+            _log.warning("waiting for a lock held by %s", seen)
+
+
+def _blocker(row: asyncpg.Record) -> str:
+    query = " ".join((row["query"] or "").split())[:QUERY_CHARACTERS]
+    name = row["application_name"] or "no application name"
+    if row["state"] is None:
+        # Others' activity is hidden from a role that is neither theirs nor a member of pg_read_all_stats.
+        return f"pid {row['pid']} ({row['usename']}, {name}; GRANT pg_read_all_stats shows what it does)"
+    return f"pid {row['pid']} ({row['usename']}, {name}, {row['state']} for {row['age']} s: {query})"
+
+
+async def beside(watching: Callable[[], Coroutine[Any, Any, None]], work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work` returns, or raise what it raises, with `watching` beside it for as long as it runs."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(watching)
+        try:
+            result = await work()
+        except Exception as error:  # noqa: BLE001 - a task group would wrap it; it is raised again below
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result

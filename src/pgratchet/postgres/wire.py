@@ -1,0 +1,71 @@
+"""A run's session in use: what is sent, what the server says meanwhile, and who is in the way."""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import asyncpg
+
+from pgratchet.postgres.budget import Budget, backoff
+from pgratchet.postgres.message import MARKER
+from pgratchet.postgres.session import Connect, Connection, describe
+from pgratchet.postgres.watch import Blockers, beside
+
+LOOK_AFTER = 2.0
+"""Seconds that work may take before a second session looks who blocks it, and between two looks."""
+
+NO_TRANSACTION = "25P01"
+"""What the server warns of when a ROLLBACK of ours has nothing to roll back."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger("pgratchet")
+
+
+class Wire:
+    """One session; `marks` counts the markers heard since it was last set to 0."""
+
+    def __init__(self, connection: Connection, connect: Connect, pid: int, budget: Budget) -> None:
+        self.connection = connection
+        self.marks = 0
+        self._budget = budget
+        self._blockers = Blockers(connect, pid, LOOK_AFTER)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the server's notices inside the block."""
+        self.connection.add_log_listener(self._hear)
+        try:
+            yield
+        finally:
+            if not self.connection.is_closed():
+                self.connection.remove_log_listener(self._hear)
+
+    def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.message == MARKER:
+            self.marks += 1
+        elif message.sqlstate != NO_TRANSACTION:
+            _log.info("%s: %s", message.severity, message.message)
+
+    async def send(self, text: str) -> None:
+        """Run SQL text as one simple-protocol message."""
+        await self.watch(partial(self.connection.execute, text))
+
+    async def roll_back(self, reset: str) -> None:
+        """Leave whatever transaction is open, and take back what a script has left in the session."""
+        await self.send(f"ROLLBACK;{reset}")
+
+    async def watch(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` returns; whoever blocks it for long is logged."""
+        self._blockers.seen = ""
+        return await beside(self._blockers.look_out, work)
+
+    async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
+        """Pause before another attempt at work that failed, and say what was in its way."""
+        reason = f"{what}: {describe(error)}"
+        if self._blockers.seen:
+            reason += f"; blocked by {self._blockers.seen}"
+        _log.warning("%s; trying again", reason)
+        await self._budget.pause(*backoff(attempt), reason)

@@ -1,0 +1,1 @@
+"""ASGI: what an application's start-up needs; no framework is imported."""
