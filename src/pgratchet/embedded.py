@@ -81,7 +81,6 @@ class _Keeper:
 
     def __init__(self, channel: socket.SocketIO, root: Path) -> None:
         self.root = root
-        self.log = root / "log"
         self._channel = channel
 
     def wait(self, what: str, done: Callable[[], bool] = lambda: False) -> int | None:
@@ -95,7 +94,7 @@ class _Keeper:
 
     def error(self, message: str) -> ServerError:
         """Return it with the log's last lines."""
-        tail = self.log.read_text(errors="replace").splitlines()[-20:]
+        tail = (self.root / "log").read_text(errors="replace").splitlines()[-20:]
         return ServerError("\n".join([f"{message}:", *tail]))
 
     def order(self, order: list[str] | int) -> tuple[int, int | None]:
@@ -115,7 +114,7 @@ class Server:
     def __init__(self, keeper: _Keeper, binaries: Path, settings: Mapping[str, str], *, tcp: bool) -> None:
         self.binaries = binaries
         self.data = keeper.root / "data"
-        self.log = keeper.log
+        self.log = keeper.root / "log"
         self.port = 0
         self.pid: int | None = None
         self._keeper = keeper
@@ -171,18 +170,20 @@ def server(
     binaries: Path | None = None,
     tcp: bool = False,
     durable: bool = False,
+    folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Yield a server that accepts connections; it ends with its data, even when this process is killed.
 
     It listens on a socket in a private directory, and with `tcp` on a free port of 127.0.0.1 too, where every
     local user may connect. What was committed survives the server's crash; with `durable` also the machine's.
+    A `folder` in memory, such as /dev/shm, makes it several times faster, at some 100 MB.
     """
     if os.name == "nt":
         raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
     found = binaries.absolute() if binaries else find_binaries()
     account = _account()
-    with _kept(account) as keeper:
+    with _kept(account, _folder(account, folder)) as keeper:
         usable = _usable(found, account, keeper.root / "copy")
         initdb = [str(usable / "initdb"), "-D", str(keeper.root / "data"), "--no-locale", "--no-sync"]
         keeper.order([*initdb, "-U", "postgres", "-A", "trust", "-E", "UTF8"])
@@ -225,8 +226,8 @@ def _account() -> dict[str, Any]:
 
 
 @contextmanager
-def _kept(account: dict[str, Any]) -> Iterator[_Keeper]:
-    owner, root = os.getpid(), Path(tempfile.mkdtemp(prefix="pgratchet-", dir=_folder(account)))
+def _kept(account: dict[str, Any], folder: Path) -> Iterator[_Keeper]:
+    owner, root = os.getpid(), Path(tempfile.mkdtemp(prefix="pgratchet-", dir=folder))
     ours, theirs = socket.socketpair()
     process = None
     try:
@@ -256,9 +257,9 @@ def _keep(state: str, channel: socket.socket, root: Path) -> "subprocess.Popen[b
         )
 
 
-def _folder(account: dict[str, Any]) -> Path:
-    """Return the usual one, unless the account may not enter it or a socket's path below it is too long."""
-    usual = Path(tempfile.gettempdir())
+def _folder(account: dict[str, Any], wanted: Path | None) -> Path:
+    """Return /tmp if the account may not enter the wanted one, or a socket's path below that is too long."""
+    usual = wanted.absolute() if wanted else Path(tempfile.gettempdir())
     too_long = len(os.fsencode(usual / "pgratchet-12345678" / ".s.PGSQL.65535")) > _LONGEST_SOCKET
     return Path("/tmp") if too_long or not _reachable(usual, account) else usual  # noqa: S108 - a private one in it
 

@@ -25,7 +25,8 @@ from pgratchet.postgres import frames, lock, rehearsal, watch
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.execution import Execution, Group, OvertakenError, resolve
 from pgratchet.postgres.frames import Facts, Framing, Limits
-from pgratchet.postgres.history import History, Writer
+from pgratchet.postgres.history import History
+from pgratchet.postgres.records import Records, Writer
 from pgratchet.postgres.session import Connect, Connection, open_session
 from pgratchet.postgres.sql import Table
 from pgratchet.postgres.wire import Wire
@@ -72,7 +73,8 @@ class Run:
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._budget = budget
         self._key = settings.table.lock_key
-        self._history = History(settings.table, lock.held(self._key))
+        self._history = History(settings.table)
+        self._records = Records(settings.table, lock.held(self._key))
         self._old_failures: dict[str, datetime | None] | None = None
         self._unanswered: Group = ()
 
@@ -125,7 +127,7 @@ class Run:
         while True:
             try:
                 async with open_session(self._settings.connect, self._budget) as connection:
-                    self.finished += await resolve(connection, self._history, self._unanswered)
+                    self.finished += await resolve(connection, self._records, self._unanswered)
                     self._unanswered = ()
                     return await work(connection)
             except ConnectionLostError as error:
@@ -193,7 +195,7 @@ class Run:
     def _framing(self, facts: Facts) -> Framing:
         by = f"{facts.role}@{platform.node()} {facts.application}"
         writer = Writer(by, facts.started, self._settings.tool_version)
-        return Framing(self._history, writer, self._settings.limits, facts)
+        return Framing(self._records, writer, self._settings.limits, facts)
 
     def _raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:
         """Raise for a version that another run has failed at since this one first looked.

@@ -23,7 +23,7 @@ _MARKS = {
 _DOLLAR_TAG = re.compile(rf"\$(?:{_LETTER}{_LETTER_OR_DIGIT}*)?\$")
 _NAME_CHARACTER = re.compile(_IN_NAME)
 _NAME_REST = re.compile(rf"{_IN_NAME}*")
-_WORD = re.compile(rf"(?P<prefix>[eE](?=')|[uU]&(?=['\"]))|{_LETTER}{_IN_NAME}*|[0-9][0-9A-Za-z_.]*")
+_WORD = re.compile(rf"(?P<prefix>[eE](?=')|[uU]&(?=['\"]))|{_LETTER}{_IN_NAME}*|[0-9]+(?:[eE](?='))?")
 
 
 def match_end(pattern: re.Pattern[str], text: str, position: int) -> int:

@@ -9,8 +9,8 @@ from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
 from pgratchet.postgres.failures import StepError, from_server, is_temporary, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
-from pgratchet.postgres.history import Claim
 from pgratchet.postgres.message import Message, Part
+from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import is_lost
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.wire import Wire
@@ -29,16 +29,16 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     await wire.send(_opening(framing, claim, over_failed=over_failed))
     for done, (segment, cursor) in enumerate(zip(script.segments, digests(script), strict=True)):
         if done >= claim.step.done:
-            count = framing.history.count(claim, done + 1, cursor)
+            count = framing.records.count(claim, done + 1, cursor)
             await _statement(wire, framing, claim, segment, count)
-    await wire.send(framing.recording(framing.history.close(claim)))
+    await wire.send(framing.recording(framing.records.close(claim)))
 
 
 def _opening(framing: Framing, claim: Claim, *, over_failed: bool) -> str:
     options = claim.step.script.source.options
     statement_timeout = framing.limits.of(options).statement_timeout
     return (
-        framing.recording(framing.history.claim(claim, framing.writer, over_failed=over_failed))
+        framing.recording(framing.records.claim(claim, framing.writer, over_failed=over_failed))
         # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
         # it would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
         + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(statement_timeout)};"

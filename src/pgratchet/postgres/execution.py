@@ -15,8 +15,9 @@ from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mo
 from pgratchet.postgres import concurrent, failures, python_steps
 from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import Framing
-from pgratchet.postgres.history import Claim, History
+from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
+from pgratchet.postgres.records import Claim, Records
 from pgratchet.postgres.session import Connection, describe, is_lost
 from pgratchet.postgres.wire import Wire
 
@@ -130,7 +131,7 @@ class Execution:
 
     async def _settle(self, group: Group) -> Group:
         """Report what of a group is done, and return the rest."""
-        done = await resolve(self._wire.connection, self._framing.history, group)
+        done = await resolve(self._wire.connection, self._framing.records, group)
         self._finished += done
         self.flying = group[len(done) :]
         return self.flying
@@ -151,7 +152,7 @@ class Execution:
         raise MigrationFailedError(error.failure, self._finished) from cause
 
     def _is_taken(self, error: BaseException) -> bool:
-        table = self._framing.history.table
+        table = self._framing.records.table
         return (
             isinstance(error, asyncpg.UniqueViolationError)
             and (error.schema_name, error.table_name) == (table.schema, table.name)
@@ -160,7 +161,7 @@ class Execution:
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")
-        sql = self._framing.history.fail(claim, self._framing.writer, text)
+        sql = self._framing.records.fail(claim, self._framing.writer, text)
         try:
             await self._wire.send(self._framing.recording(sql))
         except asyncpg.PostgresError as trouble:
@@ -172,7 +173,7 @@ class Execution:
         return claim.step.migration.version in self._failed
 
 
-async def resolve(connection: Connection, history: History, group: Group) -> list[Finished]:
+async def resolve(connection: Connection, records: Records, group: Group) -> list[Finished]:
     """Return which steps of a group are done, from the first on, as the history has it, made durable.
 
     After an error, or an answer that never came, this is the only way to know.
@@ -180,7 +181,7 @@ async def resolve(connection: Connection, history: History, group: Group) -> lis
     if not group:
         return []
     versions = [claim.step.migration.version for claim in group]
-    rows = {row.version: row for row in await history.read(connection, versions)}
+    rows = {row.version: row for row in await History(records.table).read(connection, versions)}
     done = []
     for claim in group:
         row = rows.get(claim.step.migration.version)
@@ -189,7 +190,7 @@ async def resolve(connection: Connection, history: History, group: Group) -> lis
         done.append(_finished(claim, _seconds(row)))
     if 0 < len(done) < len(group):
         # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
-        await connection.execute(f"BEGIN;{history.flush(group[0])}COMMIT")
+        await connection.execute(f"BEGIN;{records.flush(group[0])}COMMIT")
     return done
 
 

@@ -9,8 +9,8 @@ import asyncpg
 from pgratchet.core.model import Failure, Mode
 from pgratchet.core.parsing import line_of
 from pgratchet.core.statements import scan
-from pgratchet.postgres.history import FENCE, Claim
 from pgratchet.postgres.message import Message, Part, part_at
+from pgratchet.postgres.records import FENCE, Claim
 
 EXCERPT_LINES = 2
 """How many lines before and after the one that failed are shown."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pgratchet.core.model import Options
-from pgratchet.postgres.history import Claim, History, Writer
 from pgratchet.postgres.message import Frame
+from pgratchet.postgres.records import Claim, Records, Writer
 from pgratchet.postgres.session import Connection, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
@@ -81,7 +81,7 @@ class Limits:
 class Framing:
     """How the steps of one run are framed."""
 
-    history: History
+    records: Records
     writer: Writer
     limits: Limits
     facts: Facts
@@ -110,12 +110,12 @@ class Framing:
             f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
             f"SET LOCAL application_name = {literal(self.application(claim))};"
-            + self.history.claim(claim, self.writer, over_failed=over_failed)
+            + self.records.claim(claim, self.writer, over_failed=over_failed)
         )
 
     def closing(self, claim: Claim) -> str:
         """Return what comes between a script and COMMIT."""
-        return "SET CONSTRAINTS ALL IMMEDIATE;" + OURSELVES + self.history.record(claim)
+        return "SET CONSTRAINTS ALL IMMEDIATE;" + OURSELVES + self.records.record(claim)
 
     def recording(self, sql: str) -> str:
         """Return statements of ours as a transaction of their own, in a session without traces."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.core.model import Segment
 from pgratchet.core.scripts import CHUNK, MOST_MARKERS
-from pgratchet.postgres.history import Claim
+from pgratchet.postgres.records import Claim
 
 MARKER = "pgratchet marker"
 """What the server says after each segment. INFO, because pg_dump's client_min_messages stops NOTICE."""

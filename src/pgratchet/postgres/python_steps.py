@@ -8,7 +8,7 @@ from typing import cast
 from pgratchet.core.model import Step
 from pgratchet.postgres.failures import StepError, from_python
 from pgratchet.postgres.frames import Framing
-from pgratchet.postgres.history import Claim
+from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import Connection, is_lost
 from pgratchet.postgres.wire import Wire
 

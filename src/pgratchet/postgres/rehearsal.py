@@ -11,8 +11,9 @@ from pgratchet.core.model import Failure, Finished, Kind, Mode, Step
 from pgratchet.postgres import failures, python_steps
 from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import CLEAN, Framing
-from pgratchet.postgres.history import Claim
+from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Frame, compose
+from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import Connection, is_lost
 
 
@@ -28,8 +29,9 @@ async def run(
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     try:
-        if not await framing.history.exists(connection):
-            await framing.history.create(connection)
+        history = History(framing.records.table)
+        if not await history.exists(connection):
+            await history.create(connection)
         for step in steps:
             claim = Claim(step, uuid4().hex)
             try:

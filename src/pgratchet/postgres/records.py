@@ -1,0 +1,157 @@
+"""The SQL that writes the history: claims, records, counts and failures, each fenced."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pgratchet.core.model import Direction, Mode, RecordState, Step
+from pgratchet.postgres.sql import Table, literal
+
+FENCE = "pgratchet fence: "
+"""How the errors begin that our own statements raise when a migration has broken its bounds."""
+
+
+class Writer(NamedTuple):
+    """Who writes: what a row says about the runner that made it."""
+
+    applied_by: str
+    backend_start: str
+    tool_version: str
+
+
+class Claim(NamedTuple):
+    """A step that a run is about to do, and the random token by which it knows its own row again."""
+
+    step: Step
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The SQL of one history table. `lock_held` is the condition under which a run still holds its lock."""
+
+    table: Table
+    lock_held: str
+
+    def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
+        """Return the SQL that claims a version: the first thing in its transaction.
+
+        The primary key makes the claim a second lock: of two runners one waits here for the other's COMMIT,
+        and then fails with 23505, or on the fence where it goes down or on.
+        """
+        step = claim.step
+        if step.direction is Direction.DOWN:
+            return self._take(claim, writer, RecordState.REVERTING if step.done else RecordState.APPLIED)
+        if step.done:
+            return self._take(claim, writer, RecordState.FAILED)
+        failed = f"{self._version(claim)} AND state = {literal(RecordState.FAILED)}"
+        forget = f"DELETE FROM {self.table.quoted} WHERE {failed};" if over_failed else ""
+        return forget + self._insert(claim, writer, RecordState.RUNNING, None) + ";"
+
+    def record(self, claim: Claim) -> str:
+        """Return the SQL that records a claimed step: the last thing before COMMIT. It raises if it cannot.
+
+        It cannot unless the row was written by this very transaction (its xmin) and the lock is still held:
+        a script that committed, rolled back, unlocked or touched the row fails here instead of lying.
+        """
+        return self._finish(claim, "xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid")
+
+    def count(self, claim: Claim, done: int, cursor: str) -> str:
+        """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
+        values = f"statements_done = {done}, cursor = {literal(cursor)}"
+        update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
+        return self._fenced(f"{update} AND statements_done = {done - 1}")
+
+    def close(self, claim: Claim) -> str:
+        """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
+        return self._finish(claim, f"statements_done = {claim.step.script.statements}")
+
+    def fail(self, claim: Claim, writer: Writer, error: str) -> str:
+        """Return the SQL that records a failure, to be sent in a transaction of its own.
+
+        What was rolled back gets a new row. A row of ours that is still there says that something has been
+        committed: it keeps its state, unless it counts statements and can be gone on with.
+        """
+        update = f"UPDATE {self.table.quoted} SET error = {literal(error)}"
+        if claim.step.direction is Direction.DOWN:
+            return f"{update} WHERE {self._version(claim)};"
+        failed = literal(RecordState.FAILED)
+        if claim.step.script.mode is Mode.STATEMENTS:
+            return f"{update}, state = {failed}, finished_at = clock_timestamp() WHERE {self._own(claim)};"
+        return (
+            f"{update} WHERE {self._own(claim)};"
+            f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state = {failed};"
+            f"{self._insert(claim, writer, RecordState.FAILED, error)} ON CONFLICT (version) DO NOTHING;"
+        )
+
+    def flush(self, claim: Claim) -> str:
+        """Return SQL whose COMMIT makes everything durable that this session has committed before."""
+        return f"UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
+
+    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None) -> str:
+        migration = claim.step.migration
+        now = "pg_catalog.clock_timestamp()"
+        values = {
+            "version": literal(migration.version),
+            "name": literal(migration.name),
+            "kind": literal(migration.kind),
+            "checksum": literal(migration.checksum),
+            "state": literal(state),
+            "statements_total": literal(claim.step.script.statements),
+            "started_at": now,
+            "finished_at": "NULL" if error is None else now,
+            "compatible_with": literal(migration.up.options.compatible_with),
+            "error": literal(error),
+        } | self._writer(claim, writer)
+        columns = ", ".join(values)
+        return f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
+
+    def _take(self, claim: Claim, writer: Writer, was: RecordState) -> str:
+        """Take over the one row that is there already, as it should be."""
+        step = claim.step
+        now = RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING
+        values = {
+            "state": literal(now),
+            "statements_done": literal(step.done),
+            "statements_total": literal(step.script.statements),
+            "started_at": "pg_catalog.clock_timestamp()",
+            "error": "NULL",
+        } | self._writer(claim, writer)
+        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
+        where = f"{self._version(claim)} AND state = {literal(was)}"
+        return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")
+
+    def _writer(self, claim: Claim, writer: Writer) -> dict[str, str]:
+        return {
+            "applied_by": literal(writer.applied_by),
+            "backend_pid": "pg_catalog.pg_backend_pid()",
+            "backend_start": literal(writer.backend_start),
+            "token": literal(claim.token),
+            "tool_version": literal(writer.tool_version),
+        }
+
+    def _finish(self, claim: Claim, condition: str) -> str:
+        if claim.step.direction is Direction.DOWN:
+            act = f"DELETE FROM {self.table.quoted}"
+        else:
+            values = f"state = {literal(RecordState.APPLIED)}, statements_done = statements_total"
+            act = f"UPDATE {self.table.quoted} SET {values}, finished_at = clock_timestamp(), error = NULL"
+        return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}")
+
+    def _version(self, claim: Claim) -> str:
+        return f"version = {literal(claim.step.migration.version)}"
+
+    def _own(self, claim: Claim) -> str:
+        return f"{self._version(claim)} AND token = {literal(claim.token)}"
+
+    def _fenced(self, act: str) -> str:
+        """Return SQL that acts on exactly one row, under the lock, or raises.
+
+        The cast raises without plpgsql; the subquery keeps the planner from folding it into a constant.
+        """
+        lost = literal(f"{FENCE}the lock is not held any more")
+        other = literal(f"{FENCE}the history row is not as this run has written it")
+        return (
+            f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE "
+            f"WHEN NOT ({self.lock_held}) THEN {lost} "
+            f"WHEN (SELECT pg_catalog.count(*) FROM touched) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4);"
+        )
