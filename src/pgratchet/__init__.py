@@ -13,12 +13,13 @@ from pgratchet.core.errors import (
     ServerError,
     UsageError,
 )
-from pgratchet.core.model import Direction, Entry, Failure, Finished, Plan, Problem, State, Step
+from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step
 from pgratchet.migrator import Migrator
 from pgratchet.version import __version__
 from pgratchet.web.lifespan import migrated
 
 __all__ = [
+    "Adoption",
     "BehindError",
     "BudgetExceededError",
     "ConnectionLostError",

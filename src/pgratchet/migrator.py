@@ -3,14 +3,16 @@
 import logging
 import os
 from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio.to_thread
 
 from pgratchet import directory, journal
+from pgratchet.adoption import adopt, foresee
 from pgratchet.core import planning
 from pgratchet.core.errors import BehindError, UsageError
-from pgratchet.core.model import Catalogue, Direction, Entry, Finished, Plan
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Plan
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -131,6 +133,21 @@ class Migrator:
         await run.rehearse(_version(to))
         return tuple(run.finished)
 
+    async def adopt(
+        self, source: str = "public.schema_migrations", *, dry_run: bool = True, skip_failed: bool = False
+    ) -> Adoption:
+        """Take over what a home-made runner has recorded in `source`; a dry run only says what that would be.
+
+        The history goes into this migrator's table, or into `pgratchet_migrations` beside the source where
+        both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows
+        that contradict the files, or that only failed and are not to be skipped.
+        """
+        migrations = {migration.version: migration for migration in (await self._read()).migrations}
+        table = Table.parse(source)
+        if dry_run:
+            return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
+        return await adopt(self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
+
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
             return own.parse(directory.read(self.migrations), strict=self._settings.strict)
@@ -150,6 +167,12 @@ class Migrator:
             if self._journal is not None:
                 journal.append(self._journal, run.finished)
         return tuple(run.finished)
+
+
+def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
+    """Write the files of a new migration, numbered after the last one, and return their paths."""
+    there = own.parse(directory.read(folder)).migrations if Path(folder).exists() else ()
+    return directory.write(folder, own.draft(there, description, kind, datetime.now(UTC)))
 
 
 class _Reverting:

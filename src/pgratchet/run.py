@@ -25,7 +25,7 @@ from pgratchet.postgres import frames, lock, rehearsal, watch
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.execution import Execution, Group, OvertakenError, resolve
 from pgratchet.postgres.frames import Facts, Framing, Limits
-from pgratchet.postgres.history import History
+from pgratchet.postgres.history import History, HistoryBusyError
 from pgratchet.postgres.records import Records, Writer
 from pgratchet.postgres.session import Connect, Connection, open_session
 from pgratchet.postgres.sql import Table
@@ -105,7 +105,7 @@ class Run:
 
         async def work(connection: Connection) -> None:
             while missing := wanted(await self.look(connection)):
-                while not _all_applied(missing, await self._history.read(connection, missing)):
+                while not _all_applied(missing, await self._read(connection, missing)):
                     reason = f"waiting for somebody to apply {', '.join(missing)}"
                     await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
 
@@ -113,13 +113,23 @@ class Run:
 
     async def look(self, connection: Connection) -> tuple[Entry, ...]:
         """Return what files and history say; raises HistoryError where they disagree."""
-        entries = planning.compare(self._migrations.values(), await self._history.read(connection))
+        entries = planning.compare(self._migrations.values(), await self._read(connection))
         if self._old_failures is None:
             self._old_failures = {row.version: row.finished_at for row in _failures(entries)}
         settings = self._settings
         for warning in planning.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
             _log.warning("%s", warning)
         return entries
+
+    async def _read(
+        self, connection: Connection, versions: Sequence[str] | None = None
+    ) -> tuple[AppliedMigration, ...]:
+        """Return history rows, waiting while a migration keeps the table locked."""
+        while True:
+            try:
+                return await self._history.read(connection, versions)
+            except HistoryBusyError as error:
+                await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, str(error))
 
     async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
         """Do work in a session, and in a new one for as long as sessions are lost and the budget lasts."""
@@ -128,7 +138,7 @@ class Run:
             try:
                 async with open_session(self._settings.connect, self._budget) as connection:
                     self.finished += await resolve(connection, self._records, self._unanswered)
-                    self._unanswered = ()
+                    self._unanswered, attempt = (), 0
                     return await work(connection)
             except ConnectionLostError as error:
                 _log.warning("%s; connecting again", error)
@@ -137,15 +147,17 @@ class Run:
 
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
         """Wait for the lock. True: it is held. False: all that was missing is applied, without it."""
-        holder, told = None, -TELL_EVERY
+        holder: object = "another session"
+        told = -TELL_EVERY
         while not await lock.acquire(connection, self._key):
             if missing:
-                rows = await self._history.read(connection, missing)
+                rows = await self._read(connection, missing)
                 if _all_applied(missing, rows):
                     return False
                 self._raise_new_failure(rows)
             if time.monotonic() - told >= TELL_EVERY:
-                holder, told = await watch.holder(connection, self._key), time.monotonic()
+                holder = await watch.holder(connection, self._key) or holder
+                told = time.monotonic()
                 _log.info("waiting for %s", holder)
             await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
         return True

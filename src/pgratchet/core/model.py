@@ -210,6 +210,43 @@ class Finished:
     seconds: float
 
 
+class ForeignRow(NamedTuple):
+    """What a home-made runner has written down about one file."""
+
+    version: int
+    description: str | None
+    filename: str | None
+    executed_at: datetime | None
+    success: bool | None
+    error_message: str | None
+
+
+class AdoptedRow(NamedTuple):
+    """What the history is to say of a version that another tool has applied."""
+
+    version: str
+    name: str
+    kind: Kind
+    checksum: str
+    executed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """Another tool's history taken over, or how it would be: versions, by what becomes of them.
+
+    `unknown` are among the adopted: they have a row there, and no file here.
+    """
+
+    source: str
+    target: str
+    adopted: tuple[str, ...]
+    already: tuple[str, ...]
+    skipped: tuple[str, ...]
+    unknown: tuple[str, ...]
+    dry_run: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a step did not succeed, and where. Lines, columns and statements count from 1."""

@@ -1,13 +1,15 @@
 """pgratchet's own layout: `<digits>_<description>.sql`, its `.down.sql` beside it, or one `.py` for both."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
+from pathlib import PurePath
 from typing import NamedTuple
 
 from pgratchet.core import parsing
-from pgratchet.core.errors import FilesError
+from pgratchet.core.errors import FilesError, UsageError
 from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Source
 from pgratchet.core.parsing import Content
 from pgratchet.core.scripts import compile_script
@@ -16,6 +18,17 @@ TIMESTAMP_DIGITS = 8
 """Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
 
 _NAME = re.compile(r"(?P<digits>\d{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
+
+
+_PYTHON = '''
+
+async def up(connection):
+    """Runs inside a transaction; `connection` is asyncpg's."""
+
+
+async def down(connection):
+    """Undoes what `up` did."""
+'''
 
 
 class _Read(NamedTuple):
@@ -53,6 +66,34 @@ def parse(files: Iterable[File], *, strict: bool = False) -> Catalogue:
         problems += _unfit_scripts(shelf)
         raise FilesError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
     return Catalogue(tuple(_migration(shelf, version) for version in _in_order(shelf)), tuple(gaps))
+
+
+def draft(migrations: Sequence[Migration], description: str, kind: Kind, now: datetime) -> dict[str, str]:
+    """Return the files of a new migration, by name: the next number, or the next timestamp where these are used.
+
+    Raises UsageError for a description that no file can be named after.
+    """
+    title = re.sub(r"\W+", "_", description.lower()).strip("_")
+    if not title:
+        raise UsageError(f"'{description}' has no letter or digit to name a file after")
+    last = migrations[-1] if migrations else None
+    digits = _next(last, now)
+    mark = parsing.COMMENT[kind]
+    head = f"{mark} Migration: {description}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
+    if kind is Kind.PYTHON:
+        return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
+    return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
+
+
+def _next(last: Migration | None, now: datetime) -> str:
+    """Return the digits behind those of the last migration, as wide as its file has them."""
+    if last is None:
+        return "001"
+    number = last.number + 1
+    if len(last.version) >= TIMESTAMP_DIGITS:
+        return str(max(number, int(f"{now:%Y%m%d%H%M%S}"[: len(last.version)])))
+    width = len(PurePath(last.up.path).name.partition("_")[0])
+    return str(number).zfill(width)
 
 
 def _put(shelf: _Shelf, file: File) -> None:

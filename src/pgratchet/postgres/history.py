@@ -3,13 +3,13 @@
 A row in state `applied` means applied and committed; no row means not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
-from pgratchet.core.errors import ForeignTableError, ServerError
-from pgratchet.core.model import AppliedMigration, RecordState
+from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
+from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import Table, identifier
 
@@ -46,6 +46,10 @@ KNOWN_TABLES = (
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
 
+class HistoryBusyError(ServerError):
+    """Somebody has locked the table, for longer than a reader waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """One history table: what can be asked of it, and how it comes into being."""
@@ -55,7 +59,8 @@ class History:
     async def read(self, connection: Connection, versions: Sequence[str] | None = None) -> tuple[AppliedMigration, ...]:
         """Return the rows, in no order: all, or those of `versions`. Empty where there is no table yet.
 
-        Raises ForeignTableError where the table is another tool's, ServerError where it may not be read.
+        Raises ForeignTableError where the table is another tool's, HistoryBusyError where it is locked,
+        ServerError where it may not be read.
         """
         columns = ", ".join(READ)
         query = f"SELECT {columns} FROM {self.table.quoted}"
@@ -69,6 +74,8 @@ class History:
             return ()
         except asyncpg.UndefinedColumnError:
             columns_there = await self._columns_there(connection)
+        except asyncpg.LockNotAvailableError:
+            raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
             raise ServerError(
                 f"{error}; the role needs USAGE on schema {self.table.schema} and SELECT on {self.table}"
@@ -106,6 +113,27 @@ class History:
                 f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
                 f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
             )
+
+    async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:
+        """Return the rows that a home-made runner has written; raises ForeignTableError for any other table."""
+        there = await self._columns_there(connection)
+        if not there:
+            raise UsageError(f"there is no table {self.table} to adopt")
+        if not there.issuperset(ForeignRow._fields):
+            raise ForeignTableError(f"{self._whose(there)}; only a home-made runner's table can be adopted")
+        rows = await connection.fetch(
+            "SELECT version, description, filename, executed_at::timestamptz, success, error_message "
+            f"FROM {self.table.quoted}"
+        )
+        return tuple(ForeignRow._make(tuple(row)) for row in rows)
+
+    async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
+        """Record what another tool has applied, all of it or nothing; to be called under the lock."""
+        await connection.executemany(
+            f"INSERT INTO {self.table.quoted} (version, name, kind, checksum, state, started_at, finished_at, reason) "
+            f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
+            [(*row, reason) for row in rows],
+        )
 
     async def _columns_there(self, connection: Connection) -> set[str]:
         rows = await connection.fetch(

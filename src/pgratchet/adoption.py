@@ -1,0 +1,70 @@
+"""Takes over the history of a home-made runner; its table is read, and left alone."""
+
+from collections.abc import Mapping
+
+from pgratchet.core.model import Adoption, Migration
+from pgratchet.layouts.homemade import take_over
+from pgratchet.postgres import lock
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.history import History
+from pgratchet.postgres.session import Connection, open_session
+from pgratchet.postgres.sql import Table
+from pgratchet.run import Settings
+
+TARGET = "pgratchet_migrations"
+"""Where the history goes when the foreign table has the name that ours would have."""
+
+
+async def adopt(
+    settings: Settings, migrations: Mapping[str, Migration], source: Table, budget: Budget, *, skip_failed: bool
+) -> Adoption:
+    """Record under the lock what the table `source` says is applied, and return what that was.
+
+    Doing it again adds only what is new there.
+    """
+    table = _target(settings, source)
+    async with open_session(settings.connect, budget) as connection:
+        while not await lock.acquire(connection, table.lock_key):
+            await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {table}")
+        history = History(table)
+        if not await history.exists(connection):
+            await history.create(connection)
+        return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
+
+
+async def foresee(
+    settings: Settings, migrations: Mapping[str, Migration], source: Table, *, skip_failed: bool
+) -> Adoption:
+    """Return what `adopt` would do now; changes nothing."""
+    async with open_session(settings.connect) as connection:
+        history = History(_target(settings, source))
+        return await _take_over(connection, migrations, source, history, dry_run=True, skip_failed=skip_failed)
+
+
+def _target(settings: Settings, source: Table) -> Table:
+    return Table(source.schema, TARGET) if settings.table == source else settings.table
+
+
+async def _take_over(  # noqa: PLR0913 - two tables, the files, and how
+    connection: Connection,
+    migrations: Mapping[str, Migration],
+    source: Table,
+    history: History,
+    *,
+    dry_run: bool,
+    skip_failed: bool,
+) -> Adoption:
+    foreign = await History(source).read_foreign(connection)
+    recorded = {row.version for row in await history.read(connection)}
+    takeover = take_over(foreign, migrations, recorded, skip_failed=skip_failed)
+    if not dry_run:
+        await history.adopt(connection, takeover.rows, reason=f"adopted from {source}")
+    return Adoption(
+        source=str(source),
+        target=str(history.table),
+        adopted=tuple(row.version for row in takeover.rows),
+        already=takeover.already,
+        skipped=takeover.skipped,
+        unknown=takeover.unknown,
+        dry_run=dry_run,
+    )

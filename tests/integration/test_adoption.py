@@ -1,0 +1,134 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from pgratchet import ForeignTableError, HistoryError, Migrator, State, UsageError
+
+pytestmark = pytest.mark.anyio
+
+Write = Callable[[Mapping[str, str]], Path]
+
+HOME_MADE = """
+CREATE TABLE schema_migrations (
+    version integer PRIMARY KEY,
+    description text,
+    filename text,
+    executed_at timestamp DEFAULT now(),
+    success boolean,
+    error_message text
+);
+CREATE TABLE one (id int);
+INSERT INTO schema_migrations VALUES
+    (1, 'one', 'migrations/versions/001_one.sql', '2024-05-06 07:08:09', true, NULL);
+"""
+FILES = {"001_one.sql": "CREATE TABLE one (id int)", "002_two.sql": "CREATE TABLE two (id int)"}
+OWN = "public.pgratchet_migrations"
+
+
+@pytest.fixture
+async def old_history(dsn: str) -> str:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(HOME_MADE)
+    await connection.close()
+    return dsn
+
+
+async def execute(dsn: str, sql: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(sql)
+    await connection.close()
+
+
+async def states(dsn: str, folder: Path) -> dict[str, State]:
+    return {entry.version: entry.state for entry in await Migrator(dsn, folder, table=OWN).status()}
+
+
+async def test_a_home_made_table_is_refused_with_the_way_out(old_history: str, write: Write) -> None:
+    with pytest.raises(ForeignTableError, match="pgratchet adopt"):
+        await Migrator(old_history, write(FILES)).up()
+
+
+async def test_a_dry_run_says_what_would_be_adopted_and_changes_nothing(old_history: str, write: Write) -> None:
+    adoption = await Migrator(old_history, write(FILES)).adopt()
+
+    assert adoption.adopted == ("1",)
+    assert adoption.target == OWN
+    assert adoption.dry_run
+    assert await states(old_history, write(FILES)) == {"1": State.PENDING, "2": State.PENDING}
+
+
+async def test_what_was_applied_before_is_not_applied_again_after_adoption(old_history: str, write: Write) -> None:
+    folder = write(FILES)
+
+    adoption = await Migrator(old_history, folder).adopt(dry_run=False)
+    finished = await Migrator(old_history, folder, table=OWN).up()
+
+    assert adoption.adopted == ("1",)
+    assert [step.version for step in finished] == ["2"]
+    assert await states(old_history, folder) == {"1": State.APPLIED, "2": State.APPLIED}
+
+
+async def test_adopting_twice_adds_nothing_and_leaves_the_old_table_alone(old_history: str, write: Write) -> None:
+    migrator = Migrator(old_history, write(FILES))
+    await migrator.adopt(dry_run=False)
+
+    again = await migrator.adopt(dry_run=False)
+
+    assert (again.adopted, again.already) == ((), ("1",))
+    connection = await asyncpg.connect(old_history)
+    assert await connection.fetchval("SELECT count(*) FROM schema_migrations") == 1
+    await connection.close()
+
+
+async def test_the_adopted_rows_keep_their_time_and_say_where_they_come_from(old_history: str, write: Write) -> None:
+    await Migrator(old_history, write(FILES)).adopt(dry_run=False)
+
+    connection = await asyncpg.connect(old_history)
+    row = await connection.fetchrow(f"SELECT * FROM {OWN} WHERE version = '1'")
+    await connection.close()
+    assert row is not None
+    assert (row["state"], row["name"], row["reason"]) == ("applied", "one", "adopted from public.schema_migrations")
+    assert row["finished_at"].year == 2024
+
+
+async def test_a_row_that_only_failed_is_refused_unless_it_is_to_be_skipped(old_history: str, write: Write) -> None:
+    await execute(old_history, "INSERT INTO schema_migrations VALUES (2, 'two', '002_two.sql', now(), false, 'boom')")
+    folder = write(FILES)
+
+    with pytest.raises(HistoryError, match="boom"):
+        await Migrator(old_history, folder).adopt(dry_run=False)
+    adoption = await Migrator(old_history, folder).adopt(dry_run=False, skip_failed=True)
+
+    assert (adoption.adopted, adoption.skipped) == (("1",), ("2",))
+    assert await states(old_history, folder) == {"1": State.APPLIED, "2": State.PENDING}
+
+
+async def test_a_row_of_another_file_is_refused(old_history: str, write: Write) -> None:
+    await execute(old_history, "UPDATE schema_migrations SET filename = '001_other.sql'")
+
+    with pytest.raises(HistoryError, match=r"001_other\.sql"):
+        await Migrator(old_history, write(FILES)).adopt(dry_run=False)
+
+
+async def test_a_row_without_a_file_is_adopted_and_named(old_history: str, write: Write) -> None:
+    await execute(old_history, "INSERT INTO schema_migrations VALUES (9, 'gone', '009_gone.sql', now(), true, NULL)")
+    folder = write({"001_one.sql": "CREATE TABLE one (id int)"})
+
+    adoption = await Migrator(old_history, folder).adopt(dry_run=False)
+
+    assert adoption.unknown == ("9",)
+    assert await states(old_history, folder) == {"1": State.APPLIED, "9": State.UNKNOWN}
+
+
+async def test_a_table_of_another_form_is_not_adopted(dsn: str, write: Write) -> None:
+    await execute(dsn, "CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean)")
+
+    with pytest.raises(ForeignTableError, match="golang-migrate"):
+        await Migrator(dsn, write(FILES)).adopt()
+
+
+async def test_a_table_that_is_not_there_cannot_be_adopted(dsn: str, write: Write) -> None:
+    with pytest.raises(UsageError, match="no table"):
+        await Migrator(dsn, write(FILES)).adopt()
