@@ -2,11 +2,29 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Protocol
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import File
+
+
+class Traversable(Protocol):
+    """What is needed of importlib.resources.abc.Traversable; to import that one takes longer than to read a folder."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+
+    def iterdir(self) -> Iterator["Traversable"]:
+        """Yield what is in the folder."""
+
+    def is_file(self) -> bool:
+        """Say whether it can be read."""
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+
 
 Location = str | os.PathLike[str] | Traversable
 """A folder: a path, relative to the working directory, or a Traversable of importlib.resources."""

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +14,7 @@ _log = logging.getLogger("pgratchet")
 def append(path: Path, finished: Iterable[Finished]) -> None:
     """Add a line for each finished step; a file that cannot be written is a warning."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = "".join(json.dumps({"at": now} | asdict(step)) + "\n" for step in finished)
+    lines = "".join(json.dumps({"at": now} | step._asdict()) + "\n" for step in finished)
     if not lines:
         return
     try:

@@ -9,15 +9,14 @@ from pathlib import Path
 import anyio.to_thread
 
 from pgratchet import directory, journal
-from pgratchet.adoption import adopt, foresee
 from pgratchet.core import planning
 from pgratchet.core.errors import BehindError, UsageError
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Plan
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
-from pgratchet.postgres.frames import Limits
 from pgratchet.postgres.history import History
+from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.sql import Table
 from pgratchet.run import Phase, Run, Settings, wanted
@@ -131,7 +130,7 @@ class Migrator:
         """
         run = await self._run()
         await run.rehearse(_version(to))
-        return tuple(run.finished)
+        return tuple(run.progress.finished)
 
     async def adopt(
         self, source: str = "public.schema_migrations", *, dry_run: bool = True, skip_failed: bool = False
@@ -142,6 +141,8 @@ class Migrator:
         both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows
         that contradict the files, or that only failed and are not to be skipped.
         """
+        from pgratchet.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
+
         migrations = {migration.version: migration for migration in (await self._read()).migrations}
         table = Table.parse(source)
         if dry_run:
@@ -165,8 +166,8 @@ class Migrator:
             await work
         finally:
             if self._journal is not None:
-                journal.append(self._journal, run.finished)
-        return tuple(run.finished)
+                journal.append(self._journal, run.progress.finished)
+        return tuple(run.progress.finished)
 
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:

@@ -56,7 +56,7 @@ def nesting_kind(text: str, start: int) -> str | None:
 
 def judge(text: str, start: int, end: int) -> Verdict:
     """Return what the statement between `start` and `end` does to transactions."""
-    limit = 24 if upper(text[max(start, end - 12) : end]) == _CONCURRENTLY else 16
+    limit = 24 if upper(text[max(start, end - 12) : end]) == _CONCURRENTLY else 12
     words = head(text, start, end, limit)
     rule = _RULES.get(words[0]) if words else None
     if rule is None:

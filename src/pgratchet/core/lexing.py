@@ -13,7 +13,7 @@ _LETTER_OR_DIGIT = r"[^\x00-/:-@\[-\^`{-\x7f]"
 _IN_NAME = r"[^\x00-#%-/:-@\[-\^`{-\x7f]"
 
 _NEWLINE = re.compile(r"[\r\n]")
-_GAP = re.compile(rf"(?:[{BLANKS}]++|--[^\r\n]*+)*+")
+_BLANKS = re.compile(rf"[{BLANKS}]*")
 _COMMENT_MARKS = re.compile(r"/\*|\*/")
 _MARKS = {
     "'": re.compile(r"''|'"),
@@ -26,25 +26,23 @@ _NAME_REST = re.compile(rf"{_IN_NAME}*")
 _WORD = re.compile(rf"(?P<prefix>[eE](?=')|[uU]&(?=['\"]))|{_LETTER}{_IN_NAME}*|[0-9]+(?:[eE](?='))?")
 
 
-def match_end(pattern: re.Pattern[str], text: str, position: int) -> int:
-    """Return where the match at `position` ends; `position` where there is none."""
-    match = pattern.match(text, position)
-    return position if match is None else match.end()
-
-
 def line_end(text: str, position: int) -> int:
     """Return where the line of `position` ends: before a line feed or a carriage return."""
     newline = _NEWLINE.search(text, position)
     return len(text) if newline is None else newline.start()
 
 
-def gap_end(text: str, position: int) -> int:
+def gap_end(text: str, position: int, comments: tuple[str, ...] = ("--", "/*")) -> int:
     """Return the first place from `position` on that is in no blank and no comment."""
-    while True:
-        position = match_end(_GAP, text, position)
-        if not text.startswith("/*", position):
-            return position
-        position = _comment_end(text, position)
+    while text.startswith(comments, position := match_end(_BLANKS, text, position)):
+        position = skip(text, position, position)
+    return position
+
+
+def match_end(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Return where the match at `position` ends; `position` where there is none."""
+    match = pattern.match(text, position)
+    return position if match is None else match.end()
 
 
 def skip(text: str, floor: int, begin: int) -> int:
@@ -125,7 +123,7 @@ def _string_end(text: str, floor: int, begin: int) -> int:
 
 def _continuation(text: str, end: int) -> int | None:
     """Return where a string that was closed at `end` is resumed: on a later line, behind blanks or `--`."""
-    quote = match_end(_GAP, text, end)
+    quote = gap_end(text, end, ("--",))
     return quote if text.startswith("'", quote) and _NEWLINE.search(text, end, quote) else None
 
 

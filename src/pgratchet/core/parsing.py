@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError
@@ -120,15 +119,15 @@ def _apply(options: Options, directive: _Directive) -> Options:
         raise ValueError("a directive without its colon", f"write '{directive.text}' behind 'pgratchet:'")
     match key:
         case "no-transaction" if not equals:
-            return replace(options, no_transaction=True)
+            return options._replace(no_transaction=True)
         case "no-transaction":
             raise ValueError("no-transaction takes no value", "write 'pgratchet: no-transaction'")
         case "lock-timeout":
-            return replace(options, lock_timeout=_seconds(key, value))
+            return options._replace(lock_timeout=_seconds(key, value))
         case "statement-timeout":
-            return replace(options, statement_timeout=_seconds(key, value))
+            return options._replace(statement_timeout=_seconds(key, value))
         case "compatible-with" if value.isdecimal():
-            return replace(options, compatible_with=str(int(value)))
+            return options._replace(compatible_with=str(int(value)))
         case "compatible-with":
             raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
         case _:

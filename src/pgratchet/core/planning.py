@@ -17,7 +17,6 @@ from pgratchet.core.model import (
     State,
     Step,
 )
-from pgratchet.core.scripts import compile_script, digests
 
 RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
@@ -202,6 +201,9 @@ def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
 
 
 def _step(entry: Entry, direction: Direction) -> Step:
+    # Not above: reading SQL takes a package of patterns, and most starts find nothing to plan.
+    from pgratchet.core.scripts import compile_script  # noqa: PLC0415
+
     migration = entry.migration
     if migration is None:
         raise HistoryError(_unknown(entry), [entry.version])
@@ -223,6 +225,8 @@ def _step(entry: Entry, direction: Direction) -> Step:
 def _cursor(script: Script, done: int) -> str | None:
     if script.mode is Mode.TRANSACTION:
         return None
+    from pgratchet.core.scripts import digests  # noqa: PLC0415 - as in _step
+
     return next(islice(digests(script), done - 1, done), None)
 
 

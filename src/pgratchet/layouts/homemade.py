@@ -4,8 +4,8 @@ The table is `schema_migrations (version integer, description, filename, execute
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
@@ -14,8 +14,7 @@ UNKNOWN_CHECKSUM = "unknown"
 """Stands in the history for a file that was not there when its row was adopted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Takeover:
+class Takeover(NamedTuple):
     """What becomes of each version of the foreign table."""
 
     rows: tuple[AdoptedRow, ...]

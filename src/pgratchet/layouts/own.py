@@ -12,7 +12,6 @@ from pgratchet.core import parsing
 from pgratchet.core.errors import FilesError, UsageError
 from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Source
 from pgratchet.core.parsing import Content
-from pgratchet.core.scripts import compile_script
 
 TIMESTAMP_DIGITS = 8
 """Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
@@ -173,6 +172,8 @@ def _gaps(shelf: _Shelf) -> list[Problem]:
 
 
 def _unfit_scripts(shelf: _Shelf) -> list[Problem]:
+    from pgratchet.core.scripts import compile_script  # noqa: PLC0415 - only a directory with problems pays for it
+
     problems: list[Problem] = []
     for file in (*shelf.ups.values(), *shelf.downs.values()):
         try:

@@ -29,7 +29,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     await wire.send(_opening(framing, claim, over_failed=over_failed))
     for done, (segment, cursor) in enumerate(zip(script.segments, digests(script), strict=True)):
         if done >= claim.step.done:
-            count = framing.records.count(claim, done + 1, cursor)
+            count = framing.records.tally(claim, done + 1, cursor)
             await _statement(wire, framing, claim, segment, count)
     await wire.send(framing.recording(framing.records.close(claim)))
 

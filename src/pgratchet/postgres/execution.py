@@ -17,11 +17,10 @@ from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
+from pgratchet.postgres.progress import Group, Progress
 from pgratchet.postgres.records import Claim, Records
 from pgratchet.postgres.session import Connection, describe, is_lost
 from pgratchet.postgres.wire import Wire
-
-Group = tuple[Claim, ...]
 
 _log = logging.getLogger("pgratchet")
 
@@ -35,18 +34,13 @@ class _Runner(Protocol):
 
 
 class Execution:
-    """The steps of one run, in one session.
+    """The steps of one run, in one session; `progress` is kept up to date all along."""
 
-    `finished` grows as steps are known to be done. `flying` is what was sent and not answered yet: after a
-    lost connection only the history knows what became of it.
-    """
-
-    def __init__(self, wire: Wire, framing: Framing, finished: list[Finished]) -> None:
-        self.flying: Group = ()
+    def __init__(self, wire: Wire, framing: Framing, progress: Progress) -> None:
+        self._progress = progress
         self._wire = wire
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
-        self._finished = finished
         self._attempts: dict[str, int] = {}
 
     async def run(self, steps: Iterable[Step], failed: frozenset[str]) -> None:
@@ -58,10 +52,10 @@ class Execution:
         waiting = deque(_groups(steps))
         with self._wire.listening():
             while waiting:
-                self.flying = waiting.popleft()
-                left = await self._turn(self.flying)
+                self._progress.flying = waiting.popleft()
+                left = await self._turn(self._progress.flying)
                 waiting.extendleft(group for group in reversed(left) if group)
-                self.flying = ()
+                self._progress.flying = ()
 
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
@@ -79,7 +73,7 @@ class Execution:
         except StepError as error:
             await self._again_or_fail(claim, error)
             return ((claim,),)
-        self._finished.append(_finished(claim, time.monotonic() - started))
+        self._progress.finished.append(_finished(claim, time.monotonic() - started))
         return ()
 
     async def _together(self, group: Group) -> Sequence[Group]:
@@ -99,7 +93,7 @@ class Execution:
                     raise
                 return await self._after_error(group, message, sent, error)
         if len(group) == 1:
-            self._finished.append(_finished(last, time.monotonic() - started))
+            self._progress.finished.append(_finished(last, time.monotonic() - started))
         else:
             await self._settle(group)
         return ()
@@ -132,9 +126,9 @@ class Execution:
     async def _settle(self, group: Group) -> Group:
         """Report what of a group is done, and return the rest."""
         done = await resolve(self._wire.connection, self._framing.records, group)
-        self._finished += done
-        self.flying = group[len(done) :]
-        return self.flying
+        self._progress.finished += done
+        self._progress.flying = group[len(done) :]
+        return self._progress.flying
 
     async def _again_or_fail(self, claim: Claim, error: StepError) -> None:
         """Return when the step may be tried again; otherwise record that it failed, and raise."""
@@ -149,7 +143,7 @@ class Execution:
             )
             return
         await self._record_failure(claim, error)
-        raise MigrationFailedError(error.failure, self._finished) from cause
+        raise MigrationFailedError(error.failure, self._progress.finished) from cause
 
     def _is_taken(self, error: BaseException) -> bool:
         table = self._framing.records.table

@@ -1,7 +1,6 @@
 """What went wrong, said in terms of files."""
 
 import traceback
-from dataclasses import replace
 from typing import NamedTuple
 
 import asyncpg
@@ -83,8 +82,7 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot) -> Failu
         hint = "a migration must not end its transaction, release locks, or write to the history"
     elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
         hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
-    return replace(
-        _failure(claim, spot, message),
+    return _failure(claim, spot, message)._replace(
         sqlstate=error.sqlstate,
         detail=error.detail,
         hint=hint,

@@ -1,9 +1,9 @@
 """What goes around a script: everything that makes it one claimed, recorded transaction without a trace."""
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
-from pgratchet.core.model import Options
+from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import Claim, Records, Writer
 from pgratchet.postgres.session import Connection, settings_sql
@@ -38,8 +38,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a run needs to know of its session, read once, right after it took the lock."""
 
     pid: int
@@ -62,23 +61,7 @@ async def facts(connection: Connection, held: str) -> Facts:
     return Facts(**dict(row))
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long statements may wait for a lock, and may take, in seconds; 0 means for ever."""
-
-    lock_timeout: float
-    statement_timeout: float
-
-    def of(self, options: Options) -> "Limits":
-        """Return the limits of one script: its own directives come first."""
-        return Limits(
-            self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
-            self.statement_timeout if options.statement_timeout is None else options.statement_timeout,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(NamedTuple):
     """How the steps of one run are framed."""
 
     records: Records

@@ -4,7 +4,7 @@ A row in state `applied` means applied and committed; no row means not.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import asyncpg
 
@@ -50,8 +50,7 @@ class HistoryBusyError(ServerError):
     """Somebody has locked the table, for longer than a reader waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """One history table: what can be asked of it, and how it comes into being."""
 
     table: Table

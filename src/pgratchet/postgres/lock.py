@@ -1,4 +1,6 @@
-"""At most one runner at a time."""
+"""At most one runner at a time, and who that is."""
+
+from typing import NamedTuple
 
 from pgratchet.postgres.session import Connection
 
@@ -11,6 +13,24 @@ LOCK_ROWS = "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.clas
 
 _WORD = 0xFFFFFFFF
 
+_HOLDER = (
+    "SELECT a.pid, a.usename, a.application_name "
+    "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid "
+    "JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database() "
+    f"WHERE {LOCK_ROWS}"
+)
+
+
+class Holder(NamedTuple):
+    """The session that holds the lock."""
+
+    pid: int
+    role: str | None
+    application: str
+
+    def __str__(self) -> str:
+        return f"{self.application or 'a session without a name'} (role {self.role}, server process {self.pid})"
+
 
 async def acquire(connection: Connection, key: int) -> bool:
     """Say whether the session holds the lock now; never waits for it.
@@ -19,6 +39,12 @@ async def acquire(connection: Connection, key: int) -> bool:
     holder's CREATE INDEX CONCURRENTLY would wait for that snapshot: a deadlock (golang-migrate/migrate#960).
     """
     return bool(await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", key))
+
+
+async def holder(connection: Connection, key: int) -> Holder | None:
+    """Return who holds the lock, None where nobody does."""
+    row = await connection.fetchrow(_HOLDER, *halves(key))
+    return Holder(row["pid"], row["usename"], row["application_name"]) if row else None
 
 
 def halves(key: int) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The SQL that writes the history: claims, records, counts and failures, each fenced."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pgratchet.core.model import Direction, Mode, RecordState, Step
@@ -25,8 +24,7 @@ class Claim(NamedTuple):
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(NamedTuple):
     """The SQL of one history table. `lock_held` is the condition under which a run still holds its lock."""
 
     table: Table
@@ -55,7 +53,7 @@ class Records:
         """
         return self._finish(claim, "xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid")
 
-    def count(self, claim: Claim, done: int, cursor: str) -> str:
+    def tally(self, claim: Claim, done: int, cursor: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
         values = f"statements_done = {done}, cursor = {literal(cursor)}"
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"

@@ -1,7 +1,6 @@
 """Everything that a run would do, in one transaction that is rolled back."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from uuid import uuid4
 
 import asyncpg
@@ -81,7 +80,7 @@ def _failure(claim: Claim, error: Exception) -> Failure:
             "this is the one thing that cannot be rehearsed: a new enum value can be used only after a COMMIT, "
             "and a rehearsal has none; where the value is added in an earlier file, a real run succeeds"
         )
-        return replace(failure, hint=hint)
+        return failure._replace(hint=hint)
     return failure
 
 

@@ -1,7 +1,7 @@
 """Names and values in SQL text: the one place where they are quoted."""
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
 
@@ -29,8 +29,7 @@ def milliseconds(seconds: float) -> str:
     return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A table's full name; both parts are exact, as in the catalog."""
 
     schema: str

@@ -1,27 +1,18 @@
-"""Who holds the lock, and who blocks: looked up from a second session, in autocommit, only to be told."""
+"""Who blocks: looked up from a second session, in autocommit, only to be told."""
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import asyncpg
 
 from pgratchet.core.errors import PgratchetError
-from pgratchet.postgres.lock import LOCK_ROWS, halves
 from pgratchet.postgres.session import Connect, Connection, describe, open_session
 
 T = TypeVar("T")
 
 _log = logging.getLogger("pgratchet")
-
-_HOLDER = (
-    "SELECT a.pid, a.usename, a.application_name, a.backend_start "
-    "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid "
-    "JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database() "
-    f"WHERE {LOCK_ROWS}"
-)
 
 _BLOCKERS = (
     "SELECT a.pid, a.usename, a.application_name, a.state, "
@@ -34,46 +25,28 @@ QUERY_CHARACTERS = 100
 """How much of a blocker's query is told."""
 
 
-class Holder(NamedTuple):
-    """The session that holds the lock."""
-
-    pid: int
-    role: str | None
-    application: str
-
-    def __str__(self) -> str:
-        return f"{self.application or 'a session without a name'} (role {self.role}, server process {self.pid})"
-
-
-async def holder(connection: Connection, key: int) -> Holder | None:
-    """Return who holds the lock, None where nobody does."""
-    row = await connection.fetchrow(_HOLDER, *halves(key))
-    return Holder(row["pid"], row["usename"], row["application_name"]) if row else None
-
-
-@dataclass(slots=True)
 class Blockers:
-    """Who was last seen to block one server process; empty where nobody was."""
+    """Who was last `seen` to block one server process; looked for every so many seconds, empty where nobody was."""
 
-    connect: Connect
-    pid: int
-    every: float
-    """Seconds before the first look, and between two."""
-    seen: str = ""
+    def __init__(self, connect: Connect, pid: int, every: float) -> None:
+        self.seen = ""
+        self._connect = connect
+        self._pid = pid
+        self._every = every
 
     async def look_out(self) -> None:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
-        await anyio.sleep(self.every)
+        await anyio.sleep(self._every)
         try:
-            async with open_session(self.connect) as connection:
+            async with open_session(self._connect) as connection:
                 while True:
                     await self._look(connection)
-                    await anyio.sleep(self.every)
+                    await anyio.sleep(self._every)
         except (PgratchetError, asyncpg.PostgresError) as error:
             _log.debug("cannot see who blocks: %s", describe(error))
 
     async def _look(self, connection: Connection) -> None:
-        rows = await connection.fetch(_BLOCKERS, self.pid)
+        rows = await connection.fetch(_BLOCKERS, self._pid)
         if seen := "; ".join(_blocker(row) for row in rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)
