@@ -19,7 +19,7 @@ from pgratchet.postgres.history import History
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.sql import Table
-from pgratchet.run import Phase, Run, Settings, wanted
+from pgratchet.run import Phase, Run, Settings
 from pgratchet.version import __version__
 
 _log = logging.getLogger("pgratchet")
@@ -107,14 +107,16 @@ class Migrator:
         """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
         run = await self._run()
         async with open_session(self._settings.connect) as connection:
-            if behind := wanted(await run.look(connection)):
+            if behind := planning.missing(await run.look(connection)):
                 raise BehindError(behind)
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
         run = await self._run()
         async with open_session(self._settings.connect) as connection:
-            return planning.plan_up(await run.look(connection), _version(to))
+            entries = await run.look(connection)
+        plan = planning.plan_up(entries, _version(to))
+        return plan._replace(warnings=planning.judge(entries, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""

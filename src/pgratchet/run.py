@@ -17,7 +17,6 @@ from pgratchet.core.model import (
     Failure,
     Plan,
     RecordState,
-    State,
 )
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget, backoff
@@ -30,9 +29,6 @@ from pgratchet.postgres.sql import Table
 
 TELL_EVERY = 5.0
 """Seconds between two lines of a waiter's log."""
-
-WANTED = (*planning.RUNNABLE, State.RUNNING)
-"""The states of the versions that stand between a replica and the schema it wants."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -73,7 +69,7 @@ class Run:
         phase = Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))
 
         async def work(connection: Connection) -> None:
-            while missing := wanted(await self.look(connection), to):
+            while missing := planning.missing(await self.look(connection), to):
                 if await self._lock(connection, missing):
                     await self._turn(connection, deque([phase]))
 
@@ -105,7 +101,7 @@ class Run:
         """Return once everything is applied, by somebody else."""
 
         async def work(connection: Connection) -> None:
-            while missing := wanted(await self.look(connection)):
+            while missing := planning.missing(await self.look(connection)):
                 while not _all_applied(missing, await self._read(connection, missing)):
                     reason = f"waiting for somebody to apply {', '.join(missing)}"
                     await self.budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
@@ -198,14 +194,6 @@ class Run:
                 message = f"{row.error} (in another runner: {row.applied_by})"
                 failure = Failure(row.version, row.name, Direction.UP, migration.up.path, message)
                 raise MigrationFailedError(failure, self.progress.finished)
-
-
-def wanted(entries: Iterable[Entry], to: str | None = None) -> tuple[str, ...]:
-    """Return the versions that are not applied yet, up to and including `to`, whoever is to apply them."""
-    limit = None if to is None else int(to)
-    return tuple(
-        entry.version for entry in entries if entry.state in WANTED and (limit is None or int(entry.version) <= limit)
-    )
 
 
 def _all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:

@@ -55,9 +55,20 @@ def newest_applied(history: Iterable[AppliedMigration]) -> int:
 
 def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
     """Return what `up` would run, in order: everything, or everything up to and including `to`."""
-    limit = None if to is None else int(to)
     return tuple(
-        entry for entry in entries if entry.state in RUNNABLE and (limit is None or int(entry.version) <= limit)
+        entry for entry in entries if entry.state in RUNNABLE and (to is None or int(entry.version) <= int(to))
+    )
+
+
+def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
+    """Return the versions, up to and including `to`, that are not applied yet, whoever is to apply them.
+
+    Raises UsageError where there is no version `to`.
+    """
+    _known(entries, to)
+    wanted = (*RUNNABLE, State.RUNNING)
+    return tuple(
+        entry.version for entry in entries if entry.state in wanted and (to is None or int(entry.version) <= int(to))
     )
 
 

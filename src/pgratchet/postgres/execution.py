@@ -60,6 +60,8 @@ class Execution:
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
         step = group[0].step
+        if len(group) == 1:
+            _log.info("%s %s %s", step.direction, step.migration.version, step.migration.name)
         if step.script.mode is Mode.STATEMENTS:
             return await self._alone(concurrent.run, group[0])
         if step.migration.kind is Kind.PYTHON:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -42,7 +43,15 @@ KEEPALIVE_PROBES = 3
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
-_NOT_NOW = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, TimeoutError)
+_NOT_NOW = (
+    OSError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
 _GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -88,6 +97,9 @@ def _parses(dsn: str) -> bool:
 async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     try:
         return await asyncpg.connect(address, statement_cache_size=0, server_settings=dict(settings))
+    except ssl.SSLError:
+        # Before ValueError, which a certificate that is not trusted is, too.
+        raise
     except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
         message = "asyncpg cannot read the DSN; write postgresql://user:password@host:port/database"
     raise UsageError(message)
@@ -165,14 +177,16 @@ async def _close(connection: Connection) -> None:
 async def _connected(connect: Connect, budget: Budget | None) -> Connection:
     attempt = 0
     while True:
+        reason = "cannot connect: the server does not answer"
         try:
-            return await connect()
-        except _NOT_NOW as error:
+            with anyio.move_on_after(None if budget is None else budget.remaining):
+                return await connect()
+        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
             reason = f"cannot connect: {describe(error)}"
-            if budget is None:
+            if budget is None or not isinstance(error, _NOT_NOW) or isinstance(error, ssl.SSLError):
                 raise ServerError(reason) from error
-        except asyncpg.PostgresError as error:
-            raise ServerError(f"cannot connect: {describe(error)}") from error
+        if budget is None:
+            raise ServerError(reason)
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
         attempt += 1
