@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from pgratchet.core.errors import ServerError, UsageError
 
-with suppress(ImportError):  # Windows has none; server() refuses there
+with suppress(ImportError):  # Windows has none; _account() refuses it
     import pwd
 
 VARIABLE = "PGRATCHET_POSTGRES_BIN"
@@ -179,10 +179,8 @@ def server(
     local user may connect. What was committed survives the server's crash; with `durable` also the machine's.
     A `folder` in memory, such as /dev/shm, makes it several times faster, at some 100 MB.
     """
-    if os.name == "nt":
-        raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
-    found = find_binaries(binaries)
     account = _account()
+    found = find_binaries(binaries)
     with _kept(account, _folder(account, folder)) as keeper:
         usable = _usable(found, account, keeper.root / "copy")
         initdb = [str(usable / "initdb"), "-D", str(keeper.root / "data"), "--no-locale", "--no-sync"]
@@ -216,6 +214,8 @@ def _candidates() -> Iterator[Path]:
 
 def _account() -> dict[str, Any]:
     """Return who runs the server, as Popen wants it. PostgreSQL refuses root, and others have no choice."""
+    if os.name == "nt":
+        raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "_postgres", "nobody"):
@@ -247,7 +247,7 @@ def _kept(account: dict[str, Any], folder: Path) -> Iterator[_Keeper]:
         ours.close()
 
 
-def _keep(state: str, channel: socket.socket, root: Path) -> "subprocess.Popen[bytes]":
+def _keep(state: str, channel: socket.socket, root: Path) -> subprocess.Popen[bytes]:
     command, end = [sys.executable, "-I", "-S", "-c", _KEEPER, state], channel.fileno()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     env = kept | {"LC_ALL": "C", "TZ": "UTC"}
