@@ -9,9 +9,8 @@ from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
 from pgratchet.postgres.failures import StepError, from_server, is_temporary, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
-from pgratchet.postgres.message import Message, Part
+from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import is_lost
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.wire import Wire
 
@@ -55,7 +54,7 @@ async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segmen
         try:
             await wire.send(message.text)
         except asyncpg.PostgresError as error:
-            if is_lost(wire.connection, error):
+            if wire.connection.is_closed():
                 raise
             await wire.send("ROLLBACK")
             if not refused and isinstance(error, _REFUSALS):
@@ -85,4 +84,4 @@ def _together(framing: Framing, claim: Claim, segment: Segment, count: str) -> M
         "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
     )
     text = claim.step.script.source.text[segment.start : segment.end]
-    return Message(f"{head}{text}\n;{OURSELVES}{count}COMMIT", (Part(len(head), claim, segment),))
+    return Message(f"{head}{text}{END}{OURSELVES}{count}COMMIT", (Part(len(head), claim, segment),))

@@ -19,7 +19,7 @@ from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
 from pgratchet.postgres.progress import Group, Progress
 from pgratchet.postgres.records import Claim, Records
-from pgratchet.postgres.session import Connection, describe, is_lost
+from pgratchet.postgres.session import Connection, describe
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
@@ -60,6 +60,7 @@ class Execution:
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
         step = group[0].step
+        self._wire.expect(self._framing.limits.of(step.script.source.options).lock_timeout)
         if len(group) == 1:
             _log.info("%s %s %s", step.direction, step.migration.version, step.migration.name)
         if step.script.mode is Mode.STATEMENTS:
@@ -91,7 +92,7 @@ class Execution:
             try:
                 await self._wire.send(message.text)
             except asyncpg.PostgresError as error:
-                if is_lost(self._wire.connection, error):
+                if self._wire.connection.is_closed():
                     raise
                 return await self._after_error(group, message, sent, error)
         if len(group) == 1:
@@ -161,7 +162,7 @@ class Execution:
         try:
             await self._wire.send(self._framing.recording(sql))
         except asyncpg.PostgresError as trouble:
-            if is_lost(self._wire.connection, trouble):
+            if self._wire.connection.is_closed():
                 raise
             _log.warning("the failure could not be recorded: %s", describe(trouble))
 

@@ -60,7 +60,7 @@ def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -
     """Return where an error happened: where it points to, or else the part that execution had reached."""
     part = owner(message, error)
     if part is not None and error.position is not None:
-        return _inside(part, part.segment.start + int(error.position) - 1 - part.at)
+        return _inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
     if reached is None:
         return Spot()
     return Spot(reached.segment.start, reached.segment.first if reached.segment.statements == 1 else None)

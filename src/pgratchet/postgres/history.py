@@ -84,8 +84,17 @@ class History(NamedTuple):
         raise ForeignTableError(self._whose(columns_there))
 
     async def exists(self, connection: Connection) -> bool:
-        """Say whether the table is there."""
-        return bool(await connection.fetchval("SELECT pg_catalog.to_regclass($1) IS NOT NULL", self.table.quoted))
+        """Say whether the table is there; raises ServerError where it is, and the role may not write to it."""
+        rights = ("INSERT", "UPDATE", "DELETE")
+        missing = await connection.fetchval(
+            "SELECT ARRAY(SELECT r FROM unnest($2::text[]) r WHERE NOT has_table_privilege(to_regclass($1), r)) "
+            "WHERE to_regclass($1) IS NOT NULL",
+            self.table.quoted,
+            rights,
+        )
+        if missing:
+            raise ServerError(f"the role may not write the history: it needs {', '.join(missing)} on {self.table}")
+        return missing is not None
 
     async def create(self, connection: Connection) -> None:
         """Make the table, and its schema where that is missing; to be called under the lock.

@@ -13,6 +13,9 @@ MARKER = "pgratchet marker"
 MARK = f"DO $pgratchet$BEGIN RAISE INFO '{MARKER}';END$pgratchet$;"
 """Always the same text, so that pg_stat_statements counts one statement; the client counts them."""
 
+END = "\n;"
+"""What ends each segment: a comment that is the last thing in a file would swallow a mere semicolon."""
+
 MOST_STEPS = 50
 MOST_CHARACTERS = CHUNK
 """Limits of a message that several steps share."""
@@ -43,11 +46,7 @@ class Frame(NamedTuple):
 
 
 def compose(frames: Sequence[Frame], *, markers: bool) -> Iterator[Message]:
-    """Yield the messages that run the framed scripts in order: one, or several for one large script.
-
-    Every segment ends in a newline and a semicolon: a comment that is the last thing in a file would swallow
-    what comes after it.
-    """
+    """Yield the messages that run the framed scripts in order: one, or several for one large script."""
     pieces: list[str] = []
     parts: list[Part] = []
     length = 0
@@ -67,7 +66,7 @@ def compose(frames: Sequence[Frame], *, markers: bool) -> Iterator[Message]:
                 pieces, parts, length = [], [], 0
             parts.append(Part(length, frame.claim, segment, marked))
             add(script.source.text[segment.start : segment.end])
-            add(f"\n;{MARK}" if marked else "\n;")
+            add(END + MARK if marked else END)
         add(frame.tail)
     yield Message("".join(pieces), tuple(parts))
 
@@ -88,9 +87,12 @@ def share(claims: Sequence[Claim]) -> Iterator[tuple[Claim, ...]]:
 
 
 def part_at(message: Message, position: int) -> Part | None:
-    """Return the part that holds the character at `position` (from 1) of a message, if one does."""
+    """Return the part that holds the character at `position` (from 1) of a message, if one does.
+
+    A statement that ends too early is noticed at the semicolon that was put behind it.
+    """
     offset = position - 1
     for part in message.parts:
-        if part.at <= offset <= part.at + part.segment.end - part.segment.start:
+        if part.at <= offset < part.at + part.segment.end - part.segment.start + len(END):
             return part
     return None

@@ -9,7 +9,7 @@ from pgratchet.core.model import Step
 from pgratchet.postgres.failures import StepError, from_python
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import Connection, is_lost
+from pgratchet.postgres.session import Connection
 from pgratchet.postgres.wire import Wire
 
 Function = Callable[[Connection], Awaitable[object]]
@@ -29,7 +29,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     try:
         await _run(wire, framing, claim, over_failed=over_failed)
     except Exception as error:
-        if is_lost(wire.connection, error):
+        if wire.connection.is_closed():
             raise
         await wire.roll_back(framing.reset)
         raise StepError(from_python(claim, error), error) from error

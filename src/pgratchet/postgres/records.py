@@ -106,14 +106,16 @@ class Records(NamedTuple):
     def _take(self, claim: Claim, writer: Writer, was: RecordState) -> str:
         """Take over the one row that is there already, as it should be."""
         step = claim.step
-        now = RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING
         values = {
-            "state": literal(now),
+            "state": literal(RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING),
             "statements_done": literal(step.done),
             "statements_total": literal(step.script.statements),
             "started_at": "pg_catalog.clock_timestamp()",
             "error": "NULL",
         } | self._writer(claim, writer)
+        if step.direction is Direction.UP:
+            # What comes after the finished statements may have been mended since.
+            values["checksum"] = literal(step.migration.checksum)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
         where = f"{self._version(claim)} AND state = {literal(was)}"
         return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")

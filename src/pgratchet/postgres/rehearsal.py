@@ -13,7 +13,7 @@ from pgratchet.postgres.frames import CLEAN, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Frame, compose
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import Connection, is_lost
+from pgratchet.postgres.session import Connection
 
 
 async def run(
@@ -36,7 +36,7 @@ async def run(
             try:
                 await _step(connection, framing, claim, over_failed=step.migration.version in failed)
             except Exception as error:
-                if is_lost(connection, error):
+                if connection.is_closed():
                     raise
                 raise MigrationFailedError(_failure(claim, error)) from error
     finally:

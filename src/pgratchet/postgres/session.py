@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import asyncpg
 
-from pgratchet.core.errors import ConnectionLostError, ServerError, UsageError
+from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.sql import literal
 
@@ -51,13 +51,6 @@ _NOT_NOW = (
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-)
-_GONE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InternalClientError,
-    OSError,
 )
 
 _log = logging.getLogger("pgratchet")
@@ -145,21 +138,15 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
     try:
         _keep_alive(connection)
         yield connection
-    except _GONE as error:
-        raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
-    except asyncpg.InterfaceError as error:
-        if not connection.is_closed():
-            raise
-        raise ConnectionLostError("the connection to the server was lost") from error
-    except asyncpg.PostgresError as error:
-        raise ServerError(describe(error)) from error
+    except Exception as error:
+        # Not told by its class: a script can raise what it likes, and open files and connections of its own.
+        if connection.is_closed() and not isinstance(error, PgratchetError):
+            raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
+        if isinstance(error, asyncpg.PostgresError):
+            raise ServerError(describe(error)) from error
+        raise
     finally:
         await _close(connection)
-
-
-def is_lost(connection: Connection, error: BaseException) -> bool:
-    """Say whether an error means that the session is over, whatever the server had still done."""
-    return connection.is_closed() or isinstance(error, _GONE)
 
 
 async def _close(connection: Connection) -> None:

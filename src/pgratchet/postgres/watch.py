@@ -26,22 +26,22 @@ QUERY_CHARACTERS = 100
 
 
 class Blockers:
-    """Who was last `seen` to block one server process; looked for every so many seconds, empty where nobody was."""
+    """Who was last `seen` to block one server process, empty where nobody was; looked for `every` so many seconds."""
 
-    def __init__(self, connect: Connect, pid: int, every: float) -> None:
+    def __init__(self, connect: Connect, pid: int) -> None:
         self.seen = ""
+        self.every = 1.0
         self._connect = connect
         self._pid = pid
-        self._every = every
 
     async def look_out(self) -> None:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
-        await anyio.sleep(self._every)
+        await anyio.sleep(self.every)
         try:
             async with open_session(self._connect) as connection:
                 while True:
                     await self._look(connection)
-                    await anyio.sleep(self._every)
+                    await anyio.sleep(self.every)
         except (PgratchetError, asyncpg.PostgresError) as error:
             _log.debug("cannot see who blocks: %s", describe(error))
 

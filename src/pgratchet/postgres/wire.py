@@ -14,7 +14,7 @@ from pgratchet.postgres.session import Connect, Connection, describe
 from pgratchet.postgres.watch import Blockers, beside
 
 LOOK_AFTER = 2.0
-"""Seconds that work may take before a second session looks who blocks it, and between two looks."""
+"""Seconds that work may take before a second session looks who blocks it, and between two looks, at most."""
 
 NO_TRANSACTION = "25P01"
 """What the server warns of when a ROLLBACK of ours has nothing to roll back."""
@@ -31,7 +31,7 @@ class Wire:
         self.connection = connection
         self.marks = 0
         self._budget = budget
-        self._blockers = Blockers(connect, pid, LOOK_AFTER)
+        self._blockers = Blockers(connect, pid)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -48,6 +48,10 @@ class Wire:
             self.marks += 1
         elif message.sqlstate != NO_TRANSACTION:
             _log.info("%s: %s", message.severity, message.message)
+
+    def expect(self, lock_timeout: float) -> None:
+        """Look who blocks in time for a lock_timeout of so many seconds."""
+        self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
     async def send(self, text: str) -> None:
         """Run SQL text as one simple-protocol message."""
