@@ -9,7 +9,7 @@ from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.postgres.sql import Table
-from pgratchet.run import Settings
+from pgratchet.settings import Settings
 
 TARGET = "pgratchet_migrations"
 """Where the history goes when the foreign table has the name that ours would have."""

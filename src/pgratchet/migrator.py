@@ -19,7 +19,8 @@ from pgratchet.postgres.history import History
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.sql import Table
-from pgratchet.run import Phase, Run, Settings
+from pgratchet.run import Run
+from pgratchet.settings import Settings
 from pgratchet.version import __version__
 
 _log = logging.getLogger("pgratchet")
@@ -90,13 +91,13 @@ class Migrator:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
         run = await self._run()
         phase = _Reverting(_version(to), 1 if to is None and steps is None else steps)
-        return await self._finish(run, run.turn([Phase(Direction.DOWN, phase.plan)]))
+        return await self._finish(run, run.turn([planning.Phase(Direction.DOWN, phase.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
         """Revert the newest `steps` versions and apply them again, under one lock."""
         run = await self._run()
         down = _Reverting(None, steps)
-        phases = [Phase(Direction.DOWN, down.plan), Phase(Direction.UP, down.plan_again)]
+        phases = [planning.Phase(Direction.DOWN, down.plan), planning.Phase(Direction.UP, down.plan_again)]
         return await self._finish(run, run.turn(phases))
 
     async def wait(self) -> None:

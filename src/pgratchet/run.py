@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple
 
 from pgratchet.core import planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
@@ -15,17 +14,15 @@ from pgratchet.core.model import (
     Direction,
     Entry,
     Failure,
-    Plan,
     RecordState,
 )
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.history import History, HistoryBusyError
-from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Records
-from pgratchet.postgres.session import Connect, Connection, open_session
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.session import Connection, open_session
+from pgratchet.settings import Held, Settings
 
 TELL_EVERY = 5.0
 """Seconds between two lines of a waiter's log."""
@@ -33,40 +30,21 @@ TELL_EVERY = 5.0
 _log = logging.getLogger("pgratchet")
 
 
-class Settings(NamedTuple):
-    """Everything that stays the same from run to run."""
-
-    connect: Connect
-    table: Table
-    limits: Limits
-    tool_version: str
-    allow_late: bool = False
-    strict: bool = False
-    readers: tuple[str, ...] = ()
-
-
-class Phase(NamedTuple):
-    """One direction of a run: `plan` decides, from what files and history say, what is to be done."""
-
-    direction: Direction
-    plan: Callable[[Sequence[Entry]], Plan]
-
-
 class Run:
     """One run over a catalogue, through as many sessions as it takes; `progress` is right also after an error."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget) -> None:
         self.progress = Progress()
-        self.settings = settings
-        self.budget = budget
-        self.records = Records(settings.table, lock.held(settings.table.lock_key))
+        self._settings = settings
+        self._budget = budget
+        self._records = Records(settings.table, lock.held(settings.table.lock_key))
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = History(settings.table)
         self._old_failures: dict[str, datetime | None] | None = None
 
     async def up(self, to: str | None = None) -> None:
         """Have everything up to `to` applied, by this run or meanwhile by another one."""
-        phase = Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))
+        phase = planning.Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))
 
         async def work(connection: Connection) -> None:
             while missing := planning.missing(await self.look(connection), to):
@@ -75,7 +53,7 @@ class Run:
 
         await self._through_losses(work)
 
-    async def turn(self, phases: Iterable[Phase]) -> None:
+    async def turn(self, phases: Iterable[planning.Phase]) -> None:
         """Carry the phases out, in order, under one lock; one that is done is not begun again."""
         waiting = deque(phases)
 
@@ -88,12 +66,13 @@ class Run:
 
     async def rehearse(self, to: str | None = None) -> None:
         """Do what `up` would do, in one transaction, and roll it back."""
-        from pgratchet import turning  # noqa: PLC0415 - as in _turn
 
         async def work(connection: Connection) -> None:
             await self.look(connection)
             await self._lock(connection)
-            await turning.rehearse(self, connection, to)
+            from pgratchet import turning  # noqa: PLC0415 - as in _turn
+
+            await turning.rehearse(self._held(connection), to)
 
         await self._through_losses(work)
 
@@ -104,7 +83,7 @@ class Run:
             while missing := planning.missing(await self.look(connection)):
                 while not _all_applied(missing, await self._read(connection, missing)):
                     reason = f"waiting for somebody to apply {', '.join(missing)}"
-                    await self.budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
+                    await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
 
         await self._through_losses(work)
 
@@ -112,8 +91,8 @@ class Run:
         """Return what files and history say; raises HistoryError where they disagree."""
         entries = planning.compare(self._migrations.values(), await self._read(connection))
         if self._old_failures is None:
-            self._old_failures = {row.version: row.finished_at for row in failures(entries)}
-        settings = self.settings
+            self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
+        settings = self._settings
         for warning in planning.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
             _log.warning("%s", warning)
         return entries
@@ -126,20 +105,23 @@ class Run:
             try:
                 return await self._history.read(connection, versions)
             except HistoryBusyError as error:
-                await self.budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, str(error))
+                await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, str(error))
 
-    async def _turn(self, connection: Connection, waiting: deque[Phase]) -> None:
+    async def _turn(self, connection: Connection, waiting: deque[planning.Phase]) -> None:
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
         from pgratchet import turning  # noqa: PLC0415
 
-        await turning.turn(self, connection, waiting)
+        await turning.turn(self._held(connection), waiting)
+
+    def _held(self, connection: Connection) -> Held:
+        return Held(connection, self._settings, self._records, self._budget, self.progress, self._look_under_lock)
 
     async def _resolve(self, connection: Connection) -> None:
         """Find out what became of steps that a lost connection has left unanswered."""
         if self.progress.flying:
             from pgratchet.postgres.execution import resolve  # noqa: PLC0415 - loaded before, where anything flies
 
-            self.progress.finished += await resolve(connection, self.records, self.progress.flying)
+            self.progress.finished += await resolve(connection, self._records, self.progress.flying)
             self.progress.flying = ()
 
     async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
@@ -147,36 +129,36 @@ class Run:
         attempt = 0
         while True:
             try:
-                async with open_session(self.settings.connect, self.budget) as connection:
+                async with open_session(self._settings.connect, self._budget) as connection:
                     await self._resolve(connection)
                     attempt = 0
                     return await work(connection)
             except ConnectionLostError as error:
                 _log.warning("%s; connecting again", error)
-                await self.budget.pause(*backoff(attempt), str(error))
+                await self._budget.pause(*backoff(attempt), str(error))
                 attempt += 1
 
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
         """Wait for the lock. True: it is held. False: all that was missing is applied, without it."""
         holder: object = "another session"
         told = -TELL_EVERY
-        while not await lock.acquire(connection, self.settings.table.lock_key):
+        while not await lock.acquire(connection, self._settings.table.lock_key):
             if missing:
                 rows = await self._read(connection, missing)
                 if _all_applied(missing, rows):
                     return False
                 self._raise_new_failure(rows)
             if time.monotonic() - told >= TELL_EVERY:
-                holder = await lock.holder(connection, self.settings.table.lock_key) or holder
+                holder = await lock.holder(connection, self._settings.table.lock_key) or holder
                 told = time.monotonic()
                 _log.info("waiting for %s", holder)
-            await self.budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
+            await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
         return True
 
-    async def look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
+    async def _look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
         """Return what files and history say now that nobody else may change it; only this decides what is done."""
         entries = await self.look(connection)
-        self._raise_new_failure(failures(entries))
+        self._raise_new_failure(planning.failures(entries))
         planning.refuse_interrupted(entries, direction)
         return entries
 
@@ -198,8 +180,3 @@ class Run:
 
 def _all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:
     return {row.version for row in rows if row.state is RecordState.APPLIED} >= set(versions)
-
-
-def failures(entries: Iterable[Entry]) -> list[AppliedMigration]:
-    """Return the rows of what has failed."""
-    return [entry.applied for entry in entries if entry.applied and entry.applied.state is RecordState.FAILED]

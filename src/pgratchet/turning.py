@@ -4,31 +4,30 @@ import platform
 from collections import deque
 from collections.abc import Iterable
 
-from pgratchet.core import planning
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Entry
+from pgratchet.core.planning import Phase, failures, plan_up
 from pgratchet.postgres import frames, rehearsal
 from pgratchet.postgres.execution import Execution, OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Writer
-from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import Table
 from pgratchet.postgres.wire import Wire
-from pgratchet.run import Phase, Run, failures
+from pgratchet.settings import Held
 
 
-async def turn(run: Run, connection: Connection, waiting: deque[Phase]) -> None:
+async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
-    framing = await _framing(run, connection)
-    history = History(run.settings.table)
-    if not await history.exists(connection):
-        await history.create(connection)
-    await history.grant(connection, run.settings.readers)
-    wire = Wire(connection, run.settings.connect, framing.facts.pid, run.budget)
-    execution = Execution(wire, framing, run.progress)
+    framing = await _framing(held)
+    history = History(held.settings.table)
+    if not await history.exists(held.connection):
+        await history.create(held.connection)
+    await history.grant(held.connection, held.settings.readers)
+    wire = Wire(held.connection, held.settings.connect, framing.facts.pid, held.budget)
+    execution = Execution(wire, framing, held.progress)
     while waiting:
-        entries = await run.look_under_lock(connection, waiting[0].direction)
+        entries = await held.look(held.connection, waiting[0].direction)
         try:
             await execution.run(waiting[0].plan(entries).steps, _failed_versions(entries))
         except OvertakenError:
@@ -36,19 +35,19 @@ async def turn(run: Run, connection: Connection, waiting: deque[Phase]) -> None:
         waiting.popleft()
 
 
-async def rehearse(run: Run, connection: Connection, to: str | None) -> None:
+async def rehearse(held: Held, to: str | None) -> None:
     """Do what `up` would do, in one transaction, and roll it back."""
-    framing = await _framing(run, connection)
-    entries = await run.look_under_lock(connection, Direction.UP)
-    steps = planning.plan_up(entries, to).steps
-    run.progress.finished += await rehearsal.run(connection, framing, steps, _failed_versions(entries))
+    framing = await _framing(held)
+    entries = await held.look(held.connection, Direction.UP)
+    steps = plan_up(entries, to).steps
+    held.progress.finished += await rehearsal.run(held.connection, framing, steps, _failed_versions(entries))
 
 
-async def _framing(run: Run, connection: Connection) -> Framing:
-    facts = await frames.facts(connection, run.records.lock_held)
-    _refuse_useless(facts, run.settings.table)
-    writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, run.settings.tool_version)
-    return Framing(run.records, writer, run.settings.limits, facts)
+async def _framing(held: Held) -> Framing:
+    facts = await frames.facts(held.connection, held.records.lock_held)
+    _refuse_useless(facts, held.settings.table)
+    writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
+    return Framing(held.records, writer, held.settings.limits, facts)
 
 
 def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:

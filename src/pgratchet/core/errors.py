@@ -11,6 +11,8 @@ PgratchetError
 │   └── ForeignTableError     who installs: another tool's table has our table's name
 ├── BehindError               who deploys: migrations are pending where none may be
 └── BudgetExceededError       who waits: the time allowed for waiting is over
+
+Each keeps what it was made from in `args`, so that it survives the way through a process pool.
 """
 
 from collections.abc import Sequence
@@ -38,8 +40,11 @@ class ScriptError(PgratchetError):
     """A script cannot be read as SQL. `offset` is the character where the trouble begins."""
 
     def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
+        super().__init__(message, offset)
         self.offset = offset
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class FilesError(PgratchetError):
@@ -47,7 +52,10 @@ class FilesError(PgratchetError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
 
 
 class MigrationFailedError(PgratchetError):
@@ -56,17 +64,24 @@ class MigrationFailedError(PgratchetError):
     def __init__(self, failure: Failure, finished: Sequence[Finished] = ()) -> None:
         self.failure = failure
         self.finished = tuple(finished)
+        super().__init__(failure, self.finished)
+
+    def __str__(self) -> str:
+        failure = self.failure
         place = failure.path if failure.line is None else f"{failure.path}:{failure.line}:{failure.column}"
         code = f" ({failure.sqlstate})" if failure.sqlstate else ""
-        super().__init__(f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}")
+        return f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}"
 
 
 class HistoryError(PgratchetError):
     """Files and history disagree; `versions` names whom it is about."""
 
     def __init__(self, message: str, versions: Sequence[str] = ()) -> None:
-        super().__init__(message)
         self.versions = tuple(versions)
+        super().__init__(message, self.versions)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ForeignTableError(HistoryError):
@@ -78,7 +93,10 @@ class BehindError(PgratchetError):
 
     def __init__(self, versions: Sequence[str]) -> None:
         self.versions = tuple(versions)
-        super().__init__(f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}")
+        super().__init__(self.versions)
+
+    def __str__(self) -> str:
+        return f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}"
 
 
 class BudgetExceededError(PgratchetError):

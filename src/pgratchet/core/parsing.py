@@ -1,35 +1,39 @@
 """Contents in, sources out: encoding, line endings, checksums and the directives in a file's head."""
 
+import codecs
 import hashlib
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from pgratchet.core.errors import FilesError
+from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+_OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 COMMENT = {Kind.SQL: "--", Kind.PYTHON: "#"}
 DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with")
 SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|)")
 _HEAD = {
-    Kind.SQL: re.compile(r"(?:\s+|--[^\n]*|/\*.*?\*/)*", re.DOTALL),
+    # A comment within a comment ends the head here: what is in it must not be taken for a directive.
+    Kind.SQL: re.compile(r"(?:\s+|--[^\n]*|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL),
     Kind.PYTHON: re.compile(r"(?:\s+|#[^\n]*)*"),
 }
 _DIRECTIVE = {
-    kind: re.compile(rf"^[ \t]*{mark}[ \t]*pgratchet\b[ \t]*(:?)[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+    kind: re.compile(rf"^[ \t]*{mark}[ \t]*pgratchet\b[ \t]*(:?)[ \t]*(.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
     for kind, mark in COMMENT.items()
 }
+_STRAY = {kind: re.compile(rf"{mark}[ \t]*pgratchet[ \t]*:") for kind, mark in COMMENT.items()}
 _VERSION = {kind: re.compile(rf"^{mark}[ \t]*Version:[ \t]*(\S+)", re.MULTILINE) for kind, mark in COMMENT.items()}
 
 
 class Content(NamedTuple):
-    """A file's text as a source, and the checksum that stands for it in the history."""
+    """A file's text as a source, the checksum that stands for it in the history, and what is wrong with it."""
 
     source: Source
     checksum: str
+    problems: tuple[Problem, ...] = ()
 
 
 class _Directive(NamedTuple):
@@ -42,20 +46,22 @@ def read(file: File, kind: Kind, version: str) -> Content:
     """Return the file's text with LF line endings and no byte order mark, and its checksum.
 
     The checksum is SHA-256, in hex, over exactly that text in UTF-8: a checkout with other line endings is
-    the same migration. Raises FilesError with every problem of the file.
+    the same migration. A file that is no text has an empty one.
     """
     body = file.content.removeprefix(BYTE_ORDER_MARK)
     if b"\r\n" in body:
         body = body.replace(b"\r\n", b"\n")
+    checksum = hashlib.sha256(body).hexdigest()
     text = _decode(body, file.path)
-    problems: list[Problem] = []
-    options = Options()
+    if isinstance(text, Problem):
+        return Content(Source(file.path, ""), checksum, (text,))
+    head = _HEAD[kind].match(text)
+    end = head.end() if head else 0
+    options, problems = _options(file.path, text, kind, end)
+    problems += _contradiction(file.path, text, kind, version, end)
     if "pgratchet" in text:
-        options, problems = _options(file.path, text, kind)
-    problems += _contradiction(file.path, text, kind, version)
-    if problems:
-        raise FilesError(problems)
-    return Content(Source(file.path, text, options), hashlib.sha256(body).hexdigest())
+        problems += _stray_directives(file.path, text, kind, end)
+    return Content(Source(file.path, text, options), checksum, tuple(problems))
 
 
 def line_of(text: str, offset: int) -> int:
@@ -63,52 +69,59 @@ def line_of(text: str, offset: int) -> int:
     return text.count("\n", 0, offset) + 1
 
 
-def _decode(body: bytes, path: str) -> str:
+def _decode(body: bytes, path: str) -> str | Problem:
+    if body.startswith(_OTHER_ENCODINGS):
+        return Problem(path, "not UTF-8 (it begins like UTF-16)", "save the file as UTF-8")
     if (offset := body.find(b"\0")) >= 0:
         line = body.count(b"\n", 0, offset) + 1
-        raise FilesError([Problem(path, "a NUL byte, which PostgreSQL cannot store", "remove it", line)])
+        return Problem(path, "a NUL byte, which PostgreSQL cannot store", "remove it", line)
     try:
         return body.decode()
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
-        message = f"not UTF-8 (byte 0x{body[error.start]:02x})"
-        raise FilesError([Problem(path, message, "save the file as UTF-8", line)]) from None
+        return Problem(path, f"not UTF-8 (byte 0x{body[error.start]:02x})", "save the file as UTF-8", line)
 
 
-def _contradiction(path: str, text: str, kind: Kind, version: str) -> list[Problem]:
-    if "Version:" not in text:
-        return []
-    found = _VERSION[kind].search(text, 0, _head_end(text, kind))
-    if found is None or (found[1].isdecimal() and int(found[1]) == int(version)):
+def _contradiction(path: str, text: str, kind: Kind, version: str, end: int) -> list[Problem]:
+    found = _VERSION[kind].search(text, 0, end)
+    if found is None or _canonical(found[1]) == version:
         return []
     message = f"the head says version {found[1]}, the file's name says {version}"
     return [Problem(path, message, "make the two agree", line_of(text, found.start()))]
 
 
-def _head_end(text: str, kind: Kind) -> int:
-    head = _HEAD[kind].match(text)
-    return head.end() if head else 0
+def _canonical(digits: str) -> str | None:
+    return (digits.lstrip("0") or "0") if digits.isascii() and digits.isdecimal() else None
 
 
-def _directives(text: str, kind: Kind, start: int, end: int) -> Iterator[_Directive]:
-    for found in _DIRECTIVE[kind].finditer(text, start, end):
-        yield _Directive(line_of(text, found.start()), found[1], found[2])
-
-
-def _options(path: str, text: str, kind: Kind) -> tuple[Options, list[Problem]]:
+def _options(path: str, text: str, kind: Kind, end: int) -> tuple[Options, list[Problem]]:
     options, problems = Options(), []
-    end = _head_end(text, kind)
-    for directive in _directives(text, kind, 0, end):
+    for found in _DIRECTIVE[kind].finditer(text, 0, end):
+        directive = _Directive(line_of(text, found.start()), found[1], found[2])
         try:
             options = _apply(options, directive)
         except ValueError as error:
             message, cure = error.args
             problems.append(Problem(path, message, cure, directive.line))
-    for directive in _directives(text, kind, end, len(text)):
-        if directive.colon:
-            message = "a pgratchet directive below the first statement has no effect"
-            problems.append(Problem(path, message, "move it to the head of the file", directive.line))
     return options, problems
+
+
+def _stray_directives(path: str, text: str, kind: Kind, end: int) -> list[Problem]:
+    """Return a problem for each directive below the head, where it would have no effect.
+
+    What stands inside a statement, in a string or a function's body, is that statement's business.
+    """
+    found = [match.start() for match in _STRAY[kind].finditer(text, end)]
+    if found and kind is Kind.SQL:
+        from pgratchet.core.statements import scan  # noqa: PLC0415 - only such a file pays for the import
+
+        try:
+            inside = [(statement.start, statement.end) for statement in scan(text)]
+        except ScriptError:
+            inside = []
+        found = [offset for offset in found if not any(start <= offset < finish for start, finish in inside)]
+    message, cure = "a pgratchet directive below the first statement has no effect", "move it to the head of the file"
+    return [Problem(path, message, cure, line_of(text, offset)) for offset in found]
 
 
 def _apply(options: Options, directive: _Directive) -> Options:
@@ -126,8 +139,8 @@ def _apply(options: Options, directive: _Directive) -> Options:
             return options._replace(lock_timeout=_seconds(key, value))
         case "statement-timeout":
             return options._replace(statement_timeout=_seconds(key, value))
-        case "compatible-with" if value.isdecimal():
-            return options._replace(compatible_with=str(int(value)))
+        case "compatible-with" if version := _canonical(value):
+            return options._replace(compatible_with=version)
         case "compatible-with":
             raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
         case _:

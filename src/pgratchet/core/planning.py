@@ -1,13 +1,15 @@
 """What is to be done, decided from two lists and nothing else."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
     Entry,
+    Kind,
     Migration,
     Mode,
     Plan,
@@ -18,12 +20,23 @@ from pgratchet.core.model import (
     Step,
 )
 
+
+class Phase(NamedTuple):
+    """One direction of a run: `plan` decides, from what files and history say, what is to be done."""
+
+    direction: Direction
+    plan: Callable[[Sequence[Entry]], Plan]
+
+
 RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
 
 
 def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]) -> tuple[Entry, ...]:
-    """Return one entry for each version that is on disk or in the history, in the order of versions."""
+    """Return one entry for each version that is on disk or in the history, in the order of versions.
+
+    A failure that left nothing behind, of a file that is gone, is no entry: it was renumbered, or given up.
+    """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in history}
     newest = newest_applied(rows.values())
@@ -32,6 +45,8 @@ def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]
         migration, row = files.get(version), rows.get(version)
         if row is None:
             state = State.LATE if int(version) < newest else State.PENDING
+        elif migration is None and _left_nothing(row):
+            continue
         else:
             state = _recorded_state(migration, row)
         entries.append(Entry(version, state, migration, row))
@@ -48,9 +63,18 @@ def _recorded_state(migration: Migration | None, row: AppliedMigration) -> State
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
 
 
+def _left_nothing(row: AppliedMigration) -> bool:
+    return row.state is RecordState.FAILED and row.statements_done == 0
+
+
 def newest_applied(history: Iterable[AppliedMigration]) -> int:
     """Return the number of the newest applied version, -1 where there is none."""
     return max((row.number for row in history if row.state is RecordState.APPLIED), default=-1)
+
+
+def failures(entries: Iterable[Entry]) -> list[AppliedMigration]:
+    """Return the rows of what has failed."""
+    return [entry.applied for entry in entries if entry.applied and entry.applied.state is RecordState.FAILED]
 
 
 def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
@@ -121,17 +145,25 @@ def _unknown(entry: Entry) -> str:
 
 
 def refuse_interrupted(entries: Iterable[Entry], direction: Direction) -> None:
-    """Raise HistoryError where a runner has left a version half done; to be asked under the lock.
+    """Raise HistoryError where a version is half done and this run cannot go on with it; to be asked under the lock.
 
-    Only who holds the lock may judge: without it the runner may well be alive. A way down that failed at a
-    statement, and says so, is open for another try down.
+    Only who holds the lock may judge: without it the runner may well be alive. What failed at a statement, and
+    says so, is open for another try in the same direction.
     """
-    facts = [(entry, entry.applied) for entry in entries if entry.state is State.RUNNING and entry.applied]
-    if direction is Direction.DOWN:
-        facts = [(entry, row) for entry, row in facts if row.state is RecordState.RUNNING or row.error is None]
+    facts = [
+        (entry, row)
+        for entry in entries
+        if (row := entry.applied) and row.state is not RecordState.APPLIED and not _open_for(direction, row)
+    ]
     if facts:
         text = "\n".join(_interrupted(entry, row) for entry, row in facts)
         raise HistoryError(text, [entry.version for entry, _ in facts])
+
+
+def _open_for(direction: Direction, row: AppliedMigration) -> bool:
+    if row.state is RecordState.FAILED:
+        return direction is Direction.UP or _left_nothing(row)
+    return row.state is RecordState.REVERTING and row.error is not None and direction is Direction.DOWN
 
 
 def _interrupted(entry: Entry, row: AppliedMigration) -> str:
@@ -163,18 +195,19 @@ def plan_again(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
     """Return the versions above `to`, or the newest `steps` ones, that a way down leads through; newest first.
 
-    Raises HistoryError while the database is ahead of the files: reverting below an unknown version would
-    leave that one without what it was built on.
+    Raises HistoryError where one of them is unknown: the database is ahead of the files.
     """
     if (to is None) == (steps is None):
         raise UsageError("down takes either the version to go back to, or a number of steps")
+    if steps is not None and steps < 1:
+        raise UsageError(f"{steps} steps down are none; the least is 1")
     _known(entries, to)
-    there = _revertible(entries)
-    unknown = [entry for entry in there if entry.state is State.UNKNOWN]
+    chosen = [entry for entry in _revertible(entries) if to is None or int(entry.version) > int(to)][:steps]
+    unknown = [entry for entry in chosen if entry.state is State.UNKNOWN]
     if unknown:
         text = "\n".join(f"{_unknown(entry)}; revert it with the release that has it" for entry in unknown)
         raise HistoryError(text, [entry.version for entry in unknown])
-    return tuple(entry.version for entry in there if to is None or int(entry.version) > int(to))[:steps]
+    return tuple(entry.version for entry in chosen)
 
 
 def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
@@ -206,9 +239,24 @@ def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
             steps.append(_step(entry, direction))
         except FilesError as error:
             problems += error.problems
+        if direction is Direction.UP:
+            problems += _problems_of_way_down(entry)
     if problems:
         raise FilesError(problems)
     return Plan(tuple(steps))
+
+
+def _problems_of_way_down(entry: Entry) -> Sequence[Problem]:
+    """Return what is wrong with the way down of a version that is to go up: later is too late to find out."""
+    if entry.migration is None or entry.migration.kind is Kind.PYTHON or entry.migration.down is None:
+        return ()
+    from pgratchet.core.scripts import compile_script  # noqa: PLC0415 - as in _step
+
+    try:
+        compile_script(entry.migration.down, entry.migration.kind, Direction.DOWN)
+    except FilesError as error:
+        return error.problems
+    return ()
 
 
 def _step(entry: Entry, direction: Direction) -> Step:

@@ -6,9 +6,11 @@ Whether a file is fit to run is decided here, before anything of the run is sent
 import ast
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, ScriptError
+from pgratchet.core.lexing import tokens
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.parsing import line_of
 from pgratchet.core.statements import Statement, StatementKind, scan
@@ -21,18 +23,13 @@ CHUNK = 1 << 20
 
 _OPENERS = ("BEGIN", "START TRANSACTION")
 _CLOSERS = ("COMMIT", "END")
-_OPENER = re.compile(r"(?:BEGIN(?:\s+(?:WORK|TRANSACTION)\b)?|START\s+TRANSACTION\b)\s*", re.IGNORECASE)
+_OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
+_RESTRICT = re.compile(r"^\\(?:un)?restrict\b[^\n]*", re.MULTILINE)
 
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     """Return the script of a source; raises FilesError with everything that makes it unfit to run."""
-    if kind is Kind.PYTHON:
-        return _compile_python(source, direction)
-    try:
-        return _compile_sql(source)
-    except ScriptError as error:
-        line = line_of(source.text, error.offset)
-        raise FilesError([Problem(source.path, str(error), "close it", line)]) from None
+    return _compile_python(source, direction) if kind is Kind.PYTHON else _compile_sql(_without_restrict(source))
 
 
 def _compile_python(source: Source, direction: Direction) -> Script:
@@ -42,42 +39,68 @@ def _compile_python(source: Source, direction: Direction) -> Script:
     try:
         tree = ast.parse(source.text, source.path)
     except SyntaxError as error:
-        raise FilesError([Problem(source.path, f"{error.msg}", "mend the syntax", error.lineno)]) from None
+        raise FilesError([Problem(source.path, error.msg, "mend the syntax", error.lineno)]) from None
+    except (MemoryError, RecursionError):
+        raise FilesError([Problem(source.path, "nested too deeply for Python", "write it flatter")]) from None
+    cure = f"write 'async def {direction}(connection)'"
     for node in tree.body:
         if isinstance(node, ast.AsyncFunctionDef) and node.name == direction:
             return Script(source, Mode.TRANSACTION, statements=1)
         if isinstance(node, ast.FunctionDef) and node.name == direction:
-            message = f"'{direction}' is a plain function"
-            cure = f"write 'async def {direction}(connection)'"
-            raise FilesError([Problem(source.path, message, cure, node.lineno)])
-    cure = f"write 'async def {direction}(connection)'"
+            raise FilesError([Problem(source.path, f"'{direction}' is a plain function", cure, node.lineno)])
     raise FilesError([Problem(source.path, f"no function '{direction}'", cure)])
 
 
+def _without_restrict(source: Source) -> Source:
+    """Return the source with the lines blank that newer pg_dumps write for psql alone (CVE-2025-8714)."""
+    if "\\restrict" not in source.text and "\\unrestrict" not in source.text:
+        return source
+    return source._replace(text=_RESTRICT.sub(lambda found: " " * len(found[0]), source.text))
+
+
 def _compile_sql(source: Source) -> Script:
-    problems: list[Problem] = []
-    statements: Iterable[Statement] = _runnable(source, problems)
-    if len(source.text) <= 4 * CHUNK:
-        statements = list(statements)
-    controls, refusals, count = [], [], 0
-    for count, statement in enumerate(statements, 1):
-        if statement.controls:
-            controls.append((count, statement))
-        if statement.refuses:
-            refusals.append(statement)
-    begin, absorbed = _opening(source.text, controls, count)
-    problems += _forbidden_controls(source, [item for item in controls if item[0] not in absorbed])
-    by_statement = source.options.no_transaction or (len(refusals) == count > 0)
-    if refusals and not by_statement:
-        problems.append(_mixed(source, refusals[0], count - len(absorbed)))
+    statements, survey = _read(source)
+    begin, absorbed = ("", set()) if source.options.no_transaction else _opening(source.text, survey)
+    problems = survey.problems + list(_forbidden_controls(source, survey, absorbed))
+    total = survey.total - len(absorbed)
+    by_statement = source.options.no_transaction or (len(survey.refusals) == survey.total > 0)
+    if survey.refusals and not by_statement:
+        problems.append(_mixed(source, survey.refusals[0], total))
     if problems:
         raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
     mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
-    if not isinstance(statements, list):
-        statements = _runnable(source, [])
     kept = (item for number, item in enumerate(statements, 1) if number not in absorbed)
-    total = count - len(absorbed)
     return Script(source, mode, _segments(source.text, kept, total, mode), total, begin)
+
+
+class _Survey(NamedTuple):
+    """What a first reading of a script has found."""
+
+    total: int
+    controls: list[tuple[int, Statement]]
+    refusals: list[Statement]
+    problems: list[Problem]
+
+
+def _read(source: Source) -> tuple[Iterable[Statement], _Survey]:
+    """Return the SQL statements, and what has to be known of all of them before any is sent.
+
+    Those of a large script are read a second time instead of kept: there may be millions.
+    """
+    count, problems = 0, list[Problem]()
+    controls, refusals, kept = list[tuple[int, Statement]](), list[Statement](), list[Statement]()
+    small = len(source.text) <= 4 * CHUNK
+    try:
+        for count, statement in enumerate(_runnable(source, problems), 1):
+            if statement.controls:
+                controls.append((count, statement))
+            if statement.refuses:
+                refusals.append(statement)
+            if small:
+                kept.append(statement)
+    except ScriptError as error:
+        problems.append(Problem(source.path, str(error), "close it", line_of(source.text, error.offset)))
+    return kept if small else _runnable(source, []), _Survey(count, controls, refusals, problems)
 
 
 def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
@@ -92,48 +115,65 @@ def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
                 yield item
             case StatementKind.META:
                 command = source.text[item.start : item.end].split(maxsplit=1)[0]
-                if command not in {"\\restrict", "\\unrestrict"}:
-                    cure = "remove it: pgratchet sends SQL to the server, psql is not involved"
-                    problems.append(Problem(source.path, f"psql command {command}", cure, item.line))
+                cure = "remove it: pgratchet sends SQL to the server, psql is not involved"
+                problems.append(Problem(source.path, f"psql command {command}", cure, item.line))
             case StatementKind.COPY:
                 pass
 
 
-def _opening(text: str, controls: Sequence[tuple[int, Statement]], count: int) -> tuple[str, set[int]]:
+def _opening(text: str, survey: _Survey) -> tuple[str, set[int]]:
     """Return the SET TRANSACTION that a file opens with, and the numbers of the statements it replaces."""
-    settings, absorbed = [], set()
-    waiting = list(controls)
-    if waiting and waiting[0][0] == 1 and waiting[0][1].controls in _OPENERS:
-        last, closer = waiting[-1]
-        if last == count and closer.controls in _CLOSERS:
-            statement = waiting.pop(0)[1]
-            absorbed |= {1, count}
-            if options := _OPENER.sub("", text[statement.start : statement.end], count=1):
-                settings.append(f"SET TRANSACTION {options}")
-    while waiting and waiting[0][1].controls == "SET TRANSACTION" and waiting[0][0] == len(absorbed - {count}) + 1:
-        number, statement = waiting.pop(0)
-        absorbed.add(number)
+    settings, absorbed = list[str](), set[int]()
+    waiting = list(survey.controls)
+    first = 1
+    if len(waiting) > 1 and _is_pair(waiting[0], waiting[-1], survey.total):
+        _, opener = waiting.pop(0)
+        absorbed |= {1, survey.total}
+        first = 2
+        if options := _options(text, opener):
+            settings.append(f"SET TRANSACTION {options}")
+    while waiting and waiting[0][0] == first and waiting[0][1].controls == "SET TRANSACTION":
+        _, statement = waiting.pop(0)
+        absorbed.add(first)
+        first += 1
         settings.append(text[statement.start : statement.end])
     return "\n;".join(settings), absorbed
 
 
-def _forbidden_controls(source: Source, controls: Sequence[tuple[int, Statement]]) -> Iterator[Problem]:
-    for _, statement in controls:
-        if statement.controls == "SET TRANSACTION":
-            message = "SET TRANSACTION behind other statements has no effect"
-            cure = "make it the first statement of the file"
-        elif source.options.no_transaction:
+def _is_pair(opener: tuple[int, Statement], closer: tuple[int, Statement], count: int) -> bool:
+    return opener[0] == 1 and opener[1].controls in _OPENERS and closer[0] == count and closer[1].controls in _CLOSERS
+
+
+def _options(text: str, opener: Statement) -> str:
+    """Return what a BEGIN or START TRANSACTION says of its transaction."""
+    for word, start, _ in tokens(text, opener.start, opener.end):
+        if word not in _OPENING_WORDS:
+            return text[start : opener.end]
+    return ""
+
+
+def _forbidden_controls(source: Source, survey: _Survey, absorbed: set[int]) -> Iterator[Problem]:
+    for number, statement in survey.controls:
+        if number in absorbed:
+            continue
+        if source.options.no_transaction:
             message = f"{statement.controls} in a file that runs statement by statement"
             cure = "give the transaction a file of its own, without the directive no-transaction"
+        elif statement.controls == "SET TRANSACTION":
+            message = "SET TRANSACTION behind other statements has no effect"
+            cure = "make it the first statement of the file"
         else:
             message = f"{statement.controls} would end or split the transaction that pgratchet keeps"
             cure = "remove it: each file is one transaction already"
         yield Problem(source.path, message, cure, statement.line)
 
 
-def _mixed(source: Source, statement: Statement, count: int) -> Problem:
+def _mixed(source: Source, statement: Statement, total: int) -> Problem:
+    if total == 1:
+        message = f"{statement.refuses} cannot run in a transaction"
+        return Problem(source.path, message, "remove what begins and ends one around it", statement.line)
     message = (
-        f"{statement.refuses} cannot run in a transaction, and the file has {count - 1} other statement(s) "
+        f"{statement.refuses} cannot run in a transaction, and the file has {total - 1} other statement(s) "
         "that should share one"
     )
     cure = "move it to a file of its own, or give up the transaction with a first line '-- pgratchet: no-transaction'"
@@ -146,17 +186,13 @@ def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode
         most = 1
     elif len(text) > 4 * CHUNK:
         most, size = total, max(CHUNK, len(text) // MOST_MARKERS)
-    return tuple(_grouped(text, statements, most, size or len(text) + 1))
+    return tuple(_grouped(statements, most, size or len(text) + 1))
 
 
-def _grouped(text: str, statements: Iterable[Statement], most: int, size: int) -> Iterator[Segment]:
+def _grouped(statements: Iterable[Statement], most: int, size: int) -> Iterator[Segment]:
     """Yield runs of statements: at most `most` each, or as few as reach `size` characters."""
     group: Segment | None = None
     for number, statement in enumerate(statements, 1):
-        # A run is sent as it stands, so it must not span a psql command that is to be skipped.
-        if group is not None and "\\" in text[group.end : statement.start]:
-            yield group
-            group = None
         if group is None:
             group = Segment(statement.start, statement.end, number, 1, statement.refuses)
         else:

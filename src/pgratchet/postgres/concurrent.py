@@ -56,7 +56,7 @@ async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segmen
         except asyncpg.PostgresError as error:
             if wire.connection.is_closed():
                 raise
-            await wire.send("ROLLBACK")
+            await wire.roll_back("")
             if not refused and isinstance(error, _REFUSALS):
                 refused = True
             elif not refused and is_temporary(error):

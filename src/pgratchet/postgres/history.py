@@ -163,6 +163,8 @@ class History(NamedTuple):
 
 def _applied(row: asyncpg.Record) -> AppliedMigration:
     values = tuple(row)
+    if not row["version"].isdecimal():
+        raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
     try:
         state = RecordState(values[_STATE])
     except ValueError:

@@ -59,7 +59,7 @@ class Wire:
 
     async def roll_back(self, reset: str) -> None:
         """Leave whatever transaction is open, and take back what a script has left in the session."""
-        await self.send(f"ROLLBACK;{reset}")
+        await self.connection.execute(f"ROLLBACK;{reset}")
 
     async def watch(self, work: Callable[[], Awaitable[T]]) -> T:
         """Return what `work` returns; whoever blocks it for long is logged."""

@@ -1,6 +1,6 @@
 """The lifespan hook: an application does not start before its schema is there."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal
@@ -8,12 +8,13 @@ from typing import Any, Literal
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
 
-LifespanState = Mapping[str, Any] | None
-Lifespan = Callable[[Any], AbstractAsyncContextManager[LifespanState]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+"""An application's own; what it yields is the framework's business: nothing, or a mapping."""
+
 Mode = Literal["apply", "wait", "check"]
 
 
-class migrated(AbstractAsyncContextManager[LifespanState]):  # noqa: N801 - used as a function: lifespan=migrated(...)
+class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a function: lifespan=migrated(...)
     """A lifespan that brings the schema in line first, and then enters the application's own, `inner`.
 
     In mode `apply` this process migrates, unless another one does; in mode `wait` another one has to; in mode
@@ -36,7 +37,7 @@ class migrated(AbstractAsyncContextManager[LifespanState]):  # noqa: N801 - used
         self._entered: list[AsyncExitStack] = []
 
     @asynccontextmanager
-    async def __call__(self, app: object = None) -> AsyncIterator[LifespanState]:
+    async def __call__(self, app: object = None) -> AsyncIterator[Any]:
         """Run the lifespan of one application; what `inner` yields is passed on."""
         await self._verb()
         if self._inner is None:
@@ -45,9 +46,9 @@ class migrated(AbstractAsyncContextManager[LifespanState]):  # noqa: N801 - used
         async with self._inner(app) as state:
             yield state
 
-    async def __aenter__(self) -> LifespanState:
+    async def __aenter__(self) -> object:
         stack = AsyncExitStack()
-        state = await stack.enter_async_context(self())
+        state: object = await stack.enter_async_context(self())
         self._entered.append(stack)
         return state
 

@@ -1,0 +1,35 @@
+"""What a migrator is set to, and what a run hands on."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from pgratchet.core.model import Direction, Entry
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.limits import Limits
+from pgratchet.postgres.progress import Progress
+from pgratchet.postgres.records import Records
+from pgratchet.postgres.session import Connect, Connection
+from pgratchet.postgres.sql import Table
+
+
+class Settings(NamedTuple):
+    """Everything that stays the same from run to run."""
+
+    connect: Connect
+    table: Table
+    limits: Limits
+    tool_version: str
+    allow_late: bool = False
+    strict: bool = False
+    readers: tuple[str, ...] = ()
+
+
+class Held(NamedTuple):
+    """A session that has taken the lock, and what a run knows there; `look` compares again, for one direction."""
+
+    connection: Connection
+    settings: Settings
+    records: Records
+    budget: Budget
+    progress: Progress
+    look: Callable[[Connection, Direction], Awaitable[tuple[Entry, ...]]]
