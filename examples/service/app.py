@@ -1,0 +1,131 @@
+"""Tenants and what their users prefer: a service that answers once its schema is there, and never before."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+import asyncpg
+from fastapi import FastAPI, HTTPException, Request, status
+from pydantic import BaseModel, Field
+
+from pgratchet import Migrator, migrated
+from pgratchet.web.lifespan import Mode
+
+DSN = os.environ["DATABASE_URL"]
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations" / "versions"
+MODE = cast("Mode", os.environ.get("MIGRATION_MODE", "apply"))
+
+# Applications configure logging; pgratchet only logs.
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+
+@asynccontextmanager
+async def pool_lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Keep a pool for as long as the application serves."""
+    async with asyncpg.create_pool(DSN, min_size=1, max_size=5) as pool:
+        yield {"pool": pool}
+
+
+app = FastAPI(title="Tenants", lifespan=migrated(Migrator(DSN, MIGRATIONS), inner=pool_lifespan, mode=MODE))
+
+
+class NewTenant(BaseModel):
+    """What a tenant is created from."""
+
+    name: str = Field(min_length=1, max_length=200)
+    slug: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=220)
+
+
+class NewUser(BaseModel):
+    """What a user is created from."""
+
+    email: str = Field(min_length=3, max_length=320)
+
+
+class Preference(BaseModel):
+    """What a user prefers under one name."""
+
+    value: str = Field(max_length=1000)
+
+
+@app.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """Answer that requests can be served: the lifespan is entered, and the database is there."""
+    await request.state.pool.fetchval("SELECT 1")
+    return {"status": "ready"}
+
+
+@app.get("/tenants")
+async def tenants(request: Request) -> list[dict[str, Any]]:
+    """List the tenants by name."""
+    rows = await request.state.pool.fetch(
+        "SELECT id, name, slug, knowledge_base_enabled FROM tenants ORDER BY name",
+    )
+    return [dict(row) for row in rows]
+
+
+@app.post("/tenants", status_code=status.HTTP_201_CREATED)
+async def create_tenant(request: Request, tenant: NewTenant) -> dict[str, UUID]:
+    """Create a tenant; name and slug must be free."""
+    try:
+        identity = await request.state.pool.fetchval(
+            "INSERT INTO tenants (name, slug) VALUES ($1, $2) RETURNING id", tenant.name, tenant.slug
+        )
+    except asyncpg.UniqueViolationError:
+        raise HTTPException(status.HTTP_409_CONFLICT, "name or slug is taken") from None
+    return {"id": identity}
+
+
+@app.put("/tenants/{tenant_id}/knowledge-base", status_code=status.HTTP_204_NO_CONTENT)
+async def switch_knowledge_base(request: Request, tenant_id: UUID, *, enabled: bool) -> None:
+    """Switch a tenant's knowledge base on or off."""
+    done = await request.state.pool.execute(
+        "UPDATE tenants SET knowledge_base_enabled = $2 WHERE id = $1", tenant_id, enabled
+    )
+    if done == "UPDATE 0":
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "no such tenant")
+
+
+@app.post("/tenants/{tenant_id}/users", status_code=status.HTTP_201_CREATED)
+async def create_user(request: Request, tenant_id: UUID, user: NewUser) -> dict[str, UUID]:
+    """Create a user of a tenant."""
+    try:
+        identity = await request.state.pool.fetchval(
+            "INSERT INTO users (tenant_id, email) VALUES ($1, $2) RETURNING id", tenant_id, user.email
+        )
+    except asyncpg.ForeignKeyViolationError:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "no such tenant") from None
+    except asyncpg.UniqueViolationError:
+        raise HTTPException(status.HTTP_409_CONFLICT, "the tenant has this user") from None
+    return {"id": identity}
+
+
+@app.get("/users/{user_id}/preferences")
+async def preferences(request: Request, user_id: UUID) -> dict[str, str]:
+    """Return all of a user's preferences."""
+    rows = await request.state.pool.fetch(
+        "SELECT name, value FROM user_preferences WHERE user_id = $1 ORDER BY name", user_id
+    )
+    return {row["name"]: row["value"] for row in rows}
+
+
+PreferenceName = Annotated[str, Field(max_length=100)]
+
+
+@app.put("/users/{user_id}/preferences/{name}", status_code=status.HTTP_204_NO_CONTENT)
+async def prefer(request: Request, user_id: UUID, name: PreferenceName, preference: Preference) -> None:
+    """Set one preference, over what it was."""
+    try:
+        await request.state.pool.execute(
+            "INSERT INTO user_preferences (user_id, name, value) VALUES ($1, $2, $3) "
+            "ON CONFLICT ON CONSTRAINT user_preferences_user_name_key DO UPDATE SET value = excluded.value",
+            user_id,
+            name,
+            preference.value,
+        )
+    except asyncpg.ForeignKeyViolationError:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "no such user") from None

@@ -1,0 +1,15 @@
+-- Migration: seed ban policies
+-- Version: 006
+-- Date: 2026-11-23
+
+DELETE FROM user_bans WHERE policy_id IN (
+    '6b0e7f0e-0000-4000-8000-000000000001',
+    '6b0e7f0e-0000-4000-8000-000000000002',
+    '6b0e7f0e-0000-4000-8000-000000000003'
+);
+
+DELETE FROM ban_policies WHERE id IN (
+    '6b0e7f0e-0000-4000-8000-000000000001',
+    '6b0e7f0e-0000-4000-8000-000000000002',
+    '6b0e7f0e-0000-4000-8000-000000000003'
+);
