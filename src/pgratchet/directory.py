@@ -81,9 +81,11 @@ def _on_disk(folder: str) -> Iterator[File]:
 
 
 def _packed(folder: Traversable) -> Iterator[File]:
-    if not folder.is_dir():
+    there = {item.name: item for item in folder.iterdir()} if folder.is_dir() else {}
+    if not there:
+        # A zip has no folders of their own: one that holds nothing is one that is not there.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    items = {item.name: item for item in folder.iterdir() if _counts(item.name) and not item.is_dir()}
+    items = {name: item for name, item in there.items() if _counts(name) and not item.is_dir()}
     for name in sorted(items):
         yield File(name, str(items[name]), items[name].read_bytes())
 

@@ -11,10 +11,13 @@ from pgratchet.core.model import File, Kind, Options, Problem, Source
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 COMMENT = {Kind.SQL: "--", Kind.PYTHON: "#"}
+LONGEST_VERSION = 18
+"""Digits in a version: what a signed 64-bit number holds for certain."""
+
 DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with")
 SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|)")
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
 _HEAD = {
     # A comment within a comment ends the head here: what is in it must not be taken for a directive.
     Kind.SQL: re.compile(r"(?:\s+|--[^\n]*|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL),
@@ -24,7 +27,7 @@ _DIRECTIVE = {
     kind: re.compile(rf"^[ \t]*{mark}[ \t]*pgratchet\b[ \t]*(:?)[ \t]*(.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
     for kind, mark in COMMENT.items()
 }
-_STRAY = {kind: re.compile(rf"{mark}[ \t]*pgratchet[ \t]*:") for kind, mark in COMMENT.items()}
+_STRAY = {kind: re.compile(rf"{mark}[ \t]*pgratchet[ \t]*:", re.IGNORECASE) for kind, mark in COMMENT.items()}
 _VERSION = {kind: re.compile(rf"^{mark}[ \t]*Version:[ \t]*(\S+)", re.MULTILINE) for kind, mark in COMMENT.items()}
 
 
@@ -59,7 +62,7 @@ def read(file: File, kind: Kind, version: str) -> Content:
     end = head.end() if head else 0
     options, problems = _options(file.path, text, kind, end)
     problems += _contradiction(file.path, text, kind, version, end)
-    if "pgratchet" in text:
+    if "pgratchet" in text or "PGRATCHET" in text:
         problems += _stray_directives(file.path, text, kind, end)
     return Content(Source(file.path, text, options), checksum, tuple(problems))
 
@@ -91,7 +94,8 @@ def _contradiction(path: str, text: str, kind: Kind, version: str, end: int) -> 
 
 
 def _canonical(digits: str) -> str | None:
-    return (digits.lstrip("0") or "0") if digits.isascii() and digits.isdecimal() else None
+    fits = digits.isascii() and digits.isdecimal() and len(digits) <= LONGEST_VERSION
+    return (digits.lstrip("0") or "0") if fits else None
 
 
 def _options(path: str, text: str, kind: Kind, end: int) -> tuple[Options, list[Problem]]:

@@ -5,8 +5,7 @@ Whether a file is fit to run is decided here, before anything of the run is sent
 
 import ast
 import hashlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, ScriptError
@@ -24,12 +23,11 @@ CHUNK = 1 << 20
 _OPENERS = ("BEGIN", "START TRANSACTION")
 _CLOSERS = ("COMMIT", "END")
 _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
-_RESTRICT = re.compile(r"^\\(?:un)?restrict\b[^\n]*", re.MULTILINE)
 
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     """Return the script of a source; raises FilesError with everything that makes it unfit to run."""
-    return _compile_python(source, direction) if kind is Kind.PYTHON else _compile_sql(_without_restrict(source))
+    return _compile_python(source, direction) if kind is Kind.PYTHON else _compile_sql(_for_server(source))
 
 
 def _compile_python(source: Source, direction: Direction) -> Script:
@@ -51,11 +49,19 @@ def _compile_python(source: Source, direction: Direction) -> Script:
     raise FilesError([Problem(source.path, f"no function '{direction}'", cure)])
 
 
-def _without_restrict(source: Source) -> Source:
-    """Return the source with the lines blank that newer pg_dumps write for psql alone (CVE-2025-8714)."""
-    if "\\restrict" not in source.text and "\\unrestrict" not in source.text:
+def _for_server(source: Source) -> Source:
+    """Return the source with blanks for the commands that newer pg_dumps write for psql alone (CVE-2025-8714)."""
+    text = source.text
+    if "\\restrict" not in text and "\\unrestrict" not in text:
         return source
-    return source._replace(text=_RESTRICT.sub(lambda found: " " * len(found[0]), source.text))
+    try:
+        commands = [item for item in scan(text) if item.kind is StatementKind.META]
+    except ScriptError:
+        return source
+    for item in commands:
+        if text[item.start : item.end].startswith(("\\restrict", "\\unrestrict")):
+            text = text[: item.start] + " " * (item.end - item.start) + text[item.end :]
+    return source._replace(text=text)
 
 
 def _compile_sql(source: Source) -> Script:
@@ -65,7 +71,7 @@ def _compile_sql(source: Source) -> Script:
     total = survey.total - len(absorbed)
     by_statement = source.options.no_transaction or (len(survey.refusals) == survey.total > 0)
     if survey.refusals and not by_statement:
-        problems.append(_mixed(source, survey.refusals[0], total))
+        problems.append(_mixed(source, survey.refusals, total))
     if problems:
         raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
     mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
@@ -168,8 +174,9 @@ def _forbidden_controls(source: Source, survey: _Survey, absorbed: set[int]) -> 
         yield Problem(source.path, message, cure, statement.line)
 
 
-def _mixed(source: Source, statement: Statement, total: int) -> Problem:
-    if total == 1:
+def _mixed(source: Source, refusals: Sequence[Statement], total: int) -> Problem:
+    statement = refusals[0]
+    if len(refusals) == total:
         message = f"{statement.refuses} cannot run in a transaction"
         return Problem(source.path, message, "remove what begins and ends one around it", statement.line)
     message = (

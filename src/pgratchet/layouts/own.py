@@ -177,6 +177,8 @@ def _unfit_scripts(shelf: _Shelf) -> list[Problem]:
 
     problems: list[Problem] = []
     for file in (*shelf.ups.values(), *shelf.downs.values()):
+        if file.content.problems and not file.content.source.text:
+            continue  # no text at all, which has been said
         try:
             compile_script(file.content.source, file.kind, file.direction)
         except FilesError as error:

@@ -74,7 +74,7 @@ class Records(NamedTuple):
             return f"{update} WHERE {self._version(claim)};"
         failed = literal(RecordState.FAILED)
         if claim.step.script.mode is Mode.STATEMENTS:
-            return f"{update}, state = {failed}, finished_at = clock_timestamp() WHERE {self._own(claim)};"
+            return f"{update}, state = {failed}, finished_at = pg_catalog.clock_timestamp() WHERE {self._own(claim)};"
         return (
             f"{update} WHERE {self._own(claim)};"
             f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state = {failed};"
@@ -134,7 +134,7 @@ class Records(NamedTuple):
             act = f"DELETE FROM {self.table.quoted}"
         else:
             values = f"state = {literal(RecordState.APPLIED)}, statements_done = statements_total"
-            act = f"UPDATE {self.table.quoted} SET {values}, finished_at = clock_timestamp(), error = NULL"
+            act = f"UPDATE {self.table.quoted} SET {values}, finished_at = pg_catalog.clock_timestamp(), error = NULL"
         return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}")
 
     def _version(self, claim: Claim) -> str:

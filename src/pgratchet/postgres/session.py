@@ -44,7 +44,8 @@ KEEPALIVE_PROBES = 3
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _NOT_NOW = (
-    OSError,
+    ConnectionError,
+    FileNotFoundError,
     TimeoutError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
@@ -170,13 +171,20 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
                 return await connect()
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
             reason = f"cannot connect: {describe(error)}"
-            if budget is None or not isinstance(error, _NOT_NOW) or isinstance(error, ssl.SSLError):
+            if budget is None or not _may_pass(error):
                 raise ServerError(reason) from error
         if budget is None:
             raise ServerError(reason)
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
         attempt += 1
+
+
+def _may_pass(error: Exception) -> bool:
+    """Say whether a server may be there soon: it is starting, full, or not listening yet; a name may be mistyped."""
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    return isinstance(error, _NOT_NOW)
 
 
 def describe(error: BaseException) -> str:

@@ -46,7 +46,7 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         async with self._inner(app) as state:
             yield state
 
-    async def __aenter__(self) -> object:
+    async def __aenter__(self) -> Any:
         stack = AsyncExitStack()
         state: object = await stack.enter_async_context(self())
         self._entered.append(stack)

@@ -1,0 +1,91 @@
+"""One plain function for each command: it calls the library once, and returns what there is to tell."""
+
+from functools import partial
+from typing import Annotated, Unpack
+
+import typer
+
+from pgratchet import migrator
+from pgratchet.cli import reports
+from pgratchet.cli.interruption import run
+from pgratchet.cli.options import Common, Judging, Waiting, Writing
+from pgratchet.cli.reports import Report
+from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
+from pgratchet.core.errors import UsageError
+from pgratchet.core.model import Kind
+
+To = Annotated[str | None, typer.Option(metavar="VERSION", help="Up to and including this one.")]
+DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Everything above this one; 0 for everything.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be applied; change nothing.")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="Do it all in one transaction, and roll it back.")]
+DownSteps = Annotated[int | None, typer.Option(metavar="N", min=1, help="The newest N versions; 1 if not given.")]
+Steps = Annotated[int, typer.Option(metavar="N", min=1, help="The newest N versions.")]
+Description = Annotated[str, typer.Argument(help="What it does, in a few words.")]
+Python = Annotated[bool, typer.Option("--python", help="Write a Python migration instead of SQL.")]
+Source = Annotated[str, typer.Option(metavar="NAME", help="The table of a home-made runner.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it, instead of saying what would be done.")]
+SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out what failed there.")]
+
+
+def up(to: To = None, *, dry_run: DryRun = False, rehearse: Rehearse = False, **flags: Unpack[Writing]) -> Report:
+    """Apply what is pending."""
+    if dry_run and rehearse:
+        raise UsageError("--dry-run and --rehearse are two different things; give one of them")
+    if dry_run:
+        return reports.planned(run(partial(open_migrator(flags).plan, to)))
+    if rehearse:
+        return reports.rehearsed(run(partial(open_migrator(flags).rehearse, to)))
+    return reports.done(run(partial(open_migrator(flags).up, to)))
+
+
+def down(to: DownTo = None, steps: DownSteps = None, **flags: Unpack[Writing]) -> Report:
+    """Revert the newest version, or more."""
+    return reports.done(run(partial(open_migrator(flags).down, to, steps=steps)))
+
+
+def redo(steps: Steps = 1, **flags: Unpack[Writing]) -> Report:
+    """Revert the newest version and apply it again."""
+    return reports.done(run(partial(open_migrator(flags).redo, steps)))
+
+
+def status(**flags: Unpack[Common]) -> Report:
+    """Show every version, in the files and in the database."""
+    return reports.status(run(open_migrator(flags).status))
+
+
+def check(**flags: Unpack[Judging]) -> Report:
+    """Exit with 0 if everything is applied, 3 if not, 4 if files and history disagree."""
+    run(open_migrator(flags).check)
+    return reports.up_to_date()
+
+
+def wait(**flags: Unpack[Waiting]) -> Report:
+    """Return once somebody else has applied everything."""
+    run(open_migrator(flags).wait)
+    return reports.up_to_date()
+
+
+def plan(to: To = None, **flags: Unpack[Judging]) -> Report:
+    """Say what `up` would do; change nothing."""
+    return reports.planned(run(partial(open_migrator(flags).plan, to)))
+
+
+def new(description: Description, *, python: Python = False, **flags: Unpack[Common]) -> Report:
+    """Write the files of a new migration."""
+    folder = read(flags).get("dir", DEFAULT_DIR)
+    return reports.created(migrator.new(folder, description, Kind.PYTHON if python else Kind.SQL))
+
+
+def adopt(
+    source: Source = "public.schema_migrations",
+    *,
+    yes: Yes = False,
+    skip_failed: SkipFailed = False,
+    **flags: Unpack[Waiting],
+) -> Report:
+    """Take over the history of a home-made runner."""
+    work = partial(open_migrator(flags).adopt, source, dry_run=not yes, skip_failed=skip_failed)
+    return reports.adopted(run(work))
+
+
+COMMANDS = {command.__name__: command for command in (up, down, redo, status, check, wait, plan, new, adopt)}

@@ -1,0 +1,41 @@
+"""Lines of a file around the place where something went wrong, as they look on a terminal."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+WIDEST = 160
+"""How many characters of a line are shown."""
+
+
+def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> Iterator[str]:
+    """Yield the lines with their numbers, and a caret under the column, which counts from 1."""
+    digits = max((len(str(number)) for number, _ in excerpt), default=0)
+    for number, text in excerpt:
+        here = number == line
+        shown, before = _cut(text, column - 1 if here and column else 0)
+        yield f"{'>' if here else ' '} {number:>{digits}} | {_printable(shown)}".rstrip()
+        if here and column:
+            yield f"  {'':>{digits}} | {_blank(shown[:before])}^"
+
+
+def _cut(text: str, offset: int) -> tuple[str, int]:
+    """Return as much of a long line as is shown, and where the offset is in it."""
+    start = max(0, min(offset - WIDEST // 2, len(text) - WIDEST))
+    head = "..." if start else ""
+    tail = "..." if start + WIDEST < len(text) else ""
+    return head + text[start : start + WIDEST] + tail, offset - start + len(head)
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each == "\t" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _blank(text: str) -> str:
+    """Return what takes as much room as the text; a tab stays one, as it ends at the same place in both lines."""
+    return "".join("\t" if each == "\t" else " " * _width(each) for each in text)
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

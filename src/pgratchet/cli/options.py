@@ -1,0 +1,73 @@
+"""The options that commands share, and how a command gets them."""
+
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
+
+import typer
+
+
+def _setting(name: str, metavar: str | None, text: str, **more: Any) -> Any:
+    return typer.Option(metavar=metavar, envvar=f"PGRATCHET_{name}", help=text, **more)
+
+
+_DSN = typer.Option(
+    metavar="URL", envvar=["PGRATCHET_DSN", "DATABASE_URL"], help="postgresql://user:password@host/name"
+)
+_DIR = _setting("DIR", "FOLDER", "Where the migrations are; migrations/versions if not given.")
+_TABLE = _setting("TABLE", "NAME", "The history; public.schema_migrations if not given.")
+_JSON = typer.Option("--json", help="Write one JSON document to stdout instead of lines.")
+_VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
+_LATE = _setting("ALLOW_LATE", None, "Apply also what is pending below a version that is applied.")
+_STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database that have no file.")
+_BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.", min=0)
+_LOCK = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
+_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.", min=0)
+_JOURNAL = _setting("JOURNAL", "FILE", "Gets a line for each finished step.")
+_READERS = typer.Option(
+    "--reader",
+    metavar="ROLE",
+    envvar="PGRATCHET_READERS",
+    help="May wait and check; can be given several times, in the variable with blanks between.",
+)
+
+
+class Common(TypedDict, total=False):
+    """What every command takes. The names are those of [tool.pgratchet], up to `json`."""
+
+    dsn: Annotated[str | None, _DSN]
+    dir: Annotated[str | None, _DIR]
+    table: Annotated[str | None, _TABLE]
+    json: Annotated[bool | None, _JSON]
+    verbose: Annotated[bool | None, _VERBOSE]
+
+
+class Judging(Common, total=False):
+    """What commands take that compare the files with the history."""
+
+    allow_late: Annotated[bool | None, _LATE]
+    strict: Annotated[bool | None, _STRICT]
+
+
+class Waiting(Judging, total=False):
+    """What commands take that wait."""
+
+    budget: Annotated[float | None, _BUDGET]
+
+
+class Writing(Waiting, total=False):
+    """What commands take that change the database."""
+
+    lock_timeout: Annotated[float | None, _LOCK]
+    statement_timeout: Annotated[float | None, _STATEMENT]
+    readers: Annotated[list[str] | None, _READERS]
+    journal: Annotated[str | None, _JOURNAL]
+
+
+def spelled_out(command: Callable[..., object]) -> Signature:
+    """Return a command's signature with the members of its `**flags: Unpack[...]` as parameters of their own."""
+    *own, flags = signature(command).parameters.values()
+    (group,) = get_args(flags.annotation)
+    hints: dict[str, Any] = get_type_hints(group, include_extras=True)
+    shared = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
+    return Signature([*own, *shared])

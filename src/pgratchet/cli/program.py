@@ -1,0 +1,148 @@
+"""The program: its commands, what they all have in common, and its end."""
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Annotated, Any, TextIO, cast
+
+import typer
+from typer.core import TyperGroup
+
+from pgratchet.cli import troubles
+from pgratchet.cli.commands import COMMANDS
+from pgratchet.cli.interruption import InterruptedBySignalError
+from pgratchet.cli.options import spelled_out
+from pgratchet.cli.reports import Report
+from pgratchet.cli.settings import did_you_mean
+from pgratchet.core.errors import PgratchetError, UsageError
+from pgratchet.version import __version__
+
+# From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
+_WrongUseError = cast("type[Exception]", typer.BadParameter.__base__)
+_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+
+class Program(TyperGroup):
+    """Builds a command when it is asked for: all options of all commands would be most of what a start costs us."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return one command; an unknown one is wrong use."""
+        if cmd_name not in COMMANDS:
+            ctx.fail(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, COMMANDS)}")
+        only = typer.Typer(**_PLAIN)
+        only.command(cmd_name)(complete(COMMANDS[cmd_name]))
+        return typer.main.get_command(only)
+
+
+def complete(command: Callable[..., Report]) -> Callable[..., None]:
+    """Return what typer runs: the command with all its options, its report written, its exit code set."""
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        with _logging(verbose=bool(options["verbose"])):
+            code = _carry_out(command, options)
+        if code:
+            raise typer.Exit(code)
+
+    run.__signature__ = spelled_out(command)  # type: ignore[attr-defined]  # where inspect looks for it
+    return run
+
+
+def _carry_out(command: Callable[..., Report], options: dict[str, Any]) -> int:
+    try:
+        report = command(**options)
+    except (PgratchetError, InterruptedBySignalError) as error:
+        _tell(troubles.report(error), ok=False, as_json=options["json"])
+        return troubles.exit_code(error)
+    _tell(report, ok=True, as_json=options["json"])
+    return 0
+
+
+def _tell(report: Report, *, ok: bool, as_json: bool | None) -> None:
+    if not as_json or not ok:
+        _echo("\n".join(report.lines), sys.stdout if ok else sys.stderr)
+    if as_json:
+        _write({"ok": ok, **report.document})
+
+
+def _write(document: dict[str, Any]) -> None:
+    import json  # noqa: PLC0415 - most starts do without
+
+    _echo(json.dumps(document), sys.stdout)
+
+
+def _echo(text: str, stream: TextIO) -> None:
+    try:
+        typer.echo(text, file=stream)
+    except BrokenPipeError:
+        # That nobody reads any more changes nothing of what was done; the flush at exit must not fail over it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _logging(*, verbose: bool) -> Iterator[None]:
+    """Log to stderr; it is put back as it was, as a test runs many commands in one process."""
+    logger, handler = logging.getLogger("pgratchet"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if wanted:
+        typer.echo(f"pgratchet {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=Program, no_args_is_help=True, context_settings={"max_content_width": 100}, **_PLAIN)
+
+
+@app.callback()
+def _start(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """PostgreSQL migrations, each applied exactly once, however many runners start at once."""
+
+
+def main() -> None:
+    """Run the command line of this process, and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have must not turn success into a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        return app(arguments, prog_name="pgratchet", standalone_mode=False) or 0
+    except _WrongUseError as error:
+        return _wrong_use(error, as_json="--json" in arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+
+
+def _wrong_use(error: Any, *, as_json: bool) -> int:
+    """Tell as click does, but for what may be a DSN."""
+    error.message = troubles.discreet(error.message)
+    error.show()
+    if as_json:
+        _write({"ok": False, **troubles.report(UsageError(error.format_message())).document})
+    return troubles.WRONG_USE

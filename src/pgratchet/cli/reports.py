@@ -1,0 +1,139 @@
+"""What commands found or did, as people read it and as programs do."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan
+
+NEVER = "-"
+
+
+class Report(NamedTuple):
+    """The same twice: lines of text, and what becomes a JSON object."""
+
+    lines: Sequence[str]
+    document: dict[str, Any]
+
+
+def done(steps: Sequence[Finished]) -> Report:
+    """Return what a run did, step by step."""
+    verbs = {Direction.UP: "applied", Direction.DOWN: "reverted"}
+    lines = [
+        f"{verbs[step.direction]} {step.version} {step.name} ({_statements(step.statements)}, {step.seconds:.3f} s)"
+        for step in steps
+    ]
+    return Report(lines or ["nothing to do"], {"finished": [step._asdict() for step in steps]})
+
+
+def rehearsed(steps: Sequence[Finished]) -> Report:
+    """Return what a rehearsal did, and undid."""
+    lines = [f"rehearsed {step.version} {step.name} ({_statements(step.statements)})" for step in steps]
+    lines.append("rolled back: nothing has changed" if steps else "nothing to do")
+    return Report(lines, {"rehearsed": [step._asdict() for step in steps]})
+
+
+def planned(plan: Plan) -> Report:
+    """Return what a run would do."""
+    lines = [f"warning: {warning}" for warning in plan.warnings]
+    steps = []
+    for step in plan.steps:
+        migration, script = step.migration, step.script
+        how = "one transaction" if script.mode is Mode.TRANSACTION else "statement by statement"
+        rest = f", {step.done} of them done already" if step.done else ""
+        lines.append(
+            f"would apply {migration.version} {migration.name} ({_statements(script.statements)}{rest}, {how})"
+        )
+        steps.append(
+            {
+                "version": migration.version,
+                "name": migration.name,
+                "direction": step.direction,
+                "path": script.source.path,
+                "mode": script.mode,
+                "statements": script.statements,
+                "done": step.done,
+            }
+        )
+    return Report(lines if steps else [*lines, "nothing to do"], {"steps": steps, "warnings": list(plan.warnings)})
+
+
+def status(entries: Sequence[Entry]) -> Report:
+    """Return a table of all versions, what the failed ones failed with, and how many there are of each state."""
+    heading = ("version", "state", "name", "when", "by")
+    rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
+    errors = [
+        f"{entry.version} {entry.state}: {entry.applied.error}"
+        for entry in entries
+        if entry.applied and entry.applied.error
+    ]
+    counts = Counter(entry.state for entry in entries)
+    total = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no migrations"
+    lines = [*(_aligned([heading, *rows]) if rows else ()), *errors, total]
+    return Report(lines, {"entries": [_entry(entry) for entry in entries]})
+
+
+def up_to_date() -> Report:
+    """Return that nothing is pending."""
+    return Report(["everything is applied"], {})
+
+
+def created(paths: Iterable[Path]) -> Report:
+    """Return which files were written."""
+    names = [str(path) for path in paths]
+    return Report([f"created {name}" for name in names], {"created": names})
+
+
+def adopted(adoption: Adoption) -> Report:
+    """Return what was taken over from another tool's table, or would be."""
+    verb = "would adopt" if adoption.dry_run else "adopted"
+    said = {
+        f"{verb}, from {adoption.source} into {adoption.target}": adoption.adopted,
+        "among them without a file here": adoption.unknown,
+        "recorded already": adoption.already,
+        "left out, because they had failed": adoption.skipped,
+    }
+    lines = [f"{what}: {', '.join(versions)}" for what, versions in said.items() if versions]
+    if adoption.dry_run and adoption.adopted:
+        lines.append("nothing has changed; --yes does it")
+    elif not adoption.dry_run:
+        lines.append(f"from now on give --table {adoption.target}, or set it: see PGRATCHET_TABLE and [tool.pgratchet]")
+    return Report(lines if adoption.adopted else [*lines, "nothing to adopt"], adoption._asdict())
+
+
+def _statements(count: int) -> str:
+    return "1 statement" if count == 1 else f"{count} statements"
+
+
+def _when(entry: Entry) -> datetime | None:
+    return (entry.applied.finished_at or entry.applied.started_at) if entry.applied else None
+
+
+def _by(entry: Entry) -> str | None:
+    return entry.applied.applied_by if entry.applied else None
+
+
+def _shown(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S%z}" if moment else NEVER
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    when = _when(entry)
+    return {
+        "version": entry.version,
+        "state": entry.state,
+        "name": entry.name,
+        "path": entry.migration.up.path if entry.migration else None,
+        "when": when.isoformat() if when else None,
+        "by": _by(entry),
+        "error": entry.applied.error if entry.applied else None,
+        "statements_done": entry.applied.statements_done if entry.applied else None,
+        "statements_total": entry.applied.statements_total if entry.applied else None,
+    }

@@ -1,0 +1,108 @@
+"""What went wrong, as people read it, as programs do, and as the shell does."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pgratchet.cli import excerpts
+from pgratchet.cli.interruption import InterruptedBySignalError
+from pgratchet.cli.reports import Report
+from pgratchet.core.errors import (
+    BehindError,
+    BudgetExceededError,
+    FilesError,
+    HistoryError,
+    MigrationFailedError,
+    PgratchetError,
+    ScriptError,
+)
+from pgratchet.core.model import Direction, Failure, Finished, Mode
+
+EXIT_CODES: dict[type[PgratchetError], int] = {
+    MigrationFailedError: 1,
+    BehindError: 3,
+    HistoryError: 4,
+    FilesError: 4,
+    ScriptError: 4,
+    BudgetExceededError: 5,
+    PgratchetError: 2,
+}
+"""The first that fits counts."""
+
+WRONG_USE = 2
+
+# All that may be a DSN, up to the end of its host: a password may hold any character. The example is no secret.
+_URL = re.compile(r"://(?!user:password@)(?:.*@)?[^\s'\"]*")
+_PASSWORD = re.compile(r"(password=)\S+", re.IGNORECASE)
+
+
+def exit_code(error: PgratchetError | InterruptedBySignalError) -> int:
+    """Return what the shell is to know of an error."""
+    if isinstance(error, InterruptedBySignalError):
+        return 128 + error.signal
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+
+
+def report(error: PgratchetError | InterruptedBySignalError) -> Report:
+    """Return all that an error says."""
+    document = {"error": {"type": type(error).__name__, "message": discreet(str(error)), **_facts(error)}}
+    match error:
+        case MigrationFailedError():
+            finished = {"finished": [step._asdict() for step in error.finished]}
+            return Report(tuple(_failed(error.failure, error.finished)), finished | document)
+        case FilesError():
+            count = len(error.problems)
+            total = "1 problem" if count == 1 else f"{count} problems"
+            return Report([*map(str, error.problems), total], document)
+        case InterruptedBySignalError():
+            return Report([str(error)], document)
+        case _:
+            return Report([f"error: {line}" for line in discreet(str(error)).splitlines()], document)
+
+
+def discreet(text: str) -> str:
+    """Return a text without what may be a DSN: one that was given in the wrong place is quoted as what it is not."""
+    return _PASSWORD.sub(r"\1...", _URL.sub("://...", text))
+
+
+def _facts(error: PgratchetError | InterruptedBySignalError) -> dict[str, Any]:
+    match error:
+        case MigrationFailedError():
+            return {"failure": error.failure._asdict()}
+        case FilesError():
+            return {"problems": [problem._asdict() for problem in error.problems]}
+        case HistoryError() | BehindError():
+            return {"versions": list(error.versions)}
+        case InterruptedBySignalError():
+            return {"signal": error.signal.name}
+        case _:
+            return {}
+
+
+def _failed(failure: Failure, finished: Sequence[Finished]) -> Iterator[str]:
+    place = ":".join(str(part) for part in (failure.path, failure.line, failure.column) if part is not None)
+    where = f" in statement {failure.statement} of {failure.statements}" if failure.statement else ""
+    yield f"{place}: {failure.direction} {failure.version} {failure.name} failed{where}"
+    if failure.excerpt and failure.line is not None:
+        yield ""
+        yield from excerpts.drawn(failure.excerpt, failure.line, failure.column)
+        yield ""
+    yield f"SQLSTATE {failure.sqlstate}: {failure.message}" if failure.sqlstate else failure.message
+    for name in ("detail", "hint", "context"):
+        if said := getattr(failure, name):
+            yield f"{name}: {said}"
+    yield ""
+    if finished:
+        yield f"finished before it: {', '.join(map(_label, finished))}; they stay"
+    yield _advice(failure)
+
+
+def _label(step: Finished) -> str:
+    return step.version if step.direction is Direction.UP else f"{step.direction} {step.version}"
+
+
+def _advice(failure: Failure) -> str:
+    again = f"mend the file and run `pgratchet {failure.direction}` again"
+    if getattr(failure, "mode", Mode.TRANSACTION) is Mode.TRANSACTION:
+        return f"{again}: the failed migration was rolled back"
+    return f"{again}: the statements before this one stay committed, and the run goes on after them"

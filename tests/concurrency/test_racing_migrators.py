@@ -1,0 +1,255 @@
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from pgratchet import HistoryError, Migrator
+from pgratchet.embedded import Server
+from tests.processes import Replica, replicas
+from tests.support import (
+    HISTORY,
+    PASS_GATE,
+    Write,
+    ask,
+    column,
+    deserted,
+    exists,
+    gate,
+    history,
+    sessions,
+    states,
+    tell,
+    until,
+    waiters,
+)
+
+pytestmark = pytest.mark.anyio
+
+COUNT = 8
+PYTHON = """
+async def up(connection):
+    await connection.execute("INSERT INTO ledger VALUES (5)")
+"""
+
+
+def history_of_files() -> Mapping[str, str]:
+    """Return migrations that would all succeed twice, and would be seen to."""
+    files = {f"{n:03}_m.sql": f"INSERT INTO ledger VALUES ({n}); SELECT pg_sleep(0.01);" for n in range(2, 13)}
+    del files["005_m.sql"]
+    return files | {
+        "001_ledger.sql": "CREATE TABLE ledger (n int);",
+        "005_m.py": PYTHON,
+        "006_m.sql": "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON ledger (n);",
+        "009_m.sql": "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (9);\nVACUUM ledger;\nANALYZE ledger;",
+    }
+
+
+async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int, Any]]:
+    found: list[tuple[int, Any]] = []
+
+    async def collect(replica: Replica) -> None:
+        await replica.go()
+        found.append(await replica.result())
+
+    with anyio.fail_after(seconds):
+        async with anyio.create_task_group() as tasks:
+            for replica in racing:
+                tasks.start_soon(collect, replica)
+    return found
+
+
+async def race(dsn: str, folder: Path, table: str = HISTORY) -> list[tuple[int, Any]]:
+    async with replicas(COUNT, dsn, folder, table) as racing:
+        return await results(racing)
+
+
+async def test_processes_that_start_at_once_apply_each_migration_once(dsn: str, write: Write, server: Server) -> None:
+    said_before = len(server.log.read_text(errors="replace"))
+
+    outcome = await race(dsn, write(history_of_files()))
+
+    assert [code for code, _ in outcome] == [0] * COUNT
+    done = Counter(version for _, said in outcome for version in said["finished"])
+    assert done == dict.fromkeys((str(n) for n in range(1, 13)), 1)
+    assert sorted(await column(dsn, "SELECT n FROM ledger")) == [2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert await ask(dsn, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
+    assert set((await states(dsn)).values()) == {"applied"}
+    assert "deadlock" not in server.log.read_text(errors="replace")[said_before:]
+    await deserted(dsn)
+
+
+async def test_processes_that_meet_a_broken_migration_all_fail_and_run_it_once(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE SEQUENCE runs")
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "003_c.sql": "CREATE TABLE c ();"})
+    write({"002_b.sql": "SELECT nextval('runs');" + PASS_GATE + "SELECT 1/0;"})
+    async with gate(dsn) as closed, replicas(COUNT, dsn, folder) as racing, anyio.create_task_group() as tasks:
+        outcome: list[tuple[int, Any]] = []
+
+        async def collect() -> None:
+            outcome.extend(await results(racing))
+
+        tasks.start_soon(collect)
+        await closed.reached()
+        await all_connected(dsn, COUNT)
+        await closed.open()
+    assert [code for code, _ in outcome] == [1] * COUNT
+    assert {said["error"] for _, said in outcome} == {"MigrationFailedError"}
+    assert all("division by zero" in said["text"] for _, said in outcome)
+    assert await ask(dsn, "SELECT last_value FROM runs") == 1
+    assert await states(dsn) == {"1": "applied", "2": "failed"}
+
+    write({"002_b.sql": "SELECT nextval('runs');"})
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+
+
+async def all_connected(dsn: str, count: int) -> None:
+    async def there() -> bool:
+        return len(await sessions(dsn)) >= count
+
+    await until(there)
+
+
+@pytest.mark.parametrize("head", ["", "-- pgratchet: no-transaction\n"], ids=["transaction", "statements"])
+async def test_a_lock_that_is_taken_away_applies_nothing_twice(dsn: str, write: Write, head: str) -> None:
+    """An administrator, say, ends the holder's session while others wait for its lock."""
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    slow = f"{head}INSERT INTO ledger VALUES (2); {PASS_GATE} INSERT INTO ledger VALUES (22);"
+    folder = write({"001_a.sql": "INSERT INTO ledger VALUES (1);", "002_b.sql": slow})
+    async with gate(dsn) as closed, replicas(3, dsn, folder) as racing, anyio.create_task_group() as tasks:
+        outcome: list[tuple[int, Any]] = []
+
+        async def collect() -> None:
+            outcome.extend(await results(racing))
+
+        tasks.start_soon(collect)
+        holder = await closed.reached()
+        await waiters(dsn, 2)
+        await tell(dsn, f"SELECT pg_terminate_backend({holder})")
+        if not head:
+            assert await closed.reached_by_another(holder)
+        await closed.open()
+    ledger = sorted(await column(dsn, "SELECT n FROM ledger"))
+    if head:
+        assert [code for code, _ in outcome] == [1, 1, 1]
+        assert {said["error"] for _, said in outcome} == {"HistoryError"}
+        assert ledger == [1, 2]
+        await tell(dsn, "DELETE FROM schema_migrations WHERE version = '2'")
+        write({"002_b.sql": "INSERT INTO ledger VALUES (22);"})
+        await Migrator(dsn, folder).up()
+    else:
+        assert [code for code, _ in outcome] == [0, 0, 0]
+        assert ledger == [1, 2, 22]
+    assert set((await states(dsn)).values()) == {"applied"}
+
+
+@pytest.fixture
+def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every runner believe that it holds the lock, as a pooler or a failover can."""
+
+    async def yes(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr("pgratchet.postgres.lock.acquire", yes)
+    monkeypatch.setattr("pgratchet.postgres.lock.held", lambda _: "true")
+
+
+@pytest.mark.usefixtures("no_lock")
+class TestWithoutALock:
+    async def test_the_primary_key_has_each_migration_applied_once(self, dsn: str, write: Write) -> None:
+        await Migrator(dsn, write({"001_ledger.sql": "CREATE TABLE ledger (n int);"})).up()
+        sql = "INSERT INTO ledger VALUES ({}); SELECT pg_sleep(0.01);"
+        folder = write({f"{n:03}_m.sql": sql.format(n) for n in range(2, 8)})
+        write({"008_m.py": PYTHON.replace("(5)", "(8)")})
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    tasks.start_soon(Migrator(dsn, folder).up)
+        assert sorted(await column(dsn, "SELECT n FROM ledger")) == list(range(2, 9))
+        assert set((await states(dsn)).values()) == {"applied"}
+
+    @pytest.mark.parametrize("suffix", ["sql", "py"])
+    async def test_a_runner_that_is_overtaken_reads_again_and_goes_on(
+        self, dsn: str, write: Write, suffix: str
+    ) -> None:
+        await tell(dsn, "CREATE TABLE ledger (n int)")
+        shared = PASS_GATE + "INSERT INTO ledger VALUES (2);"
+        if suffix == "py":
+            shared = f"async def up(connection):\n    await connection.execute({shared!r})\n"
+        short = write({f"002_b.{suffix}": shared})
+        full = short.parent / "full"
+        await anyio.Path(full).mkdir()
+        await anyio.Path(full / "001_a.sql").write_text("INSERT INTO ledger VALUES (1); SELECT 1; SELECT 2;")
+        await anyio.Path(full / f"002_b.{suffix}").write_text(shared)
+        await anyio.Path(full / "003_c.sql").write_text("INSERT INTO ledger VALUES (3);")
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, short, lock_timeout=0).up)
+            await closed.reached()
+            tasks.start_soon(Migrator(dsn, full, lock_timeout=0).up)
+
+            async def blocked() -> bool:
+                waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+                return bool(await ask(dsn, waiting))
+
+            await until(blocked)
+            await closed.open()
+        assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 2, 3]
+        assert set((await states(dsn)).values()) == {"applied"}
+
+    async def test_a_file_that_runs_statement_by_statement_is_left_to_the_one_that_has_claimed_it(
+        self, dsn: str, write: Write
+    ) -> None:
+        await tell(dsn, "CREATE TABLE ledger (n int)")
+        sql = "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (1);\n" + PASS_GATE
+        folder = write({"001_i.sql": sql})
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+            await closed.reached()
+            with pytest.raises(HistoryError) as caught:
+                await Migrator(dsn, folder).up()
+            assert caught.value.versions == ("1",)
+            await closed.open()
+        assert await column(dsn, "SELECT n FROM ledger") == [1]
+        assert await states(dsn) == {"1": "applied"}
+
+
+async def test_two_histories_race_without_hindering_each_other(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": PASS_GATE})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as one, replicas(1, dsn, folder, "two.history") as two:
+        outcome: list[tuple[int, Any]] = []
+
+        async def collect() -> None:
+            outcome.extend(await results(one + two))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect)
+
+            async def both() -> bool:
+                query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
+                return bool(await ask(dsn, query) == 2)
+
+            await until(both)
+            await closed.open()
+    assert [code for code, _ in outcome] == [0, 0]
+    assert await states(dsn) == await states(dsn, "two.history") == {"1": "applied"}
+
+
+async def test_a_database_that_is_being_migrated_by_an_older_image_is_left_to_it(dsn: str, write: Write) -> None:
+    """A replica of the release before starts while the new one migrates: both are happy."""
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    await Migrator(dsn, folder).up()
+    write({"002_b.sql": PASS_GATE})
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+        await closed.reached()
+        old = write({"002_b.sql": PASS_GATE}).parent / "old"
+        await anyio.Path(old).mkdir()
+        await anyio.Path(old / "001_a.sql").write_text("CREATE TABLE a ();")
+        with anyio.fail_after(5):
+            assert await Migrator(dsn, old).up() == ()
+            await Migrator(dsn, old).check()
+        await closed.open()
+    assert await exists(dsn, "a")
+    assert len(await history(dsn)) == 2

@@ -1,0 +1,26 @@
+"""One replica: waits for a line on its input, migrates, says as JSON what it did; exits 1 where that failed."""
+
+import json
+import sys
+
+import anyio
+
+from pgratchet import Migrator, PgratchetError
+
+
+async def main(*arguments: str) -> int:
+    dsn, folder, table = arguments
+    migrator = Migrator(dsn, folder, table=table, lock_timeout=0)
+    try:
+        finished = await migrator.up()
+    except PgratchetError as error:
+        print(json.dumps({"error": type(error).__name__, "text": str(error)}))  # noqa: T201 - to the test
+        return 1
+    print(json.dumps({"finished": [step.version for step in finished]}))  # noqa: T201 - the same
+    return 0
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)  # noqa: T201 - the same
+    sys.stdin.readline()
+    sys.exit(anyio.run(main, *sys.argv[1:]))

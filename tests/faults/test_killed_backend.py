@@ -1,0 +1,159 @@
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import pytest
+
+from pgratchet import HistoryError, Migrator, embedded
+from tests.support import (
+    PASS_GATE,
+    Write,
+    ask,
+    column,
+    deserted,
+    exists,
+    gate,
+    runner_lock,
+    sessions,
+    states,
+    tell,
+    waiters,
+)
+
+pytestmark = pytest.mark.anyio
+
+PYTHON = f'async def up(c):\n    await c.execute("CREATE TABLE a (); {PASS_GATE.strip()}")\n'
+
+
+def around(name: str, text: str) -> dict[str, str]:
+    return {"001_before.sql": "CREATE TABLE before ();", name: text, "003_after.sql": "CREATE TABLE after ();"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("002_a.sql", "CREATE TABLE a ();" + PASS_GATE), ("002_a.py", PYTHON)],
+    ids=["SQL", "Python"],
+)
+@pytest.mark.parametrize("times", [1, 3])
+async def test_in_mid_statement_is_replaced_and_the_run_goes_on(
+    dsn: str, write: Write, name: str, text: str, *, times: int
+) -> None:
+    folder = write(around(name, text))
+    finished: list[str] = []
+
+    async def run() -> None:
+        finished.extend(step.version for step in await Migrator(dsn, folder, lock_timeout=0).up())
+
+    with anyio.fail_after(20):
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            pid = await closed.reached()
+            for _ in range(times):
+                await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+                pid = await closed.reached_by_another(pid)
+            await closed.open()
+    assert finished == ["1", "2", "3"]
+    assert set((await states(dsn)).values()) == {"applied"}
+    assert [await exists(dsn, table) for table in ("before", "a", "after")] == [True] * 3
+    await deserted(dsn, 2)
+
+
+async def test_of_a_file_that_runs_statement_by_statement_stops_the_run_with_the_facts(dsn: str, write: Write) -> None:
+    folder = write(around("002_a.sql", "-- pgratchet: no-transaction\nCREATE TABLE a ();" + PASS_GATE))
+    with anyio.fail_after(20):
+        async with gate(dsn) as closed:
+            async with anyio.create_task_group() as tasks:
+
+                async def run() -> None:
+                    with pytest.raises(HistoryError) as caught:
+                        await Migrator(dsn, folder, lock_timeout=0).up()
+                    assert caught.value.versions == ("2",)
+
+                tasks.start_soon(run)
+                pid = await closed.reached()
+                await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+            await closed.open()
+    assert await states(dsn) == {"1": "applied", "2": "running"}
+    await tell(dsn, "DELETE FROM schema_migrations WHERE version = '2'; DROP TABLE a")
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+
+
+async def test_of_a_waiter_is_replaced(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    with anyio.fail_after(20):
+        async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder).up)
+            (first,) = await waiters(dsn)
+            await tell(dsn, f"SELECT pg_terminate_backend({first['pid']})")
+            while {row["pid"] for row in await waiters(dsn)} == {first["pid"]}:  # noqa: ASYNC110 - of the server
+                await anyio.sleep(0.02)
+            holder.terminate()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_cancelled_by_an_administrator_is_a_failure_like_any_other(dsn: str, write: Write) -> None:
+    folder = write(around("002_a.sql", "CREATE TABLE a ();" + PASS_GATE))
+    failed: list[Exception] = []
+
+    async def run() -> None:
+        try:
+            await Migrator(dsn, folder, lock_timeout=0).up()
+        except Exception as error:  # noqa: BLE001 - looked at below
+            failed.append(error)
+
+    with anyio.fail_after(20):
+        async with gate(dsn) as closed:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                await tell(dsn, f"SELECT pg_cancel_backend({await closed.reached()})")
+            await closed.open()
+    assert "57014" in str(failed[0])
+    assert await states(dsn) == {"1": "applied", "2": "failed"}
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_of_a_whole_server_that_restarts_in_mid_run_is_survived(
+    memory: Path | None, write: Write, mode: Literal["fast", "immediate"]
+) -> None:
+    folder = write(around("002_a.sql", "CREATE TABLE a (); SELECT pg_sleep(0.5);"))
+    with embedded.server(tcp=True, folder=memory) as own:
+        finished: list[str] = []
+
+        async def run() -> None:
+            finished.extend(step.version for step in await Migrator(own.dsn, folder).up())
+
+        with anyio.fail_after(40):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                while not [row for row in await sessions(own.dsn) if row["wait_event"] == "PgSleep"]:  # noqa: ASYNC110 - no event
+                    await anyio.sleep(0.02)
+                await anyio.to_thread.run_sync(own.restart, mode)
+        assert finished == ["1", "2", "3"]
+        assert set((await states(own.dsn)).values()) == {"applied"}
+        assert [await exists(own.dsn, table) for table in ("before", "a", "after")] == [True] * 3
+
+
+async def test_that_said_commit_but_not_that_it_was_done_is_looked_up(dsn: str, write: Write) -> None:
+    """The answer to a COMMIT is lost: only the history knows, and nothing is guessed or run twice."""
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    # The session ends itself once the transaction of the step is committed, before anything is answered.
+    await tell(
+        dsn,
+        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+        "PERFORM pg_terminate_backend(pg_backend_pid()) WHERE NEW.version = '2'; RETURN NULL; END$$",
+    )
+    folder = write({"001_a.sql": "SELECT 1;", "002_b.sql": "INSERT INTO ledger VALUES (2);"})
+    await Migrator(dsn, folder).up(to=1)
+    await tell(
+        dsn,
+        "CREATE CONSTRAINT TRIGGER die AFTER UPDATE ON schema_migrations DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW WHEN (NEW.state = 'applied') EXECUTE FUNCTION die()",
+    )
+    with anyio.fail_after(20):
+        with anyio.move_on_after(1.0):
+            await Migrator(dsn, folder).up()
+        await tell(dsn, "DROP TRIGGER die ON schema_migrations")
+        await Migrator(dsn, folder).up()
+    assert await column(dsn, "SELECT n FROM ledger") == [2]
+    assert await ask(dsn, "SELECT count(*) FROM schema_migrations WHERE state = 'applied'") == 2

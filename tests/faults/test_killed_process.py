@@ -1,0 +1,110 @@
+import time
+
+import anyio
+import pytest
+
+from pgratchet import HistoryError, Migrator
+from tests.processes import replicas
+from tests.support import PASS_GATE, Write, ask, column, connected, deserted, exists, gate, history, states, tell, until
+
+pytestmark = pytest.mark.anyio
+
+SLEEP = "SELECT pg_sleep(600);"
+ASLEEP = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+async def asleep(dsn: str) -> int:
+    async def sleeps() -> int:
+        return int(await ask(dsn, ASLEEP) or 0)
+
+    return await until(sleeps)
+
+
+@pytest.mark.parametrize("signal", ["kill", "terminate"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"001_a.sql": "CREATE TABLE a (); " + SLEEP},
+        {"001_a.sql": "SELECT 1;", "002_b.sql": "CREATE TABLE a (); " + SLEEP},
+        {"001_a.py": f"async def up(c):\n    await c.execute('CREATE TABLE a (); {SLEEP}')\n"},
+    ],
+    ids=["alone", "in company", "Python"],
+)
+async def test_in_mid_statement_frees_the_lock_within_two_seconds(
+    dsn: str, write: Write, files: dict[str, str], signal: str
+) -> None:
+    folder = write(files)
+    async with replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await asleep(dsn)
+        getattr(replica.process, signal)()
+        killed = time.monotonic()
+        write({name: text.replace("600", "0") for name, text in files.items()})
+        with anyio.fail_after(10):
+            finished = await Migrator(dsn, folder).up()
+        assert time.monotonic() - killed < 2.5
+    assert [step.version for step in finished] == [str(int(name[:3])) for name in files][-len(finished) :]
+    assert await exists(dsn, "a")
+    assert set((await states(dsn)).values()) == {"applied"}
+
+
+async def test_between_two_steps_loses_nothing_that_was_reported(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.py": "async def up(c): pass\n", "003_c.sql": PASS_GATE})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await closed.reached()
+        replica.process.kill()
+        await deserted(dsn, 2)
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["3"]
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["in a transaction", "bare"])
+async def test_in_a_file_that_runs_statement_by_statement_stops_the_next_run_with_the_facts(
+    dsn: str, write: Write, *, bare: bool
+) -> None:
+    await tell(dsn, "CREATE TABLE t (n int)")
+    last = "CREATE INDEX CONCURRENTLY i ON t (n);" if bare else PASS_GATE
+    sql = f"-- pgratchet: no-transaction\nINSERT INTO t VALUES (1); INSERT INTO t VALUES (2); {last}"
+    folder = write({"001_a.sql": sql, "002_b.sql": "CREATE TABLE b ();"})
+    waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
+
+    async with gate(dsn) as closed, connected(dsn) as old, replicas(1, dsn, folder) as (replica,):
+        await old.execute("BEGIN; INSERT INTO t VALUES (0)")
+        await replica.go()
+
+        async def waits() -> int:
+            return int(await ask(dsn, waiting) or 0)
+
+        pid = await (until(waits) if bare else closed.reached())
+        replica.process.kill()
+        await deserted(dsn, 2)
+    row = (await history(dsn))["1"]
+    done = row["statements_done"]
+    assert (row["state"], row["backend_pid"]) == ("running", pid)
+    for verb in (Migrator.up, Migrator.rehearse, Migrator.redo):
+        with pytest.raises(HistoryError) as caught:
+            await verb(Migrator(dsn, folder))
+        assert caught.value.versions == ("1",)
+        assert all(part in str(caught.value) for part in (str(pid), f"{done} of 3", row["applied_by"]))
+    assert not await exists(dsn, "b")
+
+    await tell(dsn, "DELETE FROM schema_migrations; TRUNCATE t; DROP INDEX IF EXISTS i")
+    await Migrator(dsn, folder).up()
+    assert await column(dsn, "SELECT n FROM t") == [1, 2]
+
+
+async def test_while_others_wait_lets_one_of_them_go_on(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    sql = "INSERT INTO ledger VALUES (1);" + PASS_GATE
+    folder = write({"001_a.sql": sql})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,), anyio.create_task_group() as tasks:
+        await replica.go()
+        first = await closed.reached()
+        for _ in range(2):
+            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+        replica.process.kill()
+        assert await closed.reached_by_another(first)
+        await closed.open()
+    assert await column(dsn, "SELECT n FROM ledger") == [1]
+    assert await states(dsn) == {"1": "applied"}

@@ -1,0 +1,459 @@
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from pgratchet import embedded
+from pgratchet.cli import main
+from tests import support
+from tests.support import Write
+
+USERS = {"1_users.sql": "CREATE TABLE users (id int);\n", "1_users.down.sql": "DROP TABLE users;\n"}
+EMAIL = {
+    "2_email.sql": "ALTER TABLE users ADD email text;\nCREATE INDEX ON users (email);\n",
+    "2_email.down.sql": "ALTER TABLE users DROP email;\n",
+}
+BROKEN = {"3_broken.sql": "CREATE TABLE orders ();\n\n\tALTER TABLE nope ADD x int;\n"}
+SECRET = "h1dden-pa55"  # noqa: S105 - to be looked for where it must not be
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    names = [name for name in os.environ if not name.startswith(("PGRATCHET_", "PG")) and name != "DATABASE_URL"]
+    return {name: os.environ[name] for name in names}
+
+
+@pytest.fixture
+def folder(write: Write) -> Path:
+    return write(USERS | EMAIL)
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Starts the program in a directory of its own; whatever still runs in the end is killed."""
+    started = []
+
+    def start(*arguments: str | Path, **more: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgratchet", *arguments],
+            cwd=tmp_path,
+            env=environment | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    def run(*arguments: str | Path, **more: str) -> "subprocess.CompletedProcess[str]":
+        return ended(start(*arguments, **more))
+
+    return run
+
+
+def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    out, err = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def pgratchet(run: Run, dsn: str, folder: Path) -> Run:
+    """Runs the program on the database and the files of the test."""
+    return lambda command, *arguments: run(command, "--dsn", dsn, "--dir", folder, *arguments)
+
+
+def states(dsn: str) -> dict[str, str]:
+    return asyncio.run(support.states(dsn))
+
+
+def exists(dsn: str, relation: str) -> bool:
+    return asyncio.run(support.exists(dsn, relation))
+
+
+def document(result: "subprocess.CompletedProcess[str]") -> Any:
+    """Return the one JSON document that is all of stdout."""
+    return json.loads(result.stdout)
+
+
+def test_up_applies_and_says_so_and_has_nothing_to_do_the_second_time(pgratchet: Run, dsn: str) -> None:
+    first, second = pgratchet("up"), pgratchet("up")
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert [line.split("(")[0] for line in first.stdout.splitlines()] == ["applied 1 users ", "applied 2 email "]
+    assert (second.stdout, second.stderr) == ("nothing to do\n", "")
+    assert states(dsn) == {"1": "applied", "2": "applied"}
+
+
+def test_logs_do_not_mix_with_the_document(pgratchet: Run) -> None:
+    result = pgratchet("up", "--json", "-v")
+
+    assert [step["version"] for step in document(result)["finished"]] == ["1", "2"]
+    assert "INFO" in result.stderr
+
+
+def test_up_stops_at_a_version(pgratchet: Run, dsn: str) -> None:
+    assert pgratchet("up", "--to", "1").returncode == 0
+    assert states(dsn) == {"1": "applied"}
+
+
+def test_the_installed_program_is_the_same_one(environment: dict[str, str]) -> None:
+    program = Path(sys.executable).with_name("pgratchet")
+    shown = subprocess.run([program, "--version"], env=environment, capture_output=True, text=True, check=True)
+
+    assert shown.stdout.startswith("pgratchet ")
+
+
+def test_settings_come_from_the_environment_and_from_the_project(
+    run: Run, dsn: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'[tool.pgratchet]\ndir = "{folder.name}"\ntable = "public.project"\n')
+    result = run("up", "--table", "public.flag", DATABASE_URL=dsn, PGRATCHET_TABLE="public.variable")
+
+    assert result.returncode == 0
+    assert exists(dsn, "public.flag")
+    assert not exists(dsn, "public.variable")
+    assert not exists(dsn, "public.project")
+
+
+def test_a_dry_run_changes_nothing(pgratchet: Run, dsn: str) -> None:
+    result = pgratchet("up", "--dry-run")
+
+    assert (result.returncode, result.stdout) == (
+        0,
+        "would apply 1 users (1 statement, one transaction)\nwould apply 2 email (2 statements, one transaction)\n",
+    )
+    assert result.stdout == pgratchet("plan").stdout
+    assert not exists(dsn, "schema_migrations")
+
+
+def test_a_rehearsal_changes_nothing(pgratchet: Run, dsn: str) -> None:
+    result = pgratchet("up", "--rehearse", "--json")
+
+    assert result.returncode == 0
+    assert [step["version"] for step in document(result)["rehearsed"]] == ["1", "2"]
+    assert not exists(dsn, "users")
+    assert not exists(dsn, "schema_migrations")
+
+
+def test_a_rehearsal_finds_what_would_fail(pgratchet: Run, dsn: str, write: Write) -> None:
+    write(BROKEN)
+    result = pgratchet("up", "--rehearse")
+
+    assert result.returncode == 1
+    assert "3_broken.sql" in result.stderr
+    assert not exists(dsn, "users")
+
+
+def test_down_reverts_the_newest_version_or_more(pgratchet: Run, dsn: str) -> None:
+    pgratchet("up")
+    newest = pgratchet("down")
+    after = states(dsn)
+    everything = pgratchet("down", "--to", "0")
+
+    assert newest.stdout.startswith("reverted 2 email (1 statement, ")
+    assert after == {"1": "applied"}
+    assert everything.stdout.startswith("reverted 1 users ")
+    assert states(dsn) == {}
+    assert not exists(dsn, "users")
+
+
+def test_down_takes_steps_or_a_version(pgratchet: Run, dsn: str) -> None:
+    pgratchet("up")
+
+    assert pgratchet("down", "--steps", "2", "--to", "1").returncode == 2
+    assert pgratchet("down", "--steps", "2").returncode == 0
+    assert states(dsn) == {}
+
+
+def test_redo_reverts_and_applies_again(pgratchet: Run, dsn: str) -> None:
+    pgratchet("up")
+    result = pgratchet("redo", "--json")
+
+    assert [(step["direction"], step["version"]) for step in document(result)["finished"]] == [
+        ("down", "2"),
+        ("up", "2"),
+    ]
+    assert states(dsn) == {"1": "applied", "2": "applied"}
+
+
+def test_the_status_shows_both_sides(pgratchet: Run) -> None:
+    pgratchet("up", "--to", "1")
+    heading, one, two, total = pgratchet("status").stdout.splitlines()
+
+    assert heading.split() == ["version", "state", "name", "when", "by"]
+    assert one.split()[:3] == ["1", "applied", "users"]
+    assert two.split() == ["2", "pending", "email", "-", "-"]
+    assert one.index("applied") == two.index("pending") == heading.index("state")
+    assert total == "1 applied, 1 pending"
+
+
+def test_check_says_behind_until_everything_is_applied(pgratchet: Run) -> None:
+    behind = pgratchet("check", "--json")
+    pgratchet("up")
+    there = pgratchet("check", "--json")
+
+    assert (behind.returncode, document(behind)["error"]["versions"]) == (3, ["1", "2"])
+    assert (there.returncode, document(there)) == (0, {"ok": True})
+    assert pgratchet("wait").returncode == 0
+
+
+def test_a_changed_file_is_a_disagreement(pgratchet: Run, write: Write) -> None:
+    pgratchet("up")
+    write({"1_users.sql": "CREATE TABLE users (id bigint);\n"})
+    result = pgratchet("up", "--json")
+
+    assert result.returncode == 4
+    assert document(result)["error"] == {
+        "type": "HistoryError",
+        "message": result.stderr.removeprefix("error: ").rstrip("\n"),
+        "versions": ["1"],
+    }
+    assert "1_users.sql was edited after it had been applied" in result.stderr
+    assert "1        changed  users" in pgratchet("status").stdout
+
+
+def test_a_table_of_another_tool_is_a_disagreement(pgratchet: Run, dsn: str) -> None:
+    asyncio.run(support.tell(dsn, "CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty bool)"))
+    result = pgratchet("up", "--json")
+
+    assert (result.returncode, document(result)["error"]["type"]) == (4, "ForeignTableError")
+
+
+def test_files_with_problems_are_reported_all_at_once(pgratchet: Run, write: Write) -> None:
+    write({"3_one.sql": "-- pgratchet: no-transction\n", "4.sql": ""})
+    result = pgratchet("up")
+
+    assert result.returncode == 4
+    assert "3_one.sql:1: unknown directive 'no-transction'; did you mean 'no-transaction'?" in result.stderr
+    assert result.stderr.splitlines()[-1] == "2 problems"
+
+
+def test_a_failed_migration_is_shown_where_it_failed(pgratchet: Run, dsn: str, write: Write) -> None:
+    folder = write(BROKEN)
+    failed = pgratchet("up")
+    write({"3_broken.sql": "SELECT 1;\n"})
+    mended = pgratchet("up")
+
+    assert (failed.returncode, failed.stdout) == (1, "")
+    said = [line for line in failed.stderr.splitlines() if " INFO " not in line]
+    assert said == [
+        f"{folder}/3_broken.sql:3:2: up 3 broken failed in statement 2 of 2",
+        "",
+        "  1 | CREATE TABLE orders ();",
+        "  2 |",
+        "> 3 | \tALTER TABLE nope ADD x int;",
+        "    | \t^",
+        "  4 |",
+        "",
+        'SQLSTATE 42P01: relation "nope" does not exist',
+        "",
+        "finished before it: 1, 2; they stay",
+        "mend the file and run `pgratchet up` again: the failed migration was rolled back",
+    ]
+    assert mended.returncode == 0
+    assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+
+
+def test_a_failed_migration_as_json_has_place_and_cause(pgratchet: Run, write: Write) -> None:
+    write(BROKEN)
+    result = pgratchet("up", "--json")
+
+    failure = document(result)["error"]["failure"]
+    assert (failure["version"], failure["line"], failure["column"], failure["sqlstate"]) == ("3", 3, 2, "42P01")
+    assert [step["version"] for step in document(result)["finished"]] == ["1", "2"]
+
+
+def test_the_budget_bounds_the_wait_for_the_lock(pgratchet: Run, dsn: str) -> None:
+    async def run_behind_somebody() -> "subprocess.CompletedProcess[str]":
+        async with support.runner_lock(dsn):
+            return await asyncio.to_thread(pgratchet, "up", "--budget", "0.5", "--json")
+
+    result = asyncio.run(run_behind_somebody())
+
+    assert (result.returncode, document(result)["error"]["type"]) == (5, "BudgetExceededError")
+    assert pgratchet("up").returncode == 0
+
+
+def test_adopt_says_what_it_would_do_and_does_it_when_told(pgratchet: Run, dsn: str) -> None:
+    columns = "description text, filename text, executed_at timestamptz, success bool, error_message text"
+    row = "(1, 'users', '1_users.sql', now(), true, NULL)"
+    asyncio.run(
+        support.tell(
+            dsn, f"CREATE TABLE schema_migrations (version int, {columns}); INSERT INTO schema_migrations VALUES {row}"
+        )
+    )
+    before = pgratchet("adopt")
+    there = exists(dsn, "pgratchet_migrations")
+    after = pgratchet("adopt", "--yes", "--json")
+
+    assert before.stdout.startswith("would adopt, from public.schema_migrations into public.pgratchet_migrations: 1\n")
+    assert not there
+    assert document(after)["adopted"] == ["1"]
+    assert asyncio.run(support.states(dsn, "public.pgratchet_migrations")) == {"1": "applied"}
+
+
+def test_new_writes_files_that_up_applies(run: Run, dsn: str) -> None:
+    created = run("new", "add orders")
+    applied = run("up", DATABASE_URL=dsn)
+
+    assert (created.returncode, applied.returncode) == (0, 0)
+    assert applied.stdout.startswith("applied 1 add_orders ")
+
+
+def test_a_journal_gets_a_line_for_each_step(pgratchet: Run, tmp_path: Path) -> None:
+    pgratchet("up", "--journal", "journal.jsonl")
+
+    assert [json.loads(line)["version"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()] == ["1", "2"]
+
+
+def test_the_exit_code_is_the_same_when_nobody_reads_the_report(
+    environment: dict[str, str], dsn: str, folder: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as nobody:
+        arguments = ["status", "--dsn", dsn, "--dir", folder]
+        result = subprocess.run(
+            [sys.executable, "-m", "pgratchet", *arguments], env=environment, stdout=nobody, stderr=subprocess.PIPE
+        )
+
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+ASLEEP = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+SLEEPERS = {
+    "in one transaction": {"3_sleep.sql": "CREATE TABLE orders ();\nSELECT pg_sleep(600);\n"},
+    "in Python": {"3_sleep.py": "async def up(connection):\n    await connection.execute('SELECT pg_sleep(600)')\n"},
+}
+
+
+def asleep(dsn: str) -> None:
+    async def asleep() -> bool:
+        return bool(await support.ask(dsn, ASLEEP))
+
+    asyncio.run(support.until(asleep))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("files", SLEEPERS.values(), ids=SLEEPERS)
+def test_a_signal_ends_the_statement_and_leaves_nothing(  # noqa: PLR0913, PLR0917 - fixtures, and the cases
+    start: Start, run: Run, dsn: str, write: Write, files: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    folder = write(USERS | EMAIL | files)
+    process = start("up", "--dsn", dsn, "--dir", folder, "--journal", "journal")
+    asleep(dsn)
+    process.send_signal(number)
+    result = ended(process)
+    asyncio.run(support.deserted(dsn))
+
+    assert (result.returncode, result.stdout) == (code, "")
+    (said,) = [line for line in result.stderr.splitlines() if " INFO " not in line]
+    assert said.startswith(f"interrupted by {number.name}: what was under way has been cancelled")
+    assert states(dsn) == {"1": "applied", "2": "applied"}
+    assert not exists(dsn, "orders")
+
+    for name in files:
+        (folder / name).unlink()
+    write({"3_quick.sql": "CREATE TABLE orders ();\n"})
+    assert run("up", "--dsn", dsn, "--dir", folder).returncode == 0
+    assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+
+
+def test_a_signal_ends_the_wait_for_the_lock(start: Start, dsn: str, folder: Path) -> None:
+    async def interrupt_behind_somebody() -> "subprocess.CompletedProcess[str]":
+        async with support.runner_lock(dsn):
+            process = start("up", "--dsn", dsn, "--dir", folder, "--json")
+            await support.waiters(dsn)
+            process.send_signal(signal.SIGTERM)
+            return await asyncio.to_thread(ended, process)
+
+    result = asyncio.run(interrupt_behind_somebody())
+
+    assert (result.returncode, document(result)["error"]["signal"]) == (143, "SIGTERM")
+    assert not exists(dsn, "schema_migrations")
+
+
+@pytest.fixture
+def with_password(server: embedded.Server, dsn: str) -> Iterator[str]:
+    """A DSN of a role that the server asks for its password, which is another one than the DSN's."""
+    rules = server.data / "pg_hba.conf"
+    before = rules.read_text()
+
+    async def asked_for_it(dsn: str) -> bool:
+        await support.tell(server.dsn, "SELECT pg_reload_conf()")
+        try:
+            await support.ask(dsn, "SELECT 1")
+        except asyncpg.InvalidPasswordError:
+            return True
+        return False
+
+    async def prepare(role: str) -> str:
+        wrong = support.as_role(dsn, role).replace(":secret@", f":{SECRET}@")
+        rules.write_text(f"host all {role} all scram-sha-256\n{before}")
+        await support.until(lambda: asked_for_it(wrong))
+        return wrong
+
+    async def clean(role: str) -> None:
+        await support.tell(server.dsn, f"DROP ROLE {role}; SELECT pg_reload_conf()")
+
+    role = "asked_for_a_password"
+    asyncio.run(support.tell(server.dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
+    try:
+        yield asyncio.run(prepare(role))
+    finally:
+        rules.write_text(before)
+        asyncio.run(clean(role))
+
+
+def test_a_wrong_password_is_not_shown(run: Run, with_password: str, folder: Path) -> None:
+    for arguments in (("up",), ("status", "--json"), ("up", "-v", "--budget", "0.2")):
+        result = run(*arguments, "--dir", folder, DATABASE_URL=with_password)
+        assert result.returncode == 2
+        assert "password authentication failed" in result.stderr
+        assert SECRET not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("character", "/#@%?:[]&,= '\"")
+@pytest.mark.parametrize("place", ["{}h1dden", "h1d{}den", "1{}h1dden", "h1dden{}"])
+def test_a_password_with_a_special_character_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, character: str, place: str
+) -> None:
+    # In this process, as there are many; the user is called localhost because that is what some are taken for.
+    password = place.format(character)
+    dsn = f"postgresql://localhost:{password}@127.0.0.1:1/nothing"
+    monkeypatch.setattr(sys, "argv", ["pgratchet", "check", "-v", "--dir", str(folder), "--dsn", dsn])
+    with pytest.raises(SystemExit) as end:
+        main()
+    output = capsys.readouterr()
+
+    assert (end.value.code, output.out) == (2, "")
+    assert output.err.startswith("error: ")
+    assert not any(part in output.err for part in (password, "h1d", "den"))
+
+
+def test_a_server_that_refuses_does_not_get_the_password_shown(run: Run, folder: Path) -> None:
+    url = f"postgresql://somebody:{SECRET}@127.0.0.1:1/nothing"
+    for arguments in (("status",), ("check", "--json"), ("wait", "-v", "--budget", "0.2", "--json")):
+        result = run(*arguments, "--dir", folder, DATABASE_URL=url)
+        assert result.returncode in {2, 5}
+        assert "Connect call failed" in result.stderr
+        assert SECRET not in result.stdout + result.stderr

@@ -1,0 +1,629 @@
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import pytest
+
+from pgratchet import BudgetExceededError, Failure, Migrator, State, embedded
+from tests.support import (
+    PASS_GATE,
+    Write,
+    a_role,
+    as_role,
+    ask,
+    column,
+    connected,
+    exists,
+    failure_of,
+    gate,
+    history,
+    states,
+    tell,
+)
+
+pytestmark = pytest.mark.anyio
+
+SEQUENCE = "CREATE SEQUENCE tries"
+
+
+def five(broken: int, sql: str) -> Mapping[str, str]:
+    """Return five files of which one holds `sql`, behind two statements of its own."""
+    files = {f"{n:03}_t{n}.sql": f"CREATE TABLE t{n} ();\nSELECT {n};\n" for n in range(1, 6)}
+    files[f"{broken:03}_t{broken}.sql"] += sql
+    return files
+
+
+class TestOneTransaction:
+    async def test_holds_claim_script_and_record(self, dsn: str, write: Write) -> None:
+        look = "CREATE TABLE seen AS SELECT version, state, token, pg_current_xact_id()::xid AS id FROM {};"
+        folder = write({"001_look.sql": look.format("public.schema_migrations")})
+
+        (finished,) = await Migrator(dsn, folder).up()
+
+        assert (finished.version, finished.name, finished.direction) == ("1", "look", "up")
+        assert await column(dsn, "SELECT state FROM seen") == ["running"]
+        same = "SELECT s.token = h.token AND s.id = h.xmin FROM seen s JOIN schema_migrations h USING (version)"
+        assert await ask(dsn, same)
+
+    @pytest.mark.parametrize("suffix", ["sql", "py"])
+    async def test_is_undone_when_the_record_is_refused(self, dsn: str, write: Write, suffix: str) -> None:
+        write({"001_first.sql": "CREATE TABLE first ();"})
+        second = {
+            "sql": "CREATE TABLE second ();",
+            "py": "async def up(connection):\n    await connection.execute('CREATE TABLE second ()')\n",
+        }
+        folder = write({f"002_second.{suffix}": second[suffix]})
+        await Migrator(dsn, folder).up(to=1)
+        await tell(
+            dsn,
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW "
+            "WHEN (NEW.state = 'applied') EXECUTE FUNCTION refuse()",
+        )
+
+        error = await failure_of(Migrator(dsn, folder))
+
+        assert error.failure.sqlstate == "P0001"
+        assert not await exists(dsn, "second")
+        assert await states(dsn) == {"1": "applied", "2": "failed"}
+        await tell(dsn, "DROP TRIGGER refuse ON schema_migrations")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
+
+    async def test_lets_savepoints_pass(self, dsn: str, write: Write) -> None:
+        sql = "CREATE TABLE a (); SAVEPOINT s; CREATE TABLE b (); ROLLBACK TO SAVEPOINT s; RELEASE SAVEPOINT s;"
+        await Migrator(dsn, write({"001_s.sql": sql, "002_t.sql": "SELECT 1;"})).up()
+        assert (await exists(dsn, "a"), await exists(dsn, "b")) == (True, False)
+
+    async def test_is_the_one_that_the_file_itself_opens(self, dsn: str, write: Write) -> None:
+        look = "CREATE TABLE seen AS SELECT pg_current_xact_id()::xid AS id;"
+        await Migrator(dsn, write({"001_own.sql": f"-- head\nBEGIN;\n{look}\nCOMMIT; -- done"})).up()
+        assert await ask(dsn, "SELECT id = (SELECT xmin FROM schema_migrations) FROM seen")
+
+    @pytest.mark.parametrize(
+        ("text", "level"),
+        [
+            ("BEGIN ISOLATION LEVEL SERIALIZABLE; {} COMMIT;", "serializable"),
+            ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ; {} END;", "repeatable read"),
+            ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; {}", "serializable"),
+            ("BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; {} COMMIT;", "serializable"),
+            ("{}", "read committed"),
+        ],
+    )
+    async def test_has_the_isolation_that_the_file_asks_for(
+        self, dsn: str, write: Write, text: str, level: str
+    ) -> None:
+        look = "CREATE TABLE seen{} AS SELECT current_setting('transaction_isolation');"
+        files = {"001_a.sql": "SELECT 1;", "002_b.sql": text.format(look.format(1)), "003_c.sql": look.format(2)}
+        await Migrator(dsn, write(files)).up()
+        assert await column(dsn, "TABLE seen1") == [level]
+        assert await column(dsn, "TABLE seen2") == ["read committed"]
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            "default_transaction_isolation = 'serializable'",
+            "default_transaction_isolation = 'repeatable read'",
+            "default_transaction_read_only = on",
+            "default_transaction_deferrable = on",
+            "search_path = ''",
+            "client_min_messages = error",
+            "standard_conforming_strings = off",
+            "synchronous_commit = off",
+            "lock_timeout = '1ms'",
+            "statement_timeout = '10s'",
+            "DateStyle = 'German'",
+        ],
+    )
+    async def test_comes_about_whatever_the_role_has_as_defaults(self, dsn: str, write: Write, setting: str) -> None:
+        files = {
+            "001_a.sql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; CREATE TABLE public.a (t text);",
+            "002_b.sql": "INSERT INTO public.a VALUES ('\\'); INSERT INTO public.nope VALUES (1);",
+            "003_c.sql": "-- pgratchet: no-transaction\nCREATE INDEX CONCURRENTLY i ON public.a (t); ANALYZE public.a;",
+            "004_d.py": "async def up(connection):\n    await connection.execute('CREATE TABLE public.d ()')\n",
+        }
+        if "conforming" in setting:
+            files["002_b.sql"] = files["002_b.sql"].replace("'\\'", "'\\\\'")
+        async with a_role(dsn, "SUPERUSER") as role:
+            await tell(dsn, f"ALTER ROLE {role} SET {setting}")
+            migrator = Migrator(as_role(dsn, role), write(files))
+            error = await failure_of(migrator)
+            assert (error.failure.version, error.failure.sqlstate) == ("2", "42P01")
+            assert await states(dsn) == {"1": "applied", "2": "failed"}
+
+            write({"002_b.sql": files["002_b.sql"].replace("nope", "a")})
+            await migrator.up()
+            await migrator.check()
+
+            assert set((await states(dsn)).values()) == {"applied"}
+
+
+class TestAFailure:
+    @pytest.mark.parametrize("broken", [1, 2, 3, 5])
+    @pytest.mark.parametrize(
+        "at", [("SELECT 1/0;", "22012", 1), ("SELECT nope;", "42703", 8), ("  SELEC 1;", "42601", 3)]
+    )
+    async def test_stops_the_run_where_it_happened(
+        self, dsn: str, write: Write, broken: int, at: tuple[str, str, int]
+    ) -> None:
+        sql, sqlstate, column_ = at
+        folder = write(five(broken, sql))
+
+        error = await failure_of(Migrator(dsn, folder))
+
+        before = [str(n) for n in range(1, broken)]
+        assert [step.version for step in error.finished] == before
+        assert await states(dsn) == dict.fromkeys(before, "applied") | {str(broken): "failed"}
+        assert [n for n in range(1, 6) if await exists(dsn, f"t{n}")] == list(range(1, broken))
+        failure = error.failure
+        assert (failure.version, failure.name, failure.sqlstate) == (str(broken), f"t{broken}", sqlstate)
+        assert (failure.line, failure.column) == (3, column_)
+        assert (failure.statement, failure.statements) == (3, 3)
+        assert failure.path == str(folder / f"{broken:03}_t{broken}.sql")
+
+        write(five(broken, "SELECT 1;"))
+        assert [step.version for step in await Migrator(dsn, folder).up()] == [str(n) for n in range(broken, 6)]
+        assert (await history(dsn))[str(broken)]["error"] is None
+
+    async def test_is_recorded_with_all_that_is_known(self, dsn: str, write: Write) -> None:
+        folder = write({"001_broken.sql": "SELECT 1;\nSELECT 1/0;"})
+        await failure_of(Migrator(dsn, folder))
+        (entry,) = await Migrator(dsn, folder).status()
+        row = (await history(dsn))["1"]
+        assert entry.state is State.FAILED
+        assert entry.migration is not None
+        assert row["checksum"] == entry.migration.checksum
+        assert "division by zero" in row["error"]
+        assert "22012" in row["error"]
+        assert row["finished_at"] is not None
+        assert row["token"] is not None
+
+    async def test_is_tried_again_by_the_next_run_as_it_is(self, dsn: str, write: Write) -> None:
+        migrator = Migrator(dsn, write({"001_late.sql": "INSERT INTO missing VALUES (1);"}))
+        await failure_of(migrator)
+        await failure_of(migrator)
+        await tell(dsn, "CREATE TABLE missing (n int)")
+        await migrator.up()
+        assert await states(dsn) == {"1": "applied"}
+
+    async def test_of_the_fifth_of_ten_lets_the_four_before_it_through(self, dsn: str, write: Write) -> None:
+        files = {f"{n:02}_t.sql": f"CREATE TABLE t{n} ();" for n in range(1, 11)} | {"05_t.sql": "CREATE TABEL t5 ();"}
+        error = await failure_of(Migrator(dsn, write(files)))
+        assert [step.version for step in error.finished] == ["1", "2", "3", "4"]
+        assert (error.failure.line, error.failure.column, error.failure.statement) == (1, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def lazy(memory: Path | None) -> Iterator[str]:
+    """To a server that makes asynchronous commits durable only when it is asked to."""
+    with embedded.server(tcp=True, folder=memory, settings={"wal_writer_delay": "10s"}) as server:
+        yield server.dsn
+
+
+class TestWhatWasFinished:
+    """Commits that share a message are asynchronous but for the last: what is reported has to be durable."""
+
+    NOTE = "INSERT INTO lsn SELECT pg_current_wal_insert_lsn(), current_setting('synchronous_commit');"
+    FLUSHED = "SELECT pg_current_wal_flush_lsn() >= max(at) AND count(*) = $1 FROM lsn"
+
+    @pytest.fixture
+    async def files(self, lazy: str) -> dict[str, str]:
+        await tell(lazy, "DROP TABLE IF EXISTS lsn, busy, schema_migrations; CREATE TABLE busy ()")
+        files = {f"{n:03}_n.sql": self.NOTE for n in range(2, 8)}
+        return files | {"001_t.sql": "CREATE TABLE lsn (at pg_lsn, mode text);"}
+
+    async def test_is_durable_at_the_end(self, lazy: str, write: Write, files: dict[str, str]) -> None:
+        async with connected(lazy) as connection:
+            await Migrator(lazy, write(files)).up()
+            assert await connection.fetchval(self.FLUSHED, 6)
+        assert await column(lazy, "SELECT mode FROM lsn ORDER BY at") == ["off"] * 5 + ["on"]
+
+    @pytest.mark.parametrize("end", ["SELECT 1/0;", "SELEC", "COMMIT;"])
+    async def test_is_durable_when_the_next_one_fails(
+        self, lazy: str, write: Write, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, end: str
+    ) -> None:
+        monkeypatch.setattr("pgratchet.core.scripts._forbidden_controls", lambda *_: [])
+        async with connected(lazy) as connection:
+            await failure_of(Migrator(lazy, write(files | {"005_n.sql": end})))
+            assert await connection.fetchval(self.FLUSHED, 3)
+
+    async def test_is_durable_when_the_next_one_waits_in_vain(
+        self, lazy: str, write: Write, files: dict[str, str]
+    ) -> None:
+        folder = write(files | {"005_n.sql": "LOCK TABLE busy;"})
+        async with connected(lazy) as connection, connected(lazy) as other:
+            await other.execute("BEGIN; LOCK TABLE busy")
+            with anyio.fail_after(10), pytest.raises(BudgetExceededError):
+                await Migrator(lazy, folder, lock_timeout=0.05, budget=0.2).up()
+            assert await connection.fetchval(self.FLUSHED, 3)
+
+
+class Broken(NamedTuple):
+    text: str
+    sqlstate: str
+    line: int
+    column: int | None
+    statement: int
+
+
+PLACES = {
+    "a syntax error": Broken("CREATE TABLE a ();\n\n  SELEC 1;\nSELECT 2;", "42601", 3, 3, 2),
+    "a statement that ends too early": Broken("CREATE TABLE a ();\nSELECT (1", "42601", 2, None, 2),
+    "one in the middle": Broken("CREATE TABLE a ();\nSELECT 1 +;\nSELECT 2;", "42601", 2, None, 2),
+    "an unknown column": Broken("SELECT 1;\nSELECT 2,\n  nope FROM pg_class;\n", "42703", 3, 3, 2),
+    "an unknown table": Broken("SELECT 1; SELECT 2; SELECT * FROM nope", "42P01", 1, 35, 3),
+    "no position": Broken("SELECT 1;\n\n-- note\nSELECT 1/0;\nSELECT 2;", "22012", 4, 1, 2),
+    "no position, one statement": Broken("\n\nALTER TABLE nope ADD a int;", "42P01", 3, 1, 1),
+    "a constraint": Broken("CREATE TABLE a (n int CHECK (n > 0));INSERT INTO a VALUES (0);", "23514", 1, 38, 2),
+    "an SQL function's body": Broken(
+        "SELECT 1;\nCREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$\n  SELECT nope FROM pg_class\n$$;",
+        "42703", 3, 10, 2,
+    ),
+    "a plpgsql function's body": Broken(
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETRUN 1;\nEND $$;", "42601", 3, 3, 1
+    ),
+    "inside a DO block": Broken("SELECT 1;\nDO $$BEGIN\n PERFORM 1/0;\nEND$$;", "22012", 2, 1, 2),
+    "characters of several bytes before": Broken("-- äöü\nSELECT '€😀', '日本', nope;", "42703", 2, 20, 1),
+    "CRLF line endings": Broken("SELECT 1;\r\nSELECT 2;\r\nSELECT nope;\r\n", "42703", 3, 8, 3),
+    "a byte order mark": Broken("\ufeffSELECT nope;", "42703", 1, 8, 1),
+    "an absorbed BEGIN": Broken("BEGIN;\nSELECT 1;\nSELECT nope;\nCOMMIT;", "42703", 3, 8, 2),
+    "an absorbed BEGIN, no position": Broken("BEGIN;\nSELECT 1;\nSELECT 1/0;\nCOMMIT;", "22012", 3, 1, 2),
+    "a comment without its newline": Broken("SELECT 1;\nSELECT 1/0 -- the end", "22012", 2, 1, 2),
+}  # fmt: skip
+
+
+class TestThePlaceOfAnError:
+    @pytest.mark.parametrize("neighbours", ["alone", "in company"])
+    @pytest.mark.parametrize("broken", PLACES.values(), ids=PLACES.keys())
+    async def test_is_found(self, dsn: str, write: Write, broken: Broken, neighbours: str) -> None:
+        files = {"002_broken.sql": broken.text}
+        if neighbours == "in company":
+            files |= {"001_before.sql": "SELECT 1; SELECT '😀';", "003_after.sql": "SELECT 1;"}
+        failure = (await failure_of(Migrator(dsn, write(files)))).failure
+        assert (failure.version, failure.sqlstate) == ("2", broken.sqlstate)
+        assert failure.statement == broken.statement
+        assert failure.line == broken.line
+        assert broken.column in {None, failure.column}
+        assert broken.line in dict(failure.excerpt)
+
+    async def test_is_the_end_of_the_script_where_a_deferred_constraint_fails(self, dsn: str, write: Write) -> None:
+        sql = (
+            "CREATE TABLE p (id int PRIMARY KEY);\n"
+            "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+            "INSERT INTO c VALUES (7);\nSELECT 1;"
+        )
+        failure = (await failure_of(Migrator(dsn, write({"001_deferred.sql": sql})))).failure
+        assert failure.sqlstate == "23503"
+        assert failure.detail is not None
+        assert "(p)=(7)" in failure.detail
+        assert failure.statement is None
+        assert not await exists(dsn, "c")
+
+    @pytest.mark.parametrize("broken", [1, 2, 200, 201])
+    async def test_is_exact_in_files_of_up_to_201_statements(self, dsn: str, write: Write, broken: int) -> None:
+        lines = ["SELECT 1;"] * 201
+        lines[broken - 1] = "SELECT 1/0;"
+        failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
+        assert (failure.line, failure.statement, failure.statements) == (broken, broken, 201)
+
+    @pytest.mark.parametrize("broken", [1, 333, 450])
+    async def test_is_close_by_in_longer_files(self, dsn: str, write: Write, broken: int) -> None:
+        lines = ["SELECT 1;"] * 450
+        lines[broken - 1] = "SELECT 1/0;"
+        failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
+        assert failure.line is not None
+        assert failure.line <= broken < failure.line + 3
+        assert failure.statement in {None, broken}
+        assert failure.statements == 450
+
+    async def test_is_exact_in_longer_files_where_the_server_names_it(self, dsn: str, write: Write) -> None:
+        lines = ["SELECT 1;"] * 450
+        lines[332] = "SELECT nope;"
+        failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
+        assert (failure.line, failure.column, failure.statement) == (333, 8, 333)
+
+    async def test_is_known_without_plpgsql_as_far_as_the_server_names_it(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "DROP EXTENSION plpgsql")
+        folder = write({"001_a.sql": "SELECT 1; SELECT 2;", "002_b.sql": "SELECT 1;\nSELECT 1/0;"})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert (failure.version, failure.line) == ("2", None)
+        write({"002_b.sql": "SELECT 1;\nSELECT nope;"})
+        assert (await failure_of(Migrator(dsn, folder))).failure.line == 2
+
+    async def test_comes_with_context_and_hint(self, dsn: str, write: Write) -> None:
+        sql = (
+            "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\n"
+            "BEGIN RAISE 'no' USING DETAIL = 'the detail', HINT = 'the hint', ERRCODE = 'ZZ001'; END $$;\n"
+            "SELECT f();"
+        )
+        failure: Failure = (await failure_of(Migrator(dsn, write({"001_f.sql": sql})))).failure
+        assert (failure.message, failure.detail, failure.hint, failure.sqlstate) == (
+            "no", "the detail", "the hint", "ZZ001",
+        )  # fmt: skip
+        assert failure.context is not None
+        assert "function f()" in failure.context
+        assert (failure.line, failure.statement) == (3, 2)
+
+    async def test_of_a_statement_that_refuses_transactions_comes_with_the_cure(self, dsn: str, write: Write) -> None:
+        sql = "CREATE TABLE p (n int) PARTITION BY RANGE (n); REINDEX TABLE p;"
+        failure = (await failure_of(Migrator(dsn, write({"001_p.sql": sql})))).failure
+        assert failure.sqlstate == "25001"
+        assert failure.hint is not None
+        assert "no-transaction" in failure.hint
+
+
+class TestALargeFile:
+    ROWS = 48
+    ROW = f"INSERT INTO big VALUES ('{'ü' * 100_000}');\n"
+
+    def text(self, end: str = "") -> str:
+        return "CREATE TABLE big (t text);\n" + self.ROW * self.ROWS + end
+
+    async def test_is_applied_whole(self, dsn: str, write: Write) -> None:
+        files = {"001_big.sql": self.text("-- the end"), "002_small.sql": "CREATE TABLE small ();"}
+        finished = await Migrator(dsn, write(files)).up()
+        assert [step.statements for step in finished] == [self.ROWS + 1, 1]
+        assert await ask(dsn, "SELECT count(*) FROM big WHERE length(t) = 100000") == self.ROWS
+        assert await ask(dsn, "SELECT count(DISTINCT xmin::text) FROM big") == 1
+
+    @pytest.mark.parametrize(("end", "sqlstate"), [("SELECT 1/0;", "22012"), ("SELECT nope", "42703")])
+    async def test_is_undone_whole(self, dsn: str, write: Write, end: str, sqlstate: str) -> None:
+        folder = write({"001_big.sql": self.text(end), "002_small.sql": "CREATE TABLE small ();"})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert (failure.sqlstate, failure.statements) == (sqlstate, self.ROWS + 2)
+        if sqlstate == "42703":
+            assert (failure.line, failure.column, failure.statement) == (self.ROWS + 2, 8, self.ROWS + 2)
+        else:
+            assert failure.statement in {None, self.ROWS + 2}
+        assert not await exists(dsn, "big")
+        assert await states(dsn) == {"1": "failed"}
+        write({"001_big.sql": self.text()})
+        assert len(await Migrator(dsn, folder).up()) == 2
+
+    async def test_has_no_transaction_left_open_between_its_parts(self, dsn: str, write: Write) -> None:
+        folder = write({"001_big.sql": self.text("ALTER TABLE big ADD n int; SELECT nope"), "002_s.sql": "SELECT 1;"})
+        await failure_of(Migrator(dsn, folder))
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start < now()"
+        assert await ask(dsn, query) == 0
+
+
+class TestAFileWithoutAStatement:
+    @pytest.mark.parametrize("text", ["", "\n", ";", ";;\n;", "-- a comment", "/* a\ncomment */ -- and one", "\ufeff"])
+    async def test_is_a_migration_too(self, dsn: str, write: Write, text: str) -> None:
+        folder = write({"001_a.sql": "CREATE TABLE a ();", "002_empty.sql": text, "003_c.sql": "CREATE TABLE c ();"})
+        finished = await Migrator(dsn, folder).up()
+        assert [step.statements for step in finished] == [1, 0, 1]
+        assert await exists(dsn, "c")
+        assert (await history(dsn))["2"]["state"] == "applied"
+
+    @pytest.mark.parametrize("text", ["", "-- pgratchet: no-transaction", "BEGIN; COMMIT;"])
+    async def test_may_be_alone(self, dsn: str, write: Write, text: str) -> None:
+        await Migrator(dsn, write({"001_empty.sql": text})).up()
+        assert await states(dsn) == {"1": "applied"}
+
+
+@pytest.mark.parametrize("end", ["-- the end", "/* the end */", "; -- the end", "", ";;", "\\restrict x"])
+async def test_what_a_file_ends_in_swallows_nothing(dsn: str, write: Write, end: str) -> None:
+    files = {"001_a.sql": f"CREATE TABLE a () {end}", "002_b.sql": f"CREATE TABLE b ();\nSELECT 1 {end}"}
+    if "\\" in end:
+        files = {name: f"{text.removesuffix(end)};\n{end}" for name, text in files.items()}
+    await Migrator(dsn, write(files)).up()
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+    assert await exists(dsn, "b")
+
+
+LEAKS = {
+    "a setting": "SET search_path TO pg_catalog; SET my.setting = 'x'; SET statement_timeout = '7s';",
+    "a role": "SET ROLE {role};",
+    "an authorization": "SET SESSION AUTHORIZATION {role};",
+    "both": "SET SESSION AUTHORIZATION {role}; SET ROLE {role};",
+    "a temporary table": "CREATE TEMP TABLE leak (n int);",
+    "a prepared statement": "PREPARE leak AS SELECT 1;",
+    "a subscription to notices": "LISTEN leak;",
+    "a cursor": "DECLARE leak CURSOR WITH HOLD FOR SELECT generate_series(1, 10);",
+    "a sequence's last value": "CREATE SEQUENCE leaking; SELECT nextval('leaking');",
+    "a session without replication": "SET session_replication_role = replica; SET default_tablespace = 'pg_default';",
+}
+LOOK = """
+CREATE TABLE public.seen AS SELECT current_user AS a, session_user AS b, current_setting('search_path') AS c,
+    current_setting('my.setting', true) IS DISTINCT FROM 'x' AS d, to_regclass('pg_temp.leak') IS NULL AS e,
+    (SELECT count(*) FROM pg_prepared_statements WHERE name = 'leak') AS f,
+    (SELECT count(*) FROM pg_listening_channels()) AS g, (SELECT count(*) FROM pg_cursors WHERE name = 'leak') AS h,
+    current_setting('statement_timeout') AS i, current_setting('lock_timeout') AS j,
+    current_setting('session_replication_role') AS k, current_setting('default_tablespace') AS l;
+DO $$BEGIN PERFORM lastval(); RAISE 'leaked'; EXCEPTION WHEN object_not_in_prerequisite_state THEN END$$;
+"""
+UNLEAKED = ("postgres", "postgres", '"$user", public', True, True, 0, 0, 0, "0", "5s", "origin", "")
+
+
+def leaking(kind: str, sql: str) -> dict[str, str]:
+    match kind:
+        case "file":
+            return {"001_leak.sql": sql}
+        case "statements":
+            return {"001_leak.sql": f"-- pgratchet: no-transaction\n{sql}"}
+        case "Python":
+            return {"001_leak.py": f"async def up(connection):\n    await connection.execute({sql!r})\n"}
+        case _:
+            raise AssertionError(kind)
+
+
+class TestNothingLeaks:
+    @pytest.mark.parametrize("kind", ["file", "statements", "Python"])
+    @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS.keys())
+    async def test_into_the_next_migration(self, dsn: str, write: Write, leak: str, kind: str) -> None:
+        async with a_role(dsn) as role:
+            files = leaking(kind, leak.format(role=role))
+            await Migrator(dsn, write(files | {"002_look.sql": LOOK, "003_c.sql": "CREATE TABLE c ();"})).up()
+            async with connected(dsn) as connection:
+                row = await connection.fetchrow("SELECT * FROM seen")
+            assert row is not None
+            user = await ask(dsn, "SELECT current_user")
+            assert tuple(row) == (user, user, *UNLEAKED[2:])
+            assert await exists(dsn, "public.c")
+
+    @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS.keys())
+    async def test_into_another_try_of_the_same_migration(self, dsn: str, write: Write, leak: str) -> None:
+        await tell(dsn, SEQUENCE + "; GRANT ALL ON SEQUENCE tries TO public")
+        again = "DO $$BEGIN IF nextval('public.tries') < 3 THEN RAISE 'no' USING ERRCODE = '55P03'; END IF; END$$;"
+        async with a_role(dsn) as role:
+            await Migrator(dsn, write({"001_leak.sql": LOOK + leak.format(role=role) + again})).up()
+            async with connected(dsn) as connection:
+                row = await connection.fetchrow("SELECT * FROM seen")
+            assert row is not None
+            assert tuple(row)[2:] == UNLEAKED[2:]
+        assert await ask(dsn, "SELECT last_value FROM tries") == 3
+
+
+CATALOG = ", SCHEMA = 'pg_catalog', TABLE = 'pg_type', CONSTRAINT = 'pg_type_typname_nsp_index'"
+
+
+class TestATemporaryError:
+    @pytest.mark.parametrize(
+        ("position", "error"),
+        [
+            (1, "'timeout' USING ERRCODE = '55P03'"),
+            (3, "'timeout' USING ERRCODE = '55P03'"),
+            (5, "'deadlock' USING ERRCODE = '40P01'"),
+            (2, "'serialization' USING ERRCODE = '40001'"),
+            (4, "'tuple concurrently updated' USING ERRCODE = 'XX000'"),
+            (3, f"'duplicate key' USING ERRCODE = '23505'{CATALOG}"),
+        ],
+    )
+    async def test_is_tried_again(self, dsn: str, write: Write, position: int, error: str) -> None:
+        await tell(dsn, SEQUENCE)
+        sql = f"DO $$BEGIN IF nextval('tries') < 3 THEN RAISE {error}; END IF; END$$;"
+        finished = await Migrator(dsn, write(five(position, sql))).up()
+        assert [step.version for step in finished] == ["1", "2", "3", "4", "5"]
+        assert await ask(dsn, "SELECT last_value FROM tries") == 3
+        assert set((await states(dsn)).values()) == {"applied"}
+
+    @pytest.mark.parametrize("code", ["P0001", "23505", "57014", "XX000", "53100", "25P02"])
+    async def test_is_no_other(self, dsn: str, write: Write, code: str) -> None:
+        await tell(dsn, SEQUENCE)
+        sql = f"SELECT nextval('tries'); DO $$BEGIN RAISE 'no' USING ERRCODE = '{code}'; END$$;"
+        assert (await failure_of(Migrator(dsn, write({"001_a.sql": sql})))).failure.sqlstate == code
+        assert await ask(dsn, "SELECT last_value FROM tries") == 1
+
+    @pytest.mark.parametrize("code", ["08001", "57P01"])
+    async def test_is_no_lost_connection_that_the_script_speaks_of(self, dsn: str, write: Write, code: str) -> None:
+        """As dblink and postgres_fdw do when they cannot reach another server."""
+        await tell(dsn, SEQUENCE)
+        sql = f"SELECT nextval('tries'); DO $$BEGIN RAISE 'no' USING ERRCODE = '{code}'; END$$;"
+        migrator = Migrator(dsn, write({"001_a.sql": sql}), budget=1)
+        assert (await failure_of(migrator)).failure.sqlstate == code
+        assert await ask(dsn, "SELECT last_value FROM tries") == 1
+
+    async def test_is_a_lock_that_another_session_holds_for_a_while(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await tell(dsn, "CREATE TABLE busy (n int)")
+        folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "ALTER TABLE busy ADD m int;"})
+        with caplog.at_level(logging.WARNING, "pgratchet"), anyio.fail_after(20):
+            async with connected(dsn, application_name="night batch") as batch, anyio.create_task_group() as tasks:
+                await batch.execute("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+                tasks.start_soon(Migrator(dsn, folder, lock_timeout=0.1).up)
+                while not told(caplog, "55P03"):  # noqa: ASYNC110 - the log has no event
+                    await anyio.sleep(0.02)
+                await batch.execute("COMMIT")
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+    async def test_is_told_with_the_blocker_when_it_is_tried_again(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+        await tell(dsn, "CREATE TABLE busy (n int)")
+        folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
+        with caplog.at_level(logging.WARNING, "pgratchet"):
+            async with connected(dsn, application_name="night batch") as batch:
+                await batch.execute("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+                with pytest.raises(BudgetExceededError, match="night batch"):
+                    await Migrator(dsn, folder, lock_timeout=0.5, budget=0.6).up()
+        assert [message for message in messages(caplog) if "55P03" in message and "night batch" in message]
+
+    async def test_is_given_up_when_the_budget_is_used_up(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE TABLE busy (n int)")
+        folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "ALTER TABLE busy ADD m int;"})
+        async with connected(dsn) as batch:
+            await batch.execute("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+            with anyio.fail_after(10), pytest.raises(BudgetExceededError):
+                await Migrator(dsn, folder, lock_timeout=0.1, budget=0.5).up()
+            assert await exists(dsn, "a")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
+
+    async def test_is_a_deadlock(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE TABLE one (); CREATE TABLE two (); CREATE SEQUENCE tries")
+        sql = (
+            f"SET deadlock_timeout = '20ms'; SELECT nextval('tries'); LOCK TABLE one; {PASS_GATE} LOCK TABLE two;"
+            "CREATE TABLE done ();"
+        )
+        migrator = Migrator(dsn, write({"001_a.sql": sql}), lock_timeout=0)
+        with anyio.fail_after(20):
+            async with gate(dsn) as closed, connected(dsn) as other, anyio.create_task_group() as tasks:
+                tasks.start_soon(migrator.up)
+                await closed.reached()
+                await other.execute("SET deadlock_timeout = '60s'; BEGIN; LOCK TABLE two")
+                tasks.start_soon(other.execute, "LOCK TABLE one; COMMIT")
+                await closed.open()
+        assert await exists(dsn, "done")
+        assert await ask(dsn, "SELECT last_value FROM tries") > 1
+
+    async def test_is_a_conflict_of_serializable_transactions(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE TABLE counter AS SELECT 0 AS n; CREATE SEQUENCE tries")
+        sql = (
+            "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT nextval('tries'), n FROM counter;"
+            f"{PASS_GATE} UPDATE counter SET n = n + 1; COMMIT;"
+        )
+        migrator = Migrator(dsn, write({"001_a.sql": sql}), lock_timeout=0)
+        with anyio.fail_after(20):
+            async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+                tasks.start_soon(migrator.up)
+                await closed.reached()
+                await tell(dsn, "UPDATE counter SET n = n + 10")
+                await closed.open()
+        assert await ask(dsn, "SELECT n FROM counter") == 11
+        assert await ask(dsn, "SELECT last_value FROM tries") == 2
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
+    return any(what in message for message in messages(caplog))
+
+
+class TestLimits:
+    async def test_of_the_directives_are_in_effect(self, dsn: str, write: Write) -> None:
+        look = (
+            "CREATE TABLE {} AS SELECT current_setting('lock_timeout') AS l, current_setting('statement_timeout') AS s;"
+        )
+        head = "-- pgratchet: lock-timeout=750ms\n-- pgratchet: statement-timeout=2min\n"
+        folder = write(
+            {"001_a.sql": look.format("a"), "002_b.sql": head + look.format("b"), "003_c.sql": look.format("c")}
+        )
+        await Migrator(dsn, folder, lock_timeout=3, statement_timeout=60).up()
+        limits = await column(
+            dsn, "SELECT a::text FROM a UNION ALL SELECT b::text FROM b UNION ALL SELECT c::text FROM c"
+        )
+        assert limits == ["(3s,1min)", "(750ms,2min)", "(3s,1min)"]
+
+    @pytest.mark.parametrize("text", ["SELECT pg_sleep(60);", "BEGIN; SELECT 1; SELECT pg_sleep(60); COMMIT;"])
+    async def test_stop_a_statement_that_takes_too_long(self, dsn: str, write: Write, text: str) -> None:
+        folder = write({"001_a.sql": f"-- pgratchet: statement-timeout=50ms\n{text}"})
+        assert (await failure_of(Migrator(dsn, folder))).failure.sqlstate == "57014"
+        write({"001_a.sql": "SELECT 1;"})
+        await Migrator(dsn, folder).up()
+
+
+async def test_notices_of_the_script_are_logged(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pgratchet"):
+        await Migrator(dsn, write({"001_a.sql": "DO $$BEGIN RAISE NOTICE 'half way'; END$$; SELECT 1;"})).up()
+    assert any("half way" in record.getMessage() for record in caplog.records)
+
+
+async def test_rows_that_a_script_selects_disturb_nobody(dsn: str, write: Write) -> None:
+    text = "SELECT * FROM generate_series(1, 1000); COPY (SELECT 1) TO STDOUT; SHOW search_path;"
+    await Migrator(dsn, write({"001_a.sql": text, "002_b.sql": text})).up()
+    assert await states(dsn) == {"1": "applied", "2": "applied"}

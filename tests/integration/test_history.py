@@ -1,0 +1,306 @@
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import BehindError, ForeignTableError, HistoryError, Migrator, ServerError, __version__
+from pgratchet.core.model import RecordState
+from pgratchet.postgres.history import COLUMNS, History
+from pgratchet.postgres.sql import Table
+from tests.support import (
+    HISTORY,
+    Write,
+    a_role,
+    as_role,
+    ask,
+    column,
+    connected,
+    exists,
+    failure_of,
+    history,
+    runner_lock,
+    states,
+    tell,
+    waiters,
+)
+
+pytestmark = pytest.mark.anyio
+
+COLUMN_NAMES = "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 ORDER BY attnum"
+
+
+def one(write: Write) -> Path:
+    return write({"001_one.sql": "CREATE TABLE public.one ();"})
+
+
+class TestARow:
+    async def test_says_what_was_done_by_whom_and_when(self, dsn: str, write: Write) -> None:
+        files = {"0001_a.sql": "-- pgratchet: compatible-with=1\nSELECT 1; SELECT 2; SELECT pg_sleep(0.01);"}
+        folder = write(files | {"0002_b.py": "async def up(connection):\n    pass\n"})
+        before = await ask(dsn, "SELECT clock_timestamp()")
+        await Migrator(dsn, folder).up()
+        after = await ask(dsn, "SELECT clock_timestamp()")
+
+        entries = {entry.version: entry for entry in await Migrator(dsn, folder).status()}
+        row = (await history(dsn))["1"]
+        migration = entries["1"].migration
+        assert migration is not None
+        assert (row["name"], row["kind"], row["state"]) == ("a", "sql", "applied")
+        assert row["checksum"] == migration.checksum
+        assert (row["statements_done"], row["statements_total"]) == (3, 3)
+        assert before < row["started_at"] < row["finished_at"] < after
+        assert row["applied_by"].startswith(f"{await ask(dsn, 'SELECT session_user')}@")
+        assert "pgratchet" in row["applied_by"]
+        assert row["backend_pid"] > 0
+        assert before < row["backend_start"] < row["started_at"]
+        assert len(row["token"]) >= 32
+        assert (row["tool_version"], row["compatible_with"]) == (__version__, "1")
+        assert (row["error"], row["reason"], row["cursor"]) == (None, None, None)
+        assert (await history(dsn))["2"]["kind"] == "python"
+
+    async def test_has_every_column_of_the_first_release(self, dsn: str, write: Write) -> None:
+        await Migrator(dsn, one(write)).up()
+        assert await column(dsn, COLUMN_NAMES, HISTORY) == list(COLUMNS)
+        assert list(COLUMNS) == [
+            "version", "name", "kind", "checksum", "state", "statements_done", "statements_total", "cursor",
+            "started_at", "finished_at", "applied_by", "backend_pid", "backend_start", "token", "tool_version",
+            "compatible_with", "reason", "error",
+        ]  # fmt: skip
+
+    async def test_may_have_columns_of_a_later_release(self, dsn: str, write: Write) -> None:
+        folder = one(write)
+        await Migrator(dsn, folder).up()
+        await tell(dsn, "ALTER TABLE schema_migrations ADD later text, ADD even_later int DEFAULT 7")
+        write({"002_two.sql": "SELECT 1;"})
+        await Migrator(dsn, folder).up()
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+    async def test_in_a_state_of_a_later_release_is_refused(self, dsn: str, write: Write) -> None:
+        folder = one(write)
+        await Migrator(dsn, folder).up()
+        await tell(dsn, "UPDATE schema_migrations SET state = 'verified'")
+        for verb in (Migrator.up, Migrator.check, Migrator.status, Migrator.wait, Migrator.down):
+            with pytest.raises(ServerError, match="verified"):
+                await verb(Migrator(dsn, folder))
+        await tell(dsn, "UPDATE schema_migrations SET state = 'applied'")
+        await Migrator(dsn, folder).check()
+
+    async def test_keeps_its_meaning_when_the_file_is_renumbered_with_zeros(self, dsn: str, write: Write) -> None:
+        await Migrator(dsn, one(write)).up()
+        folder = one(write)
+        (folder / "001_one.sql").rename(folder / "1_one.sql")
+        assert await Migrator(dsn, folder).up() == ()
+
+    @pytest.mark.parametrize("change", ["CREATE TABLE public.one (n int);", "CREATE TABLE public.one ();\n\n"])
+    async def test_of_an_edited_file_is_a_disagreement(self, dsn: str, write: Write, change: str) -> None:
+        folder = one(write)
+        await Migrator(dsn, folder).up()
+        write({"001_one.sql": change, "002_two.sql": "CREATE TABLE two ();"})
+        for verb in (Migrator.up, Migrator.check, Migrator.wait, Migrator.plan):
+            with pytest.raises(HistoryError) as caught:
+                await verb(Migrator(dsn, folder))
+            assert caught.value.versions == ("1",)
+        assert not await exists(dsn, "two")
+        one(write)
+        await Migrator(dsn, folder).up()
+
+    async def test_ignores_line_endings_and_byte_order_mark(self, dsn: str, write: Write) -> None:
+        folder = write({"001_one.sql": "-- head\nCREATE TABLE public.one ();\n"})
+        await Migrator(dsn, folder).up()
+        write({"001_one.sql": "\ufeff-- head\r\nCREATE TABLE public.one ();\r\n"})
+        assert await Migrator(dsn, folder).up() == ()
+
+    async def test_below_which_a_version_is_missing_refuses_it_as_late(self, dsn: str, write: Write) -> None:
+        folder = write({"001_one.sql": "SELECT 1;", "003_three.sql": "SELECT 3;"})
+        await Migrator(dsn, folder).up()
+        write({"002_two.sql": "CREATE TABLE two ();"})
+        for verb in (Migrator.up, Migrator.check, Migrator.wait, Migrator.plan):
+            with pytest.raises(HistoryError) as caught:
+                await verb(Migrator(dsn, folder))
+            assert caught.value.versions == ("2",)
+        assert not await exists(dsn, "two")
+        assert [step.version for step in await Migrator(dsn, folder, allow_late=True).up()] == ["2"]
+
+    async def test_without_a_file_lets_an_older_image_start(self, dsn: str, write: Write) -> None:
+        folder = write({"001_one.sql": "SELECT 1;", "003_three.sql": "SELECT 3;"})
+        await Migrator(dsn, folder).up()
+        (folder / "003_three.sql").unlink()
+        assert await Migrator(dsn, folder).up() == ()
+        await Migrator(dsn, folder).check()
+        with pytest.raises(HistoryError) as caught:
+            await Migrator(dsn, folder, strict=True).up()
+        assert caught.value.versions == ("3",)
+
+
+FOREIGN = {
+    "golang-migrate": ("version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL", "golang-migrate"),
+    "dbmate": ("version varchar(128) PRIMARY KEY", "dbmate"),
+    "Rails": ("version character varying NOT NULL PRIMARY KEY", "Rails"),
+    "Ecto": ("version bigint PRIMARY KEY, inserted_at timestamp(0)", "Ecto"),
+    "home-made": (
+        "version int, description text, filename text, executed_at timestamptz, success boolean, error_message text",
+        "adopt",
+    ),
+    "unknown": ("id serial PRIMARY KEY, name text", "something else"),
+}
+
+
+class TestAnotherToolsTable:
+    @pytest.mark.parametrize(("columns", "word"), FOREIGN.values(), ids=FOREIGN.keys())
+    async def test_is_refused_by_name_with_the_way_out(self, dsn: str, write: Write, columns: str, word: str) -> None:
+        await tell(dsn, f"CREATE TABLE schema_migrations ({columns})")
+        for verb in (Migrator.up, Migrator.check, Migrator.status, Migrator.wait, Migrator.rehearse, Migrator.down):
+            with pytest.raises(ForeignTableError, match=word) as caught:
+                await verb(Migrator(dsn, one(write)))
+            assert "pgratchet_migrations" in str(caught.value)
+        assert not await exists(dsn, "one")
+
+        await Migrator(dsn, one(write), table="public.pgratchet_migrations").up()
+        assert await states(dsn, "public.pgratchet_migrations") == {"1": "applied"}
+
+    @pytest.mark.parametrize("kind", ["VIEW schema_migrations AS SELECT 1 AS n", "SEQUENCE schema_migrations"])
+    async def test_may_be_no_table_at_all(self, dsn: str, write: Write, kind: str) -> None:
+        await tell(dsn, f"CREATE {kind}")
+        with pytest.raises(ForeignTableError):
+            await Migrator(dsn, one(write)).up()
+        assert not await exists(dsn, "one")
+
+
+NAMES = [
+    "tenant.schema_migrations",
+    "Tenant A.My Migrations",
+    "über.Gedächtnis",
+    "select.table",
+    "o'hara.it\\s",
+    "plain",
+]
+
+
+class TestTheTable:
+    @pytest.mark.parametrize("name", NAMES)
+    async def test_is_made_where_it_is_wanted(self, dsn: str, write: Write, name: str) -> None:
+        table = Table.parse(name)
+        folder = one(write)
+        migrator = Migrator(dsn, folder, table=name)
+        await migrator.up()
+        write({"002_two.sql": "-- pgratchet: no-transaction\nSELECT 1;", "003_three.sql": "SELECT 1/0;"})
+        assert (await failure_of(migrator)).failure.version == "3"
+        write({"003_three.py": "async def up(connection): pass\n"})
+        (folder / "003_three.sql").unlink()
+        await migrator.up()
+        await migrator.check()
+        assert await states(dsn, table.quoted) == {"1": "applied", "2": "applied", "3": "applied"}
+        assert not await exists(dsn, HISTORY)
+
+    async def test_is_one_of_several_in_one_database(self, dsn: str, write: Write) -> None:
+        folder = write({"001_a.sql": "SELECT 1;"})
+        for table in ("a.history", "b.history"):
+            assert len(await Migrator(dsn, folder, table=table).up()) == 1
+            assert await Migrator(dsn, folder, table=table).up() == ()
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            ("public.history", "REVOKE CREATE ON SCHEMA public FROM public", "CREATE on schema public"),
+            ("ours.history", "SELECT 1", "CREATE on the database"),
+            (
+                "theirs.history",
+                "CREATE SCHEMA theirs; GRANT USAGE ON SCHEMA theirs TO public",
+                "CREATE on schema theirs",
+            ),
+        ],
+    )
+    async def test_that_may_not_be_made_is_an_error_that_names_the_right_needed(
+        self, dsn: str, write: Write, case: tuple[str, str, str]
+    ) -> None:
+        table, prepare, right = case
+        await tell(dsn, prepare)
+        async with a_role(dsn) as role:
+            migrator = Migrator(as_role(dsn, role), one(write), table=table)
+            with pytest.raises(ServerError, match=right):
+                await migrator.up()
+            assert not await exists(dsn, "one")
+            on = right.removeprefix("CREATE on ").replace("the database", f"DATABASE {urlsplit(dsn).path[1:]}")
+            await tell(dsn, f"GRANT CREATE ON {on} TO {role}; GRANT CREATE ON SCHEMA public TO {role}")
+            await migrator.up()
+            await migrator.check()
+
+    @pytest.mark.parametrize("schema", ["public", "ours"])
+    async def test_that_may_not_be_read_is_an_error_that_names_the_right_needed(
+        self, dsn: str, write: Write, schema: str
+    ) -> None:
+        table = f"{schema}.history"
+        await Migrator(dsn, one(write), table=table).up()
+        async with a_role(dsn) as role:
+            for verb in (Migrator.up, Migrator.check, Migrator.wait, Migrator.status):
+                with pytest.raises(ServerError, match="SELECT on"):
+                    await verb(Migrator(as_role(dsn, role), one(write), table=table))
+            await tell(dsn, f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {table} TO {role}")
+            await Migrator(as_role(dsn, role), one(write), table=table).check()
+
+    @pytest.mark.parametrize("table", [HISTORY, "ours.History"])
+    async def test_can_be_waited_for_and_checked_by_readers(self, dsn: str, write: Write, table: str) -> None:
+        folder = one(write)
+        async with a_role(dsn) as role:
+            reader = Migrator(as_role(dsn, role), folder, table=table)
+            with pytest.raises(BehindError):
+                await reader.check()
+            async with runner_lock(dsn, table) as holder, anyio.create_task_group() as tasks:
+                tasks.start_soon(reader.wait)
+                tasks.start_soon(Migrator(dsn, folder, table=table, readers=[role]).up)
+                await waiters(dsn)
+                holder.terminate()
+            await reader.check()
+            assert [entry.state for entry in await reader.status()] == ["applied"]
+            assert await reader.up() == ()
+            write({"002_two.sql": "CREATE TABLE two ();"})
+            with pytest.raises(BehindError):
+                await reader.check()
+            with pytest.raises(ServerError, match="INSERT"):
+                await reader.up()
+            assert await Migrator(dsn, folder, table=table, readers=[role, role]).up()
+
+    async def test_for_readers_that_do_not_exist_is_an_error_before_anything_is_applied(
+        self, dsn: str, write: Write
+    ) -> None:
+        with pytest.raises(ServerError, match="nobody_at_all"):
+            await Migrator(dsn, one(write), readers=["nobody_at_all"]).up()
+        assert not await exists(dsn, "one")
+        await Migrator(dsn, one(write)).up()
+
+
+class TestReading:
+    async def test_is_empty_where_there_is_no_table_or_no_schema(self, dsn: str) -> None:
+        async with connected(dsn) as connection:
+            assert await History(Table("public", "nope")).read(connection) == ()
+            assert await History(Table("nope", "nope")).read(connection) == ()
+            assert await History(Table("nope", "nope")).read(connection, ["1"]) == ()
+
+    async def test_takes_all_or_some(self, dsn: str, write: Write) -> None:
+        folder = write({f"{n:03}_m.sql": "SELECT 1;" for n in range(1, 6)})
+        await Migrator(dsn, folder).up()
+        async with connected(dsn) as connection:
+            rows = await History(Table.parse(HISTORY)).read(connection)
+            assert {row.version for row in rows} == {"1", "2", "3", "4", "5"}
+            assert {row.state for row in rows} == {RecordState.APPLIED}
+            some = await History(Table.parse(HISTORY)).read(connection, ["2", "4", "9"])
+            assert {row.version for row in some} == {"2", "4"}
+
+    async def test_waits_for_a_migration_that_has_locked_the_table(self, dsn: str, write: Write) -> None:
+        migrator = Migrator(dsn, one(write), lock_timeout=0.1)
+        await migrator.up()
+        async with connected(dsn) as connection:
+            await connection.execute("BEGIN; LOCK TABLE schema_migrations")
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(migrator.check)
+                    await anyio.wait_all_tasks_blocked()
+                    await connection.execute("COMMIT")
+
+    async def test_fails_for_a_connection_that_is_none(self, dsn: str) -> None:
+        async with connected(dsn) as connection:
+            await connection.close()
+            with pytest.raises(asyncpg.InterfaceError):
+                await History(Table.parse(HISTORY)).read(connection)

@@ -1,0 +1,252 @@
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fastapi import FastAPI, Request
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from pgratchet import BehindError, BudgetExceededError, MigrationFailedError, Migrator, UsageError, migrated
+from tests.support import PASS_GATE, Write, ask, deserted, exists, gate, runner_lock, states, tell, waiters
+
+anyio_test = pytest.mark.anyio
+
+
+@pytest.fixture
+def folder(write: Write) -> Path:
+    return write({"001_a.sql": "CREATE TABLE a (n int);", "002_b.sql": "INSERT INTO a VALUES (7);"})
+
+
+@pytest.fixture
+def migrator(dsn: str, folder: Path) -> Migrator:
+    return Migrator(dsn, folder)
+
+
+def inner(dsn: str, events: list[str]) -> Callable[[Any], AbstractAsyncContextManager[dict[str, int]]]:
+    """Return an application's own lifespan: it reads, at start-up, what only the migrations put there."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[dict[str, int]]:
+        events.append(f"start of {type(app).__name__}")
+        yield {"found": await ask(dsn, "SELECT n FROM a")}
+        events.append("end")
+
+    return lifespan
+
+
+class TestFastAPI:
+    def test_starts_on_a_finished_schema(self, dsn: str, migrator: Migrator) -> None:
+        app = FastAPI(lifespan=migrated(migrator))
+
+        @app.get("/")
+        async def read() -> int:
+            return int(await ask(dsn, "SELECT n FROM a"))
+
+        with TestClient(app) as client:
+            assert client.get("/").json() == 7
+        with TestClient(app) as client:
+            assert client.get("/").json() == 7
+
+    def test_gets_the_state_of_its_own_lifespan(self, dsn: str, migrator: Migrator) -> None:
+        events: list[str] = []
+        app = FastAPI(lifespan=migrated(migrator, inner=inner(dsn, events)))
+
+        @app.get("/")
+        async def read(request: Request) -> int:
+            return int(request.state.found)
+
+        with TestClient(app) as client:
+            assert client.get("/").json() == 7
+            assert events == ["start of FastAPI"]
+        assert events == ["start of FastAPI", "end"]
+
+    def test_does_not_start_on_a_failing_migration(self, dsn: str, write: Write, migrator: Migrator) -> None:
+        write({"002_b.sql": "SELECT 1/0;"})
+        events: list[str] = []
+        app = FastAPI(lifespan=migrated(migrator, inner=inner(dsn, events)))
+        with pytest.raises(MigrationFailedError), TestClient(app):
+            pass
+        assert events == []
+        asyncio.run(deserted(dsn, 2))
+        write({"002_b.sql": "INSERT INTO a VALUES (7);"})
+        with TestClient(app):
+            assert events == ["start of FastAPI"]
+
+
+class TestStarlette:
+    def test_starts_on_a_finished_schema(self, dsn: str, migrator: Migrator) -> None:
+        async def read(request: Any) -> JSONResponse:
+            return JSONResponse(request.state.found)
+
+        app = Starlette(routes=[Route("/", read)], lifespan=migrated(migrator, inner=inner(dsn, [])))
+        with TestClient(app) as client:
+            assert client.get("/").json() == 7
+
+    @anyio_test
+    async def test_tells_the_server_that_start_up_failed(self, write: Write, migrator: Migrator) -> None:
+        write({"002_b.sql": "SELECT 1/0;"})
+        sent = await asgi_lifespan(Starlette(lifespan=migrated(migrator)), raises=MigrationFailedError)
+        assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+        assert "division by zero" in sent[0]["message"]
+
+    @anyio_test
+    async def test_tells_the_server_that_it_has_started(self, dsn: str, migrator: Migrator) -> None:
+        sent = await asgi_lifespan(Starlette(lifespan=migrated(migrator)))
+        assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert await exists(dsn, "a")
+
+
+async def asgi_lifespan(app: Any, raises: type[Exception] | None = None) -> list[Any]:
+    """Drive an application's lifespan as a server does, and return what it said."""
+    sent: list[Any] = []
+    orders = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> dict[str, str]:
+        return {"type": next(orders)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    if raises is None:
+        await app(scope, receive, send)
+    else:
+        with pytest.raises(raises):
+            await app(scope, receive, send)
+    return sent
+
+
+@anyio_test
+class TestModes:
+    async def test_apply_migrates(self, dsn: str, migrator: Migrator) -> None:
+        async with migrated(migrator, mode="apply")() as state:
+            assert state is None
+            assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+    async def test_wait_leaves_it_to_others(self, dsn: str, migrator: Migrator) -> None:
+        entered = anyio.Event()
+
+        async def serve() -> None:
+            async with migrated(migrator, mode="wait", inner=inner(dsn, []))() as state:
+                assert state == {"found": 7}
+                entered.set()
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve)
+                await waiters(dsn)
+                assert not await exists(dsn, "a")
+                assert not entered.is_set()
+                await migrator.up()
+                await entered.wait()
+
+    async def test_wait_ends_with_its_budget(self, dsn: str, folder: Path) -> None:
+        with anyio.fail_after(5), pytest.raises(BudgetExceededError):
+            await migrated(Migrator(dsn, folder, budget=0.2), mode="wait").__aenter__()
+
+    async def test_check_fails_at_once_where_the_schema_is_behind(self, dsn: str, migrator: Migrator) -> None:
+        events: list[str] = []
+        hook = migrated(migrator, mode="check", inner=inner(dsn, events))
+        with anyio.fail_after(5), pytest.raises(BehindError):
+            await hook.__aenter__()
+        assert events == []
+        assert not await exists(dsn, "a")
+        await migrator.up()
+        async with hook():
+            assert events == ["start of NoneType"]
+
+    async def test_are_three(self, migrator: Migrator) -> None:
+        with pytest.raises(UsageError):
+            migrated(migrator, mode="aply")  # type: ignore[arg-type]  # that is the mistake
+
+
+@anyio_test
+class TestTheHook:
+    async def test_is_a_context_manager_as_it_is(self, dsn: str, migrator: Migrator) -> None:
+        events: list[str] = []
+        hook = migrated(migrator, inner=inner(dsn, events))
+        for _ in range(2):
+            async with hook as state:
+                assert state == {"found": 7}
+        assert events == ["start of NoneType", "end"] * 2
+
+    async def test_passes_errors_of_the_application_through(self, dsn: str, migrator: Migrator) -> None:
+        seen: list[BaseException] = []
+
+        @asynccontextmanager
+        async def own(_: Any) -> AsyncIterator[None]:
+            try:
+                yield
+            except KeyError as error:
+                seen.append(error)
+                raise
+
+        with pytest.raises(KeyError):
+            async with migrated(migrator, inner=own)():
+                raise KeyError
+        assert len(seen) == 1
+        await deserted(dsn, 2)
+
+    async def test_holds_no_session_while_the_application_serves(self, dsn: str, migrator: Migrator) -> None:
+        async with migrated(migrator)():
+            await deserted(dsn, 1)
+
+    async def test_changes_neither_logging_nor_signal_handlers(
+        self, write: Write, migrator: Migrator, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def taken() -> list[object]:
+            loggers = [logging.getLogger(name) for name in (None, "pgratchet", "asyncpg", "anyio", "app")]
+            handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+            ours = [[each.level, each.disabled, each.propagate, list(each.handlers)] for each in loggers]
+            return [ours, handlers, logging.raiseExceptions, logging.root.manager.disable]
+
+        before = taken()
+        async with migrated(migrator)():
+            assert taken() == before
+        write({"003_c.sql": "SELECT 1/0;"})
+        with pytest.raises(MigrationFailedError):
+            await migrated(migrator).__aenter__()
+        assert taken() == before
+        assert capfd.readouterr().out == ""
+
+    async def test_cancelled_at_start_up_leaves_nothing_behind(self, dsn: str, write: Write) -> None:
+        """As gunicorn does after 30 s of start-up."""
+        folder = write({"001_a.sql": "CREATE TABLE a (); " + PASS_GATE})
+        events: list[str] = []
+        hook = migrated(Migrator(dsn, folder, lock_timeout=0), inner=inner(dsn, events))
+        async with gate(dsn) as closed:
+            task: asyncio.Future[object] = asyncio.ensure_future(hook.__aenter__())
+            await closed.reached()
+            task.cancel()
+            with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+                await task
+            await deserted(dsn, 3)
+        assert events == []
+        assert not await exists(dsn, "a")
+        await Migrator(dsn, folder).up()
+
+    async def test_cancelled_while_another_migrates_leaves_nothing_behind(self, dsn: str, migrator: Migrator) -> None:
+        async with runner_lock(dsn):
+            with anyio.move_on_after(0.3) as scope:
+                await migrated(migrator).__aenter__()
+            assert scope.cancelled_caught
+            await deserted(dsn, 3)
+        await migrator.up()
+
+    async def test_of_many_applications_at_once_migrates_once(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE SEQUENCE runs")
+        folder = write({"001_a.sql": "SELECT nextval('runs'); SELECT pg_sleep(0.1);"})
+        apps = [Starlette(lifespan=migrated(Migrator(dsn, folder))) for _ in range(6)]
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for app in apps:
+                    tasks.start_soon(asgi_lifespan, app)
+        assert await ask(dsn, "SELECT last_value FROM runs") == 1

@@ -1,0 +1,176 @@
+import anyio
+import pytest
+
+from pgratchet import FilesError, HistoryError, Migrator
+from tests.support import Write, ask, column, deserted, exists, failure_of, history, states, tell, until
+
+pytestmark = pytest.mark.anyio
+
+
+def python(body: str, down: str = "pass") -> str:
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    return f"async def up(connection):\n{lines}\n\n\nasync def down(connection):\n    {down}\n"
+
+
+async def test_runs_in_the_transaction_of_its_record(dsn: str, write: Write) -> None:
+    body = "await connection.execute('CREATE TABLE seen AS SELECT pg_current_xact_id()::xid AS id')"
+    (finished,) = await Migrator(dsn, write({"001_a.py": python(body)})).up()
+    assert (finished.version, finished.statements) == ("1", 1)
+    assert await ask(dsn, "SELECT id = (SELECT xmin FROM schema_migrations) FROM seen")
+
+
+async def test_may_use_all_of_asyncpg(dsn: str, write: Write) -> None:
+    body = """
+await connection.execute("CREATE TABLE t (n int, s text)")
+await connection.copy_records_to_table("t", records=[(n, str(n)) for n in range(100)])
+await connection.executemany("UPDATE t SET s = $2 WHERE n = $1", [(n, "x") for n in range(50)])
+statement = await connection.prepare("SELECT count(*) FROM t WHERE s = $1")
+assert await statement.fetchval("x") == 50
+async for row in connection.cursor("SELECT n FROM t ORDER BY n LIMIT 3"):
+    assert row["n"] < 3
+await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=str)
+"""
+    await Migrator(dsn, write({"001_a.py": python(body), "002_b.sql": "SELECT 1;"})).up()
+    assert await ask(dsn, "SELECT count(*) FROM t") == 100
+
+
+async def test_nests_transactions_as_savepoints(dsn: str, write: Write) -> None:
+    body = """
+async with connection.transaction():
+    await connection.execute("CREATE TABLE kept ()")
+try:
+    async with connection.transaction():
+        await connection.execute("CREATE TABLE lost ()")
+        async with connection.transaction():
+            raise KeyError
+except KeyError:
+    pass
+transaction = connection.transaction()
+await transaction.start()
+await connection.execute("CREATE TABLE lost ()")
+await transaction.rollback()
+"""
+    await Migrator(dsn, write({"001_a.py": python(body)})).up()
+    assert await exists(dsn, "kept")
+    assert not await exists(dsn, "lost")
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_goes_down_as_well(dsn: str, write: Write) -> None:
+    code = python("await connection.execute('CREATE TABLE a ()')", "await connection.execute('DROP TABLE a')")
+    migrator = Migrator(dsn, write({"001_a.py": code}))
+    await migrator.up()
+    assert [(step.version, step.direction) for step in await migrator.down()] == [("1", "down")]
+    assert not await exists(dsn, "a")
+    assert await states(dsn) == {}
+    await migrator.up()
+    await migrator.redo()
+
+
+ERRORS = {
+    "an exception": ("raise ValueError('no such luck')", "ValueError", None, 5),
+    "an error of the operating system": ("open('/nowhere/at/all')", "FileNotFoundError", None, 5),
+    "a timeout": ("raise TimeoutError('too slow')", "TimeoutError", None, 5),
+    "a refused connection": ("raise ConnectionRefusedError('elsewhere')", "ConnectionRefusedError", None, 5),
+    "a query's error": ("await connection.fetchval('SELECT 1/0')", "division", "22012", 5),
+    "a helper's error": ("helper(connection)", "helper", None, 2),
+    "an aborted transaction": (
+        "try:\n    await connection.execute('SELECT nope')\nexcept Exception: pass",
+        "aborted",
+        "25P02",
+        None,
+    ),
+    "an assertion": ("assert False, 'never'", "never", None, 5),
+    "misuse of the driver": ("await connection.fetch('SELECT $1::int', 'x')", "invalid input", "22000", 5),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS.keys())
+async def test_failing_says_where_and_is_rolled_back(
+    dsn: str, write: Write, case: tuple[str, str, str | None, int | None]
+) -> None:
+    body, word, sqlstate, line = case
+    code = "def helper(_):\n    raise RuntimeError('helper')\n"
+    code += python(f"await connection.execute('CREATE TABLE a ()')\n{body}")
+    folder = write({"001_a.py": code, "002_b.sql": "CREATE TABLE b ();"})
+    error = await failure_of(Migrator(dsn, folder, budget=1))
+    failure = error.failure
+    assert word in failure.message
+    assert (failure.sqlstate, failure.path) == (sqlstate, str(folder / "001_a.py"))
+    assert line in {None, failure.line}
+    assert not await exists(dsn, "a")
+    assert not await exists(dsn, "b")
+    assert await states(dsn) == {"1": "failed"}
+    assert word in (await history(dsn))["1"]["error"]
+    write({"001_a.py": python("pass")})
+    assert len(await Migrator(dsn, folder).up()) == 2
+
+
+@pytest.mark.parametrize("code", ["import nonexistent_module_of_ours\n", "1/0\n"])
+async def test_whose_top_level_fails_is_a_failed_migration(dsn: str, write: Write, code: str) -> None:
+    folder = write({"001_a.py": code + "async def up(connection): pass\n"})
+    failure = (await failure_of(Migrator(dsn, folder))).failure
+    assert failure.line == 1
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+@pytest.mark.parametrize(
+    "code", ["def up(connection): pass\n", "async def upp(connection): pass\n", "async def up(:\n"]
+)
+async def test_that_cannot_be_run_is_refused_before_anything_is(dsn: str, write: Write, code: str) -> None:
+    with pytest.raises(FilesError):
+        await Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();", "002_b.py": code})).up()
+    assert not await exists(dsn, "a")
+
+
+async def test_that_commits_by_itself_is_noticed(dsn: str, write: Write) -> None:
+    folder = write({"001_a.py": python("await connection.execute('CREATE TABLE a (); COMMIT')")})
+    await failure_of(Migrator(dsn, folder))
+    assert await states(dsn) == {"1": "running"}
+    with pytest.raises(HistoryError):
+        await Migrator(dsn, folder).up()
+
+
+@pytest.mark.parametrize("call", ["close()", "terminate()"])
+async def test_that_closes_the_connection_fails_in_the_end(dsn: str, write: Write, call: str) -> None:
+    body = f"r = connection.{call}\nif r: await r"
+    folder = write({"001_a.py": python(body)})
+    with anyio.fail_after(10), pytest.raises(Exception, match=r".+"):
+        await Migrator(dsn, folder, budget=0.5).up()
+    assert await ask(dsn, "SELECT count(*) FROM schema_migrations WHERE state = 'applied'") == 0
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+async def test_cancelled_leaves_nothing_behind(dsn: str, write: Write) -> None:
+    body = "await connection.execute('CREATE TABLE a ()')\nawait connection.execute('SELECT pg_sleep(60)')"
+    folder = write({"001_a.py": python(body)})
+    sleeping = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder).up)
+
+            async def asleep() -> bool:
+                return bool(await column(dsn, sleeping))
+
+            await until(asleep)
+            tasks.cancel_scope.cancel()
+    await deserted(dsn, 2)
+    assert not await exists(dsn, "a")
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01", "55P03"])
+async def test_is_tried_again_after_a_temporary_error(dsn: str, write: Write, code: str) -> None:
+    await tell(dsn, "CREATE SEQUENCE tries")
+    sql = f"DO $$BEGIN IF nextval('tries') < 3 THEN RAISE 'x' USING ERRCODE = '{code}'; END IF; END$$"
+    await Migrator(dsn, write({"001_a.py": python(f'await connection.execute("""{sql}""")')})).up()
+    assert await ask(dsn, "SELECT last_value FROM tries") == 3
+
+
+async def test_hears_notices_and_leaves_no_listeners(dsn: str, write: Write) -> None:
+    body = "connection.add_log_listener(print)\nawait connection.add_listener('x', print)"
+    await Migrator(dsn, write({"001_a.py": python(body), "002_b.sql": "DO $$BEGIN RAISE NOTICE 'x'; END$$"})).up()
+    assert await states(dsn) == {"1": "applied", "2": "applied"}

@@ -1,0 +1,62 @@
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from pgratchet import Migrator
+from tests.faults.proxy import Harm, Proxy, Way, proxy
+
+pytestmark = pytest.mark.anyio
+
+LOCK = b"pg_try_advisory_lock"
+"""What every run that means to apply something sends."""
+
+Write = Callable[[Mapping[str, str | bytes]], Path]
+
+
+@pytest.fixture
+async def between(dsn: str) -> AsyncIterator[Proxy]:
+    async with proxy(dsn) as it:
+        yield it
+
+
+def tables(number: int) -> dict[str, str]:
+    return {f"{index:04}_table.sql": f"CREATE TABLE t{index} (id int);" for index in range(1, number + 1)}
+
+
+def comments(number: int) -> dict[str, str]:
+    return {f"{index:04}_nothing.sql": f"-- number {index}\n" for index in range(1, number + 1)}
+
+
+async def test_nothing_pending_costs_one_connection_two_round_trips_and_no_lock(
+    dsn: str, between: Proxy, write: Write
+) -> None:
+    folder = write(comments(1000))
+    assert len(await Migrator(dsn, folder).up()) == 1000
+
+    locking = between.trap(Way.TO_SERVER, LOCK, Harm.NONE)
+    assert await Migrator(between.dsn, folder).up() == ()
+
+    assert between.connections == 1
+    assert 1 <= between.flights <= 2
+    assert not locking.sprung.is_set()
+
+
+async def test_migrations_share_round_trips(between: Proxy, write: Write) -> None:
+    folder = write(tables(100))
+    locking = between.trap(Way.TO_SERVER, LOCK, Harm.NONE)
+
+    assert len(await Migrator(between.dsn, folder).up()) == 100
+
+    assert between.connections == 1
+    assert between.flights <= 30
+    assert locking.sprung.is_set()
+
+
+async def test_another_migration_takes_no_round_trip_of_its_own(between: Proxy, write: Write) -> None:
+    await Migrator(between.dsn, write(tables(1))).up()
+    first = between.flights
+
+    assert len(await Migrator(between.dsn, write(tables(10))).up()) == 9
+
+    assert between.flights - first <= first

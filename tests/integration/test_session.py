@@ -1,0 +1,193 @@
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
+from pgratchet.postgres.session import SETTINGS, connector, open_session, prepared
+from tests.support import Connection, Write, column, deserted, exists, sessions, states, tell
+
+pytestmark = pytest.mark.anyio
+
+SETTING = "SELECT setting || COALESCE(unit, '') FROM pg_settings WHERE name = $1"
+SHOWN = {"client_connection_check_interval": "500ms", "lock_timeout": "1000ms", "idle_session_timeout": "0ms"}
+
+
+class TestASession:
+    async def test_has_settings_that_free_the_lock_of_a_dead_runner(self, dsn: str) -> None:
+        async with open_session(connector(dsn)) as connection:
+            for name, value in SHOWN.items():
+                assert await connection.fetchval(SETTING, name) == value
+            await connection.execute("SET lock_timeout = '1h'; RESET ALL")
+            assert await connection.fetchval("SHOW lock_timeout") == "1s"
+            assert await connection.fetchval("SHOW application_name") == "pgratchet"
+
+    async def test_of_a_factory_gets_the_same_settings(self, dsn: str, write: Write) -> None:
+        async def connect() -> Connection:
+            return await asyncpg.connect(dsn, statement_cache_size=0)
+
+        async with open_session(prepared(connect)) as connection:
+            assert await connection.fetchval("SHOW client_connection_check_interval") == "500ms"
+        look = "CREATE TABLE {} AS SELECT current_setting('client_connection_check_interval') AS v; RESET ALL;"
+        await Migrator(connect=connect, migrations=write({f"00{n}_a.sql": look.format(f"t{n}") for n in (1, 2)})).up()
+        assert await column(dsn, "SELECT v FROM t1 UNION ALL SELECT v FROM t2") == ["500ms", "500ms"]
+        await deserted(dsn)
+
+    @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+    async def test_opens_for_every_spelling_of_a_dsn(self, dsn: str, scheme: str) -> None:
+        async with open_session(connector(f"{scheme}://{dsn.partition('://')[2]}")) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+    async def test_keeps_the_application_name_of_the_dsn(self, dsn: str) -> None:
+        async with open_session(connector(f"{dsn}?application_name=billing")) as connection:
+            assert await connection.fetchval("SHOW application_name") == "billing"
+
+    async def test_has_keepalives_in_its_socket(self, dsn: str) -> None:
+        async with open_session(connector(dsn)) as connection:
+            transport: Any = connection._transport  # type: ignore[attr-defined]  # no public way
+            plug = transport.get_extra_info("socket")
+            assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+    async def test_is_closed_whatever_happens_inside(self, dsn: str) -> None:
+        for error in (KeyError("x"), asyncio.CancelledError(), KeyboardInterrupt()):
+            with pytest.raises(type(error)):
+                async with open_session(connector(dsn)):
+                    raise error
+        await deserted(dsn, 2)
+
+    async def test_that_ends_inside_says_so(self, dsn: str) -> None:
+        async def lose() -> None:
+            async with open_session(connector(dsn)) as connection:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+                await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+                await connection.fetchval("SELECT 1")
+
+        with pytest.raises(ConnectionLostError):
+            await lose()
+
+    async def test_does_not_take_every_error_for_its_end(self, dsn: str) -> None:
+        for error in (OSError("disk"), TimeoutError("slow"), asyncpg.InterfaceError("misuse")):
+            with pytest.raises(type(error)):
+                async with open_session(connector(dsn)):
+                    raise error
+
+
+class TestAServerThatIsNotThere:
+    @pytest.fixture
+    def nowhere(self) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        return f"postgresql://me:geheim@127.0.0.1:{port}/x"
+
+    async def test_is_an_error_at_once_without_waiting_verbs(self, nowhere: str, write: Write) -> None:
+        migrator = Migrator(nowhere, write({"001_a.sql": "SELECT 1;"}))
+        for verb in (migrator.check, migrator.status, migrator.plan):
+            with anyio.fail_after(5), pytest.raises(ServerError) as caught:
+                await verb()
+            assert "geheim" not in str(caught.value)
+
+    async def test_is_waited_for_while_the_budget_lasts(
+        self, nowhere: str, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        migrator = Migrator(nowhere, write({"001_a.sql": "SELECT 1;"}), budget=0.4)
+        for verb in (migrator.up, migrator.wait, migrator.down, migrator.rehearse):
+            with anyio.fail_after(5), pytest.raises(BudgetExceededError) as caught:
+                await verb()
+            assert "geheim" not in str(caught.value)
+        assert "geheim" not in caplog.text
+
+    async def test_is_found_when_it_comes_up(self, dsn: str, write: Write) -> None:
+        attempts = 0
+
+        async def connect() -> Connection:
+            nonlocal attempts
+            attempts += 1
+            if attempts < 3:
+                raise (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)[attempts - 1]("not yet")
+            return await asyncpg.connect(dsn, statement_cache_size=0)
+
+        with anyio.fail_after(10):
+            await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
+        assert attempts == 3
+        assert await states(dsn) == {"1": "applied"}
+
+    async def test_is_given_up_at_once_where_waiting_is_no_cure(self, dsn: str, write: Write) -> None:
+        missing = Migrator(dsn + "_missing", write({"001_a.sql": "SELECT 1;"}))
+        with anyio.fail_after(5), pytest.raises(ServerError, match="3D000"):
+            await missing.up()
+
+    async def test_that_accepts_and_never_answers_uses_up_the_budget(self, write: Write) -> None:
+        async with deaf() as address:
+            migrator = Migrator(f"postgresql://x@{address}/x", write({"001_a.sql": ""}), budget=0.5)
+            with anyio.fail_after(10), pytest.raises(BudgetExceededError):
+                await migrator.up()
+
+
+@asynccontextmanager
+async def deaf() -> AsyncIterator[str]:
+    """Yield the address of a server that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+BAD = [
+    "mysql://me:geheim@host/x",
+    "host=localhost password=geheim",
+    "postgresql:/me:geheim@host/x",
+    "postgresql://me:geheim@host:port/x",
+    "postgresql://me:geheim@[::1/x",
+    "",
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_a_dsn_that_cannot_be_read_is_refused_without_being_shown(bad: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        await Migrator(bad, "nowhere").up()
+    assert "geheim" not in str(caught.value)
+    assert "geheim" not in repr(Migrator("postgresql://me:geheim@host/x"))
+
+
+async def test_a_server_without_some_of_our_settings_gets_the_others(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "setting_of_a_later_release", "1")
+    look = "CREATE TABLE seen AS SELECT current_setting('client_connection_check_interval') AS v;"
+    await Migrator(dsn, write({"001_a.sql": look})).up()
+    assert await column(dsn, "SELECT v FROM seen") == ["500ms"]
+    assert await exists(dsn, "seen")
+
+
+async def test_a_start_with_nothing_pending_is_one_connection(dsn: str, write: Write) -> None:
+    opened = 0
+
+    async def connect() -> Connection:
+        nonlocal opened
+        opened += 1
+        return await asyncpg.connect(dsn, statement_cache_size=0)
+
+    migrator = Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"}))
+    await migrator.up()
+    assert opened == 1
+    await migrator.up()
+    assert opened == 2
+    assert await sessions(dsn) == []
+
+
+async def test_a_lost_session_is_told_in_the_log(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    code = """async def up(connection):
+    if await connection.fetchval("SELECT nextval('tries')") < 2:
+        connection.terminate()
+    await connection.fetchval("SELECT 1")
+"""
+    await tell(dsn, "CREATE SEQUENCE tries")
+    with caplog.at_level(logging.WARNING, "pgratchet"), anyio.fail_after(10):
+        await Migrator(dsn, write({"001_a.py": code})).up()
+    assert any("connecting again" in record.getMessage() for record in caplog.records)
+    assert await states(dsn) == {"1": "applied"}

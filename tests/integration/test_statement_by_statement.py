@@ -1,0 +1,281 @@
+from collections.abc import Mapping
+
+import anyio
+import pytest
+
+from pgratchet import FilesError, HistoryError, Migrator, State, UsageError
+from tests.support import (
+    PASS_GATE,
+    Write,
+    a_role,
+    ask,
+    column,
+    connected,
+    deserted,
+    exists,
+    failure_of,
+    gate,
+    history,
+    states,
+    tell,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+HEAD = "-- pgratchet: no-transaction\n"
+TABLE = "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n;"
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+COUNTED = "SELECT nextval('runs');"
+
+
+class TestAFile:
+    async def test_that_only_builds_an_index_concurrently_needs_no_directive(self, dsn: str, write: Write) -> None:
+        sql = "CREATE INDEX CONCURRENTLY i ON t (n);\nCREATE UNIQUE INDEX CONCURRENTLY j ON t (n);"
+        finished = await Migrator(dsn, write({"001_t.sql": TABLE, "002_i.sql": sql, "003_u.sql": "SELECT 1;"})).up()
+        assert [step.statements for step in finished] == [1, 2, 1]
+        assert await ask(dsn, VALID, "i")
+        assert await ask(dsn, VALID, "j")
+        row = (await history(dsn))["2"]
+        assert (row["state"], row["statements_done"], row["statements_total"]) == ("applied", 2, 2)
+        assert row["finished_at"] > row["started_at"]
+        assert row["error"] is None
+
+    async def test_that_mixes_both_kinds_without_directive_runs_nothing_of_the_directory(
+        self, dsn: str, write: Write
+    ) -> None:
+        folder = write({"001_t.sql": TABLE, "002_i.sql": "SELECT 1; CREATE INDEX CONCURRENTLY i ON t (n);"})
+        with pytest.raises(FilesError) as caught:
+            await Migrator(dsn, folder).up()
+        assert [problem.path for problem in caught.value.problems] == [str(folder / "002_i.sql")]
+        assert not await exists(dsn, "t")
+
+    async def test_commits_each_statement_together_with_its_count(self, dsn: str, write: Write) -> None:
+        look = "INSERT INTO seen SELECT pg_current_xact_id()::xid, statements_done FROM public.schema_migrations;"
+        sql = HEAD + "CREATE TABLE seen (id xid, done int);" + look * 2 + "VACUUM seen;" + look
+        async with connected(dsn) as connection:
+            await Migrator(dsn, write({"001_a.sql": sql})).up()
+            rows = await connection.fetch("SELECT id::text, done FROM seen")
+        assert [row["done"] for row in rows] == [1, 2, 4]
+        assert len({row["id"] for row in rows}) == 3
+
+    async def test_shows_how_far_it_is(self, dsn: str, write: Write) -> None:
+        sql = HEAD + "CREATE TABLE a (); CREATE TABLE b ();" + PASS_GATE + "CREATE TABLE c ();"
+        migrator = Migrator(dsn, write({"001_a.sql": sql}), lock_timeout=0)
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(migrator.up)
+            pid = await closed.reached()
+            row = (await history(dsn))["1"]
+            assert (row["state"], row["statements_done"], row["statements_total"]) == ("running", 2, 4)
+            assert (row["backend_pid"], row["finished_at"]) == (pid, None)
+            assert row["backend_start"] == await ask(dsn, f"SELECT backend_start FROM pg_stat_get_activity({pid})")
+            assert await exists(dsn, "b")
+            (entry,) = await migrator.status()
+            assert entry.state is State.RUNNING
+            await closed.open()
+        assert (await history(dsn))["1"]["statements_done"] == 4
+
+    async def test_keeps_its_own_settings_from_statement_to_statement(self, dsn: str, write: Write) -> None:
+        look = "CREATE TABLE public.seen{} AS SELECT current_user::text || current_setting('{}') AS v;"
+        async with a_role(dsn) as role:
+            await tell(dsn, f"CREATE SCHEMA ours; GRANT CREATE, USAGE ON SCHEMA ours, public TO {role}")
+            sql = (
+                f"{HEAD}SET lock_timeout = '1234ms'; SET my.own = 'x';{look.format(1, 'lock_timeout')}"
+                f"SET ROLE {role}; SET search_path = ours;{look.format(2, 'my.own')} CREATE TABLE here ();"
+                "ANALYZE here; VACUUM here; CREATE TABLE there ();"
+                f"CREATE INDEX CONCURRENTLY i ON here ((1)); RESET ROLE;{look.format(3, 'search_path')}"
+            )
+            await Migrator(dsn, write({"001_a.sql": sql, "002_b.sql": look.format(4, "lock_timeout")})).up()
+            me = await ask(dsn, "SELECT current_user::text")
+            found = [(await column(dsn, f"SELECT v FROM seen{n}"))[0] for n in (1, 2, 3, 4)]
+            assert found == [f"{me}1234ms", f"{role}x", f"{me}ours", f"{me}5s"]
+            owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
+            assert [await ask(dsn, owner, f"ours.{name}") for name in ("here", "there", "i")] == [role] * 3
+
+    async def test_keeps_a_session_authorization_from_statement_to_statement(self, dsn: str, write: Write) -> None:
+        async with a_role(dsn) as role:
+            await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
+            sql = f"{HEAD}SET SESSION AUTHORIZATION {role}; CREATE TABLE a (); VACUUM a; CREATE TABLE b ();"
+            await Migrator(dsn, write({"001_a.sql": sql})).up()
+            owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
+            assert [await ask(dsn, owner, name) for name in ("a", "b")] == [role, role]
+
+    async def test_keeps_temporary_tables_and_prepared_statements_for_itself(self, dsn: str, write: Write) -> None:
+        sql = f"{HEAD}CREATE TEMP TABLE x AS SELECT 7 AS n; PREPARE p AS SELECT n FROM x; CREATE TABLE y AS EXECUTE p;"
+        await Migrator(dsn, write({"001_a.sql": sql})).up()
+        assert await column(dsn, "SELECT n FROM y") == [7]
+
+    @pytest.mark.parametrize(
+        ("sql", "statements"),
+        [
+            (
+                "CREATE TABLE p (n int) PARTITION BY HASH (n); CREATE INDEX i ON p (n); REINDEX TABLE p; ANALYZE p",
+                4,
+            ),
+            ("CREATE PROCEDURE f() LANGUAGE plpgsql AS $$BEGIN CREATE TABLE p (); COMMIT; END$$; CALL f();", 2),
+            ("CREATE TABLE p (); DO $$BEGIN INSERT INTO p DEFAULT VALUES; COMMIT; END$$;", 2),
+        ],
+        ids=["REINDEX of a partitioned table", "CALL of a procedure that commits", "DO that commits"],
+    )
+    async def test_may_hold_what_only_the_server_knows_to_refuse_a_transaction(
+        self, dsn: str, write: Write, sql: str, statements: int
+    ) -> None:
+        (finished,) = await Migrator(dsn, write({"001_p.sql": HEAD + sql})).up()
+        assert finished.statements == statements
+        assert (await history(dsn))["1"]["statements_done"] == statements
+        assert await exists(dsn, "p")
+
+    async def test_waits_as_long_as_it_takes_for_older_transactions(self, dsn: str, write: Write) -> None:
+        await tell(dsn, TABLE)
+        migrator = Migrator(dsn, write({"001_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);"}), lock_timeout=0.05)
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
+        async with connected(dsn) as old, anyio.create_task_group() as tasks:
+            await old.execute("BEGIN; INSERT INTO t VALUES (0)")
+            tasks.start_soon(migrator.up)
+
+            async def waits() -> bool:
+                return bool(await ask(dsn, waiting))
+
+            await until(waits)
+            await anyio.sleep(0.2)
+            await old.execute("COMMIT")
+        assert await ask(dsn, VALID, "i")
+
+    async def test_whose_index_comes_out_invalid_is_no_success(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE TABLE t AS SELECT 1 AS n FROM generate_series(1, 2)")
+        folder = write({"001_i.sql": "CREATE UNIQUE INDEX CONCURRENTLY i ON t (n);", "002_b.sql": "SELECT 1;"})
+        error = await failure_of(Migrator(dsn, folder))
+        assert error.failure.sqlstate == "23505"
+        row = (await history(dsn))["1"]
+        assert (row["state"], row["statements_done"]) == ("failed", 0)
+        await tell(dsn, "DROP INDEX i; DELETE FROM t")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1", "2"]
+        assert await ask(dsn, VALID, "i")
+
+
+class TestAFailureAtStatementThree:
+    SQL = HEAD + COUNTED + "CREATE TABLE a ();\nINSERT INTO a VALUES (1);\nCREATE TABLE b ();"
+
+    async def fail(self, dsn: str, write: Write) -> Migrator:
+        await tell(dsn, "CREATE SEQUENCE runs")
+        migrator = Migrator(dsn, write({"001_a.sql": self.SQL, "002_b.sql": "CREATE TABLE c ();"}))
+        error = await failure_of(migrator)
+        assert error.finished == ()
+        failure = error.failure
+        assert (failure.line, failure.column, failure.statement, failure.statements) == (3, 23, 3, 4)
+        return migrator
+
+    async def test_is_recorded_with_what_is_done(self, dsn: str, write: Write) -> None:
+        await self.fail(dsn, write)
+        row = (await history(dsn))["1"]
+        assert (row["state"], row["statements_done"], row["statements_total"]) == ("failed", 2, 4)
+        assert "42601" in row["error"]
+        assert row["cursor"]
+        assert await exists(dsn, "a")
+        assert not await exists(dsn, "b")
+        assert not await exists(dsn, "c")
+        await deserted(dsn)
+
+    async def test_goes_on_from_there_when_only_the_rest_was_mended(self, dsn: str, write: Write) -> None:
+        migrator = await self.fail(dsn, write)
+        write({"001_a.sql": self.SQL.replace("VALUES (1)", "DEFAULT VALUES").replace("TABLE b", "TABLE bb")})
+        assert [step.version for step in await migrator.up()] == ["1", "2"]
+        assert await ask(dsn, "SELECT last_value FROM runs") == 1
+        assert await exists(dsn, "bb")
+        row = (await history(dsn))["1"]
+        assert (row["state"], row["statements_done"], row["error"]) == ("applied", 4, None)
+        assert await migrator.up() == ()
+        await migrator.check()
+
+    async def test_goes_on_from_there_when_the_database_was_mended(self, dsn: str, write: Write) -> None:
+        migrator = await self.fail(dsn, write)
+        await tell(dsn, "ALTER TABLE a ADD n int")
+        await migrator.up()
+        assert await ask(dsn, "SELECT last_value FROM runs") == 1
+
+    async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
+        migrator = await self.fail(dsn, write)
+        write({"001_a.sql": HEAD + "\n-- mended\n" + COUNTED + "  CREATE TABLE a ();"})
+        await migrator.up()
+        row = (await history(dsn))["1"]
+        assert (row["statements_done"], row["statements_total"]) == (2, 2)
+
+    @pytest.mark.parametrize("change", [("TABLE a", "TABLE aa"), (COUNTED, ""), (COUNTED, "SELECT 1;" + COUNTED)])
+    async def test_refuses_a_file_whose_finished_part_is_another(
+        self, dsn: str, write: Write, change: tuple[str, str]
+    ) -> None:
+        migrator = await self.fail(dsn, write)
+        write({"001_a.sql": self.SQL.replace(*change).replace("VALUES (1)", "DEFAULT VALUES")})
+        with pytest.raises(HistoryError) as caught:
+            await migrator.up()
+        assert caught.value.versions == ("1",)
+        assert await states(dsn) == {"1": "failed"}
+        write({"001_a.sql": self.SQL.replace("VALUES (1)", "DEFAULT VALUES")})
+        await migrator.up()
+
+    async def test_refuses_a_file_that_now_wants_a_transaction(self, dsn: str, write: Write) -> None:
+        migrator = await self.fail(dsn, write)
+        write({"001_a.sql": "CREATE TABLE a (); CREATE TABLE b ();"})
+        with pytest.raises(HistoryError):
+            await migrator.up()
+
+
+class TestTheWayDown:
+    FILES: Mapping[str, str] = {
+        "001_t.sql": TABLE,
+        "001_t.down.sql": "DROP TABLE t;",
+        "002_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);",
+        "002_i.down.sql": "DROP INDEX CONCURRENTLY i;",
+    }
+
+    async def test_takes_away_what_was_built(self, dsn: str, write: Write) -> None:
+        migrator = Migrator(dsn, write(self.FILES))
+        await migrator.up()
+        (finished,) = await migrator.down()
+        assert (finished.version, finished.direction) == ("2", "down")
+        assert not await exists(dsn, "i")
+        assert await states(dsn) == {"1": "applied"}
+        await migrator.up()
+        await migrator.redo(steps=2)
+        assert await ask(dsn, VALID, "i")
+        await migrator.down(to=0)
+        assert await states(dsn) == {}
+
+    async def test_that_failed_halfway_goes_on_down(self, dsn: str, write: Write) -> None:
+        down = HEAD + "SELECT nextval('runs');\nDROP INDEX CONCURRENTLY nope;"
+        folder = write({**self.FILES, "002_i.down.sql": down})
+        await tell(dsn, "CREATE SEQUENCE runs")
+        migrator = Migrator(dsn, folder)
+        await migrator.up()
+        with pytest.raises(Exception, match="nope"):
+            await migrator.down()
+        row = (await history(dsn))["2"]
+        assert (row["state"], row["statements_done"], row["statements_total"]) == ("reverting", 1, 2)
+        with pytest.raises(HistoryError) as caught:
+            await migrator.up()
+        assert caught.value.versions == ("2",)
+        write({"002_i.down.sql": down.replace("nope", "i")})
+        assert [step.version for step in await migrator.down()] == ["2"]
+        assert await ask(dsn, "SELECT last_value FROM runs") == 1
+        assert await states(dsn) == {"1": "applied"}
+        await migrator.up()
+
+
+async def test_a_row_of_a_runner_that_died_stops_every_run_with_what_is_known(dsn: str, write: Write) -> None:
+    sql = HEAD + "CREATE TABLE a ();" + PASS_GATE + "CREATE TABLE b ();"
+    migrator = Migrator(dsn, write({"001_a.sql": sql, "001_a.down.sql": ""}), lock_timeout=0)
+    async with gate(dsn) as closed:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(migrator.up)
+                pid = await closed.reached()
+                scope.cancel()
+    for verb in (migrator.up, migrator.down, migrator.redo, migrator.rehearse):
+        with pytest.raises((HistoryError, UsageError)) as caught:
+            await verb()
+        assert isinstance(caught.value, HistoryError)
+        assert caught.value.versions == ("1",)
+        text = str(caught.value)
+        assert all(part in text for part in (str(pid), "1 of 3", "pgratchet"))
+    (entry,) = await migrator.status()
+    assert entry.state is State.RUNNING

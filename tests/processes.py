@@ -1,0 +1,61 @@
+"""Replicas as processes of their own."""
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from tests.support import HISTORY
+
+WORKER = Path(__file__).parent / "concurrency" / "worker.py"
+
+
+@dataclass
+class Replica:
+    """A process that is ready to migrate, and does when it is told to."""
+
+    process: Process
+    output: BufferedByteReceiveStream
+
+    async def go(self) -> None:
+        assert self.process.stdin is not None
+        await self.process.stdin.send(b"go\n")
+
+    async def result(self) -> tuple[int, Any]:
+        """Return the exit code and what the replica said, once it has ended."""
+        said = await self.output.receive_until(b"\n", 100_000)
+        return await self.process.wait(), json.loads(said)
+
+
+@asynccontextmanager
+async def replicas(count: int, dsn: str, folder: Path, table: str = HISTORY) -> AsyncIterator[list[Replica]]:
+    """Yield as many replicas, all of them ready; none outlives the block."""
+    command = [sys.executable, str(WORKER), dsn, str(folder), table]
+    started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
+    try:
+        for replica in started:
+            assert await replica.output.receive_until(b"\n", 100) == b"ready"
+        yield started
+    finally:
+        for replica in started:
+            if replica.process.returncode is None:
+                replica.process.kill()
+        with anyio.CancelScope(shield=True):
+            for replica in started:
+                await replica.process.aclose()
+
+
+async def _start(command: list[str]) -> Process:
+    return await anyio.open_process(command, stderr=None)
+
+
+def _output(process: Process) -> BufferedByteReceiveStream:
+    assert process.stdout is not None
+    return BufferedByteReceiveStream(process.stdout)

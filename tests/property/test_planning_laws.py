@@ -1,0 +1,260 @@
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgratchet.core import planning
+from pgratchet.core.errors import HistoryError
+from pgratchet.core.model import (
+    AppliedMigration,
+    Direction,
+    Entry,
+    Kind,
+    Migration,
+    Mode,
+    Options,
+    Plan,
+    RecordState,
+    Source,
+    State,
+)
+from pgratchet.core.scripts import compile_script, digests
+
+SCRIPTS = ["", "SELECT 1", "CREATE TABLE a (b int);\nCREATE TABLE c ();\n", "CREATE INDEX CONCURRENTLY i ON a (b);"]
+VERSIONS = st.integers(0, 30) | st.integers(20260101000000, 20261231235959)
+quick = settings(max_examples=60, deadline=None)
+
+
+class World(NamedTuple):
+    """What is on disk, and what is in the database."""
+
+    migrations: tuple[Migration, ...]
+    history: tuple[AppliedMigration, ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return planning.compare(self.migrations, self.history)
+
+
+def recorded(migration: Migration, state: RecordState = RecordState.APPLIED, done: int = 0) -> AppliedMigration:
+    return AppliedMigration(
+        version=migration.version,
+        name=migration.name,
+        kind=migration.kind,
+        checksum=migration.checksum,
+        state=state,
+        statements_done=done,
+        statements_total=1,
+        cursor=None,
+        started_at=None,
+        finished_at=None,
+        applied_by=None,
+        backend_pid=None,
+        token=None,
+        compatible_with=None,
+        error=None,
+    )
+
+
+@st.composite
+def a_migration(draw: st.DrawFn, version: int) -> Migration:
+    up, down = draw(st.sampled_from(SCRIPTS)), draw(st.sampled_from(SCRIPTS))
+    path = f"m/{version:04}_x.sql"
+    return Migration(str(version), "x", Kind.SQL, f"sum of {up}", Source(path, up), Source(f"{path}.down", down))
+
+
+@st.composite
+def worlds(draw: st.DrawFn, *, unknown: bool = False) -> World:
+    """Any files, any of them applied or failed, in any order; where `unknown`, rows without a file as well."""
+    versions = draw(st.lists(VERSIONS, unique=True, max_size=8))
+    migrations = [draw(a_migration(version)) for version in versions]
+    states = st.sampled_from([None, RecordState.APPLIED, RecordState.FAILED])
+    missing = draw(st.sets(st.sampled_from(versions))) if unknown and versions else set()
+    history = [
+        # What is half done and has its file goes on by a cursor: a law of its own.
+        recorded(migration, state, draw(st.integers(0, 1)) if migration.number in missing else 0)
+        for migration in migrations
+        if (state := draw(states))
+    ]
+    on_disk = [migration for migration in migrations if migration.number not in missing]
+    return World(tuple(draw(st.permutations(on_disk))), tuple(draw(st.permutations(history))))
+
+
+def applied(world: World, plan: Plan) -> World:
+    """Return the world after a run has done what the plan says."""
+    history = {row.version: row for row in world.history}
+    for step in plan.steps:
+        if step.direction is Direction.UP:
+            history[step.migration.version] = recorded(step.migration)
+        else:
+            del history[step.migration.version]
+    return world._replace(history=tuple(history.values()))
+
+
+def numbers(plan: Plan) -> list[int]:
+    return [step.migration.number for step in plan.steps]
+
+
+def applied_numbers(world: World) -> list[int]:
+    return sorted(row.number for row in world.history if row.state is RecordState.APPLIED)
+
+
+@quick
+@given(worlds())
+def test_nothing_is_pending_after_everything_was_applied(world: World) -> None:
+    after = applied(world, planning.plan_up(world.entries))
+
+    assert planning.pending(after.entries) == ()
+    assert {entry.state for entry in after.entries} <= {State.APPLIED}
+    assert planning.judge(after.entries, strict=True) == ()
+    assert planning.plan_up(after.entries) == Plan(())
+
+
+@quick
+@given(worlds(unknown=True))
+def test_up_applies_each_missing_version_once_and_in_order(world: World) -> None:
+    plan = planning.plan_up(world.entries)
+
+    done = set(applied_numbers(world))
+    assert numbers(plan) == sorted({migration.number for migration in world.migrations} - done)
+
+
+@quick
+@given(worlds(), st.data())
+def test_going_up_in_two_stages_is_going_up(world: World, data: st.DataObject) -> None:
+    target = data.draw(st.sampled_from(["0", *(migration.version for migration in world.migrations)]))
+
+    first = planning.plan_up(world.entries, target)
+    second = planning.plan_up(applied(world, first).entries)
+
+    assert all(number <= int(target) for number in numbers(first))
+    assert sorted(numbers(first) + numbers(second)) == numbers(planning.plan_up(world.entries))
+
+
+@quick
+@given(worlds(), st.data())
+def test_down_to_a_version_is_the_reverse_of_what_lies_above_it(world: World, data: st.DataObject) -> None:
+    target = data.draw(st.sampled_from(["0", *(migration.version for migration in world.migrations)]))
+
+    plan = planning.plan_down(world.entries, planning.choose_down(world.entries, to=target))
+
+    above = [number for number in applied_numbers(world) if number > int(target)]
+    assert numbers(plan) == above[::-1]
+    assert all(number <= int(target) for number in applied_numbers(applied(world, plan)))
+
+
+@quick
+@given(worlds(), st.integers(1, 15))
+def test_down_by_steps_is_the_reverse_of_the_newest(world: World, steps: int) -> None:
+    plan = planning.plan_down(world.entries, planning.choose_down(world.entries, steps=steps))
+
+    assert numbers(plan) == applied_numbers(world)[::-1][:steps]
+
+
+@quick
+@given(worlds(), st.integers(1, 15))
+def test_redo_ends_where_it_began(world: World, steps: int) -> None:
+    chosen = planning.choose_down(world.entries, steps=steps)
+    reverted = applied(world, planning.plan_down(world.entries, chosen))
+
+    again = planning.plan_again(reverted.entries, chosen)
+
+    assert numbers(again) == sorted(map(int, chosen))
+    assert applied_numbers(applied(reverted, again)) == applied_numbers(world)
+
+
+@quick
+@given(worlds(unknown=True), st.integers(1, 9))
+def test_down_leads_through_known_versions_or_is_refused_with_the_others(world: World, steps: int) -> None:
+    newest = applied_numbers(world)[::-1][:steps]
+    strangers = [number for number in newest if number not in {file.number for file in world.migrations}]
+
+    chosen, refused_for = chosen_or_refused(world.entries, steps)
+
+    assert refused_for == strangers
+    assert chosen == ([] if strangers else newest)
+
+
+def chosen_or_refused(entries: Sequence[Entry], steps: int) -> tuple[list[int], list[int]]:
+    try:
+        return list(map(int, planning.choose_down(entries, steps=steps))), []
+    except HistoryError as error:
+        return [], list(map(int, error.versions))
+
+
+@quick
+@given(worlds(unknown=True))
+def test_the_order_of_files_and_rows_is_irrelevant(world: World) -> None:
+    entries = planning.compare(reversed(world.migrations), sorted(world.history))
+
+    assert entries == world.entries
+    assert [int(entry.version) for entry in entries] == sorted(int(entry.version) for entry in entries)
+    assert len({entry.version for entry in entries}) == len(entries)
+
+
+@quick
+@given(worlds(unknown=True))
+def test_every_version_that_is_on_disk_or_left_something_has_one_entry(world: World) -> None:
+    left = {row.version for row in world.history if row.state is not RecordState.FAILED or row.statements_done}
+    versions = {file.version for file in world.migrations} | left
+
+    assert [entry.version for entry in world.entries] == sorted(versions, key=int)
+
+
+@quick
+@given(worlds(unknown=True))
+def test_what_is_late_lies_below_what_is_applied_and_nothing_else_does(world: World) -> None:
+    newest = max(applied_numbers(world), default=-1)
+
+    for entry in world.entries:
+        if entry.applied is None:
+            assert (entry.state is State.LATE) == (int(entry.version) < newest)
+
+
+@quick
+@given(worlds(unknown=True))
+def test_only_what_is_late_is_ever_refused_of_files_that_nobody_edited(world: World) -> None:
+    late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
+    unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
+
+    assert len(planning.judge(world.entries, allow_late=True)) == len(unknown)
+    assert refused(world.entries) == late
+
+
+def refused(entries: Sequence[Entry]) -> tuple[str, ...]:
+    try:
+        planning.judge(entries)
+    except HistoryError as error:
+        return error.versions
+    return ()
+
+
+def by_statement(statements: Iterable[str]) -> Source:
+    return Source("m/1_x.sql", "".join(f"SELECT '{each}';\n" for each in statements), Options(no_transaction=True))
+
+
+def half_done(source: Source, done: int, cursor: str | None) -> tuple[Entry, ...]:
+    migration = Migration("1", "x", Kind.SQL, "sum", source)
+    row = recorded(migration, RecordState.FAILED)._replace(statements_done=done, cursor=cursor, checksum="before")
+    return planning.compare([migration], [row])
+
+
+@quick
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.lists(st.sampled_from("abc"), max_size=6), st.data()
+)
+def test_a_half_done_script_goes_on_if_and_only_if_its_beginning_is_the_same(
+    before: Sequence[str], after: Sequence[str], data: st.DataObject
+) -> None:
+    done = data.draw(st.integers(1, len(before)))
+    script = compile_script(by_statement(before), Kind.SQL, Direction.UP)
+    entries = half_done(by_statement(after), done, list(digests(script))[done - 1])
+
+    try:
+        (step,) = planning.plan_up(entries).steps
+    except HistoryError:
+        assert before[:done] != after[:done]
+    else:
+        assert before[:done] == after[:done]
+        assert (step.done, step.script.mode) == (done, Mode.STATEMENTS)

@@ -1,0 +1,176 @@
+"""What several tests share: short ways into a database, conditions to wait for, and a gate to stop a runner at."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote, urlsplit
+
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import MigrationFailedError, Migrator
+from pgratchet.postgres.sql import Table
+
+T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[Any]"
+Write = Callable[[Mapping[str, str | bytes]], Path]
+
+HISTORY = "public.schema_migrations"
+LOCK_KEY = Table.parse(HISTORY).lock_key
+PATIENCE = 15.0
+POLLING = ("advisory_lock", "pg_stat_activity", "WHERE version")
+"""What the last statement of a session that waits for the runner's lock contains."""
+
+GATE = 4711
+PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
+"""A statement that waits for as long as `gate` is closed. Give the migrator lock_timeout=0."""
+
+
+@asynccontextmanager
+async def connected(dsn: str, **settings: str) -> AsyncIterator[Connection]:
+    connection = await asyncpg.connect(dsn, statement_cache_size=0, server_settings=settings)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def ask(dsn: str, query: str, *arguments: object) -> Any:
+    """Return the first value of the first row."""
+    async with connected(dsn) as connection:
+        return await connection.fetchval(query, *arguments)
+
+
+async def column(dsn: str, query: str, *arguments: object) -> list[Any]:
+    """Return the first value of every row."""
+    async with connected(dsn) as connection:
+        return [row[0] for row in await connection.fetch(query, *arguments)]
+
+
+async def tell(dsn: str, sql: str) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute(sql)
+
+
+async def exists(dsn: str, relation: str) -> bool:
+    return bool(await ask(dsn, "SELECT to_regclass($1) IS NOT NULL", relation))
+
+
+async def history(dsn: str, table: str = HISTORY) -> dict[str, asyncpg.Record]:
+    """Return the rows by version."""
+    async with connected(dsn) as connection:
+        return {row["version"]: row for row in await connection.fetch(f"SELECT * FROM {table}")}
+
+
+async def states(dsn: str, table: str = HISTORY) -> dict[str, str]:
+    return {version: row["state"] for version, row in sorted((await history(dsn, table)).items())}
+
+
+async def failure_of(migrator: Migrator) -> MigrationFailedError:
+    """Return the error that the migrator's way up ends in."""
+    with anyio.fail_after(PATIENCE), pytest.raises(MigrationFailedError) as caught:
+        await migrator.up()
+    return caught.value
+
+
+async def sessions(dsn: str) -> list[asyncpg.Record]:
+    """Return pgratchet's sessions in the database."""
+    async with connected(dsn) as connection:
+        return await connection.fetch(
+            "SELECT * FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgratchet%'"
+        )
+
+
+async def until(condition: Callable[[], Awaitable[T]], seconds: float = PATIENCE) -> T:
+    """Return what the condition returns as soon as that is true."""
+    with anyio.fail_after(seconds):
+        while not (result := await condition()):  # noqa: ASYNC110 - what is waited for is on the server
+            await anyio.sleep(0.02)
+        return result
+
+
+async def deserted(dsn: str, seconds: float = PATIENCE) -> None:
+    """Return when none of pgratchet's sessions is left in the database."""
+
+    async def nobody() -> bool:
+        return not await sessions(dsn)
+
+    await until(nobody, seconds)
+
+
+async def waiters(dsn: str, count: int = 1) -> list[asyncpg.Record]:
+    """Return the sessions that wait for the runner's lock, when there are as many."""
+
+    async def found() -> list[asyncpg.Record]:
+        rows = [row for row in await sessions(dsn) if row["application_name"] == "pgratchet"]
+        polling = [row for row in rows if any(part in row["query"] for part in POLLING)]
+        return polling if len(polling) >= count else []
+
+    return await until(found)
+
+
+@dataclass
+class Gate:
+    """A gate across PASS_GATE, closed until it is opened."""
+
+    dsn: str
+    connection: Connection
+
+    async def reached(self) -> int:
+        """Return the process id of the one that stands at the gate, when there is one."""
+        query = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {GATE} AND NOT granted"
+
+        async def somebody() -> int:
+            return int(await ask(self.dsn, query) or 0)
+
+        return await until(somebody)
+
+    async def reached_by_another(self, first: int) -> int:
+        """Return the process id of one that stands at the gate and is not the first."""
+
+        async def another() -> int:
+            return pid if (pid := await self.reached()) != first else 0
+
+        return await until(another)
+
+    async def open(self) -> None:
+        await self.connection.execute("SELECT pg_advisory_unlock_all()")
+
+
+@asynccontextmanager
+async def gate(dsn: str) -> AsyncIterator[Gate]:
+    """Close the gate for the length of the block, which has to end in time."""
+    async with connected(dsn) as connection:
+        await connection.execute(f"SELECT pg_advisory_lock({GATE})")
+        with anyio.fail_after(PATIENCE):
+            yield Gate(dsn, connection)
+
+
+@asynccontextmanager
+async def runner_lock(dsn: str, table: str = HISTORY) -> AsyncIterator[Connection]:
+    """Hold the lock of a history table, as a runner would that does nothing; the block has to end in time."""
+    async with connected(dsn, application_name="somebody else") as connection:
+        await connection.execute(f"SELECT pg_advisory_lock({Table.parse(table).lock_key})")
+        with anyio.fail_after(PATIENCE):
+            yield connection
+
+
+def as_role(dsn: str, role: str) -> str:
+    """Return the same DSN for a role made by `a_role`."""
+    parts = urlsplit(dsn)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(role)}:secret@{host}").geturl()
+
+
+@asynccontextmanager
+async def a_role(dsn: str, options: str = "") -> AsyncIterator[str]:
+    """Yield the name of a role that may log in, dropped afterwards with all it owns in the database."""
+    name = f"role_{urlsplit(dsn).path.rpartition('_')[2]}"
+    await tell(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {options}")
+    try:
+        yield name
+    finally:
+        await tell(dsn, f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")

@@ -1,0 +1,310 @@
+"""The rules of the house that can be read off the source: who imports whom, how long things are, who may print."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "pgratchet"
+SOURCE = ROOT / "src" / PACKAGE
+
+MOST_LINES_OF_A_MODULE = 300
+MOST_LINES_OF_A_FUNCTION = 25
+"""From the first line behind signature and docstring to the last, with comments, blanks and inner functions."""
+
+RINGS = (
+    {"version", "core", "layouts", "postgres", "web"},
+    {"core.model"},
+    {"core.errors"},
+    {"core.lexing"},
+    {"core.classification"},
+    {"core.statements"},
+    {"core.parsing"},
+    {"core.scripts"},
+    {"core.planning"},
+    {"layouts.own", "layouts.homemade", "directory", "journal", "embedded"},
+    {"postgres.sql", "postgres.budget", "postgres.limits"},
+    {"postgres.session", "postgres.records"},
+    {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
+    {"postgres.watch", "postgres.failures", "postgres.frames"},
+    {"postgres.wire"},
+    {"postgres.python_steps", "postgres.concurrent"},
+    {"postgres.execution", "postgres.rehearsal"},
+    {"settings"},
+    {"turning"},
+    {"run"},
+    {"adoption"},
+    {"migrator"},
+    {"web.lifespan"},
+    {""},
+    {"cli"},
+    {"__main__", "testing"},
+)
+"""Each module imports from rings before its own only; "" is the package itself, cli is one with all below it."""
+
+LAZY = ("cli", "embedded", "adoption", "turning", "core.statements", "core.scripts", "postgres.execution")
+"""What a start does not load that finds nothing to do."""
+
+HOMES = {"asyncpg": ("postgres",), "typer": ("cli",), "rich": ("cli",)}
+"""Where alone a package may be imported; anyio may be anywhere but in core and layouts."""
+
+
+@cache
+def modules() -> Mapping[str, ast.Module]:
+    """Return the trees of all modules by name, without the package's: "core.model", and "" for itself."""
+    trees = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        name = "" if name == "__init__" else name.removesuffix(".__init__")
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return trees
+
+
+@cache
+def nodes(name: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(modules()[name]))
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Return the full names of what a module imports anywhere, inside functions and conditions too."""
+    found: set[str] = set()
+    for node in nodes(name):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno} of {name}"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
+
+
+def inner_imports(name: str) -> set[str]:
+    """Return the modules of ours that a module imports."""
+    found = set()
+    for target in imported(name):
+        if target.partition(".")[0] == PACKAGE:
+            inner = target.removeprefix(PACKAGE).removeprefix(".")
+            found.add(inner if inner in modules() else inner.rpartition(".")[0])
+    return found
+
+
+def outer_imports(name: str) -> set[str]:
+    """Return the packages of others that a module imports, the standard library's aside."""
+    packages = {target.partition(".")[0] for target in imported(name)}
+    return packages - sys.stdlib_module_names - {PACKAGE}
+
+
+def ring_of(name: str) -> int | None:
+    house = "cli" if is_below(name, "cli") else name
+    return next((number for number, ring in enumerate(RINGS) if house in ring), None)
+
+
+def is_below(name: str, *folders: str) -> bool:
+    return any(name == folder or name.startswith(f"{folder}.") for folder in folders)
+
+
+def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in nodes(name):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    body = function.body[1:] if documented(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@cache
+def calls(name: str) -> tuple[tuple[str, str], ...]:
+    """Return what a module calls, and where."""
+    return tuple(
+        (ast.unparse(node.func), f"{name}:{node.lineno}") for node in nodes(name) if isinstance(node, ast.Call)
+    )
+
+
+def library() -> list[str]:
+    """Return the modules that an application imports: all but the command line."""
+    return [name for name in modules() if not is_below(name, "cli", "__main__")]
+
+
+def test_every_module_has_its_ring() -> None:
+    assert [name for name in modules() if ring_of(name) is None] == []
+
+
+def test_every_ring_is_of_modules_that_exist() -> None:
+    assert {name for ring in RINGS for name in ring} - modules().keys() <= {"testing"}
+
+
+def test_imports_point_to_inner_rings() -> None:
+    outward = [
+        f"{name} -> {target}"
+        for name in modules()
+        for target in inner_imports(name)
+        if not (is_below(name, "cli") and is_below(target, "cli")) and not (ring_of(target) or 0) < (ring_of(name) or 0)
+    ]
+
+    assert outward == []
+
+
+def test_there_is_no_import_circle() -> None:
+    left = {name: inner_imports(name) for name in modules()}
+    while True:
+        wanted = {target for targets in left.values() for target in targets}
+        circle = {name: targets & left.keys() for name, targets in left.items() if name in wanted}
+        circle = {name: targets for name, targets in circle.items() if targets}
+        if circle == left:
+            break
+        left = circle
+
+    assert sorted(left) == []
+
+
+def test_the_core_imports_the_standard_library_and_itself() -> None:
+    core = [name for name in modules() if is_below(name, "core")]
+
+    assert len(core) > 5
+    for name in core:
+        assert outer_imports(name) == set(), name
+        assert all(is_below(target, "core") for target in inner_imports(name)), name
+
+
+def test_layouts_import_the_standard_library_and_the_core() -> None:
+    for name in modules():
+        if is_below(name, "layouts"):
+            assert outer_imports(name) == set(), name
+            assert all(is_below(target, "core") for target in inner_imports(name)), name
+
+
+@pytest.mark.parametrize(("package", "homes"), HOMES.items())
+def test_a_package_is_imported_in_its_home_only(package: str, homes: tuple[str, ...]) -> None:
+    strays = [name for name in modules() if package in outer_imports(name) and not is_below(name, *homes)]
+
+    assert strays == []
+
+
+def test_nothing_is_imported_that_is_not_asked_for_at_installation() -> None:
+    packages = {package for name in modules() for package in outer_imports(name)}
+
+    assert packages <= {"anyio", *HOMES}
+
+
+def test_nothing_is_imported_for_the_type_checker_alone() -> None:
+    strays = [name for name in modules() if "typing.TYPE_CHECKING" in imported(name)]
+
+    assert strays == []
+
+
+def test_importing_the_package_loads_no_command_line_and_no_framework() -> None:
+    heavy = ["typer", "click", "rich", "pydantic", "fastapi", "starlette", "litestar", "pytest", "hypothesis"]
+    heavy += ["sqlalchemy", "psycopg", *(f"{PACKAGE}.{name}" for name in LAZY)]
+    program = f"import sys, {PACKAGE}; print([name for name in {heavy} if name in sys.modules])"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the classes and functions that others may use, methods of such classes included."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from public(child)
+
+
+def test_everything_public_says_what_it_is_for() -> None:
+    silent = [
+        f"{name}.{each.name}" for name, tree in modules().items() for each in public(tree) if not documented(each)
+    ]
+
+    assert silent == []
+    assert [name for name, tree in modules().items() if not documented(tree)] == []
+
+
+def documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return bool(ast.get_docstring(node, clean=False))
+
+
+def test_no_module_is_long() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+
+    assert {path.name: lines for path, lines in lengths.items() if lines > MOST_LINES_OF_A_MODULE} == {}
+
+
+def test_no_function_is_long() -> None:
+    lengths = {f"{name}.{each.name}": length(each) for name in modules() for each in functions(name)}
+
+    assert len(lengths) > 100
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def test_the_library_neither_prints_nor_exits() -> None:
+    forbidden = {"print", "exit", "quit", "sys.exit", "os._exit", "SystemExit", "input", "sys.stdout.write"}
+    forbidden |= {"sys.stderr.write", "warnings.warn", "breakpoint"}
+
+    assert [place for name in library() for call, place in calls(name) if call in forbidden] == []
+
+
+def test_the_library_leaves_logging_and_signals_alone() -> None:
+    configuring = r"logging\.(basicConfig|config\b.*|disable|captureWarnings)|.*\.(setLevel|addHandler)"
+    handling = r"signal\.(signal|set_wakeup_fd|setitimer)|.*\.add_signal_handler"
+    forbidden = re.compile(f"{configuring}|{handling}")
+
+    assert [place for name in library() for call, place in calls(name) if forbidden.match(call)] == []
+
+
+def test_the_library_logs_under_one_name() -> None:
+    loggers = {
+        ast.unparse(node)
+        for name in library()
+        for node in nodes(name)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger"
+    }
+
+    assert loggers == {f"logging.getLogger('{PACKAGE}')"}
+
+
+def comments(path: Path, pattern: re.Pattern[str]) -> Iterator[tokenize.TokenInfo]:
+    """Yield the comments of a file that hold a match; what only looks like one, in a string, is none."""
+    text = path.read_text(encoding="utf-8")
+    if pattern.search(text):
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT and pattern.search(token.string):
+                yield token
+
+
+def unreasoned(path: Path) -> Iterator[str]:
+    """Yield what switches a checker off without a reason: behind a dash, or in the comment line above."""
+    reasoned = r"(noqa: [A-Z0-9, ]+|type: ignore\[[\w, -]+\]|pragma: no cover)\s+[#-] \S"
+    pattern = re.compile(rf"#\s*(?!{reasoned})(noqa|type:\s*ignore|pragma|ruff:|mypy:)")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for token in comments(path, pattern):
+        above = lines[token.start[0] - 2].strip() if token.start[0] > 1 else ""
+        if not above.startswith("#"):
+            yield f"{path.relative_to(ROOT)}:{token.start[0]}"
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "migrations"])
+def test_a_checker_is_switched_off_for_a_reason(folder: str) -> None:
+    assert [place for path in sorted((ROOT / folder).rglob("*.py")) for place in unreasoned(path)] == []
+
+
+def test_there_are_no_banners() -> None:
+    banner = re.compile(r"#\s*([-=#*~_])\1{3,}")
+    found = [
+        f"{path.relative_to(ROOT)}:{token.start[0]}"
+        for folder in ("src", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        for token in comments(path, banner)
+    ]
+
+    assert found == []
