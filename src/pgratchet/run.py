@@ -37,7 +37,7 @@ class Run:
         self.progress = Progress()
         self._settings = settings
         self._budget = budget
-        self._records = Records(settings.table, lock.held(settings.table.lock_key))
+        self._records = Records(settings.table, lock.still_held(settings.table.lock_key))
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = History(settings.table)
         self._old_failures: dict[str, datetime | None] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Entry
 from pgratchet.core.planning import Phase, failures, plan_up
-from pgratchet.postgres import frames, rehearsal
+from pgratchet.postgres import frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution, OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
@@ -44,7 +44,7 @@ async def rehearse(held: Held, to: str | None) -> None:
 
 
 async def _framing(held: Held) -> Framing:
-    facts = await frames.facts(held.connection, held.records.lock_held)
+    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key))
     _refuse_useless(facts, held.settings.table)
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
     return Framing(held.records, writer, held.settings.limits, facts)

@@ -32,7 +32,7 @@ AGAINST_THE_HISTORY = {
 
 AGAINST_THE_LOCK = {
     "releases all locks": "SELECT pg_advisory_unlock_all();",
-    "releases the lock": f"SELECT pg_advisory_unlock({LOCK_KEY});",
+    "releases the lock": f"SELECT pg_advisory_unlock({LOCK_KEY}), pg_advisory_unlock({LOCK_KEY});",
 }
 
 NEUTRALISED = {

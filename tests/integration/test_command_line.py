@@ -330,11 +330,9 @@ def test_the_exit_code_is_the_same_when_nobody_reads_the_report(
 ) -> None:
     read, write = os.pipe()
     os.close(read)
-    with open(write, "wb") as nobody:
-        arguments = ["status", "--dsn", dsn, "--dir", folder]
-        result = subprocess.run(
-            [sys.executable, "-m", "pgratchet", *arguments], env=environment, stdout=nobody, stderr=subprocess.PIPE
-        )
+    command: list[str | Path] = [sys.executable, "-m", "pgratchet", "status", "--dsn", dsn, "--dir", folder]
+    result = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
 
     assert (result.returncode, result.stderr) == (0, b"")
 

@@ -685,6 +685,18 @@ def test_a_misspelt_command_is_recognised(monkeypatch: pytest.MonkeyPatch, capsy
     assert "there is no command 'stauts'; did you mean 'status'?" in capsys.readouterr().err
 
 
+def test_an_interrupt_before_there_is_any_work_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "app", interrupted)
+
+    assert main(monkeypatch, "up") == 130
+    assert capsys.readouterr().out == ""
+
+
 SECRETS = ("h1dden", "h1d den", "h1d@den", "h1d/den", "h1d#den", "h1d?den", "h1d%den", "h1d'den", "h1d://den")
 
 

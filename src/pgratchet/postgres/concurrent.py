@@ -7,7 +7,7 @@ import asyncpg
 
 from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
-from pgratchet.postgres.failures import StepError, from_server, is_temporary, spot
+from pgratchet.postgres.failures import Spot, StepError, from_server, is_temporary, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
@@ -25,12 +25,23 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     Raises StepError for the statement that failed; those before it stay committed and counted.
     """
     script = claim.step.script
-    await wire.send(_opening(framing, claim, over_failed=over_failed))
+    await _ours(wire, claim, _opening(framing, claim, over_failed=over_failed))
     for done, (segment, cursor) in enumerate(zip(script.segments, digests(script), strict=True)):
         if done >= claim.step.done:
             count = framing.records.tally(claim, done + 1, cursor)
             await _statement(wire, framing, claim, segment, count)
-    await wire.send(framing.recording(framing.records.close(claim)))
+    await _ours(wire, claim, framing.recording(framing.records.close(claim)))
+
+
+async def _ours(wire: Wire, claim: Claim, text: str) -> None:
+    """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
+    try:
+        await wire.send(text)
+    except asyncpg.PostgresError as error:
+        if wire.connection.is_closed():
+            raise
+        await wire.roll_back("")
+        raise StepError(from_server(claim, error, Spot()), error, final=True) from error
 
 
 def _opening(framing: Framing, claim: Claim, *, over_failed: bool) -> str:
@@ -68,7 +79,7 @@ async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segmen
         else:
             break
     if refused:
-        await wire.send(f"BEGIN;{OURSELVES}{count}COMMIT")
+        await _ours(wire, claim, f"BEGIN;{OURSELVES}{count}COMMIT")
 
 
 def _bare(claim: Claim, segment: Segment) -> Message:

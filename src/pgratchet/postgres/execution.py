@@ -150,10 +150,9 @@ class Execution:
 
     def _is_taken(self, error: BaseException) -> bool:
         table = self._framing.records.table
-        return (
-            isinstance(error, asyncpg.UniqueViolationError)
-            and (error.schema_name, error.table_name) == (table.schema, table.name)
-            and self._wire.marks == 0
+        return isinstance(error, asyncpg.UniqueViolationError) and (error.schema_name, error.table_name) == (
+            table.schema,
+            table.name,
         )
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:

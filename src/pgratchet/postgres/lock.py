@@ -37,8 +37,10 @@ async def acquire(connection: Connection, key: int) -> bool:
 
     Callers poll, because a session that blocks inside pg_advisory_lock() keeps a snapshot open, and the
     holder's CREATE INDEX CONCURRENTLY would wait for that snapshot: a deadlock (golang-migrate/migrate#960).
+    It is taken twice, for the sake of `still_held`.
     """
-    return bool(await connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", key))
+    twice = "CASE WHEN pg_catalog.pg_try_advisory_lock($1) THEN pg_catalog.pg_try_advisory_lock($1) ELSE false END"
+    return bool(await connection.fetchval(f"SELECT {twice}", key))
 
 
 async def holder(connection: Connection, key: int) -> Holder | None:
@@ -52,8 +54,18 @@ def halves(key: int) -> tuple[int, int]:
     return (key >> 32) & _WORD, key & _WORD
 
 
+def still_held(key: int) -> str:
+    """Return the SQL condition under which a backend that took the lock twice has not lost it since.
+
+    Gives it back once and takes it again, which is true only for its holder and leaves it held all along;
+    to read pg_locks takes as long as a small migration, and longer the more locks there are.
+    """
+    back, again = f"pg_catalog.pg_advisory_unlock({key})", f"pg_catalog.pg_try_advisory_lock({key})"
+    return f"CASE WHEN {back} THEN {again} ELSE false END"
+
+
 def held(key: int) -> str:
-    """Return the SQL condition under which the backend that evaluates it holds the lock.
+    """Return the SQL condition under which the backend that evaluates it holds the lock, as pg_locks has it.
 
     Behind a pooler that may be another backend than the one that took it.
     """

@@ -146,12 +146,11 @@ class Records(NamedTuple):
     def _fenced(self, act: str) -> str:
         """Return SQL that acts on exactly one row, under the lock, or raises.
 
-        The cast raises without plpgsql; the subquery keeps the planner from folding it into a constant.
+        The cast raises without plpgsql; the count keeps the planner from folding it into a constant.
         """
         lost = literal(f"{FENCE}the lock is not held any more")
         other = literal(f"{FENCE}the history row is not as this run has written it")
         return (
-            f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE "
-            f"WHEN NOT ({self.lock_held}) THEN {lost} "
-            f"WHEN (SELECT pg_catalog.count(*) FROM touched) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4);"
+            f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
+            f"WHEN pg_catalog.count(*) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
