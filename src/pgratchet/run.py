@@ -50,6 +50,7 @@ class Run:
             while missing := planning.missing(await self.look(connection), to):
                 if await self._lock(connection, missing):
                     await self._turn(connection, deque([phase]))
+                    return
 
         await self._through_losses(work)
 

@@ -154,6 +154,7 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("pgratchet.postgres.lock.acquire", yes)
     monkeypatch.setattr("pgratchet.postgres.lock.held", lambda _: "true")
+    monkeypatch.setattr("pgratchet.postgres.lock.still_held", lambda _: "true")
 
 
 @pytest.mark.usefixtures("no_lock")

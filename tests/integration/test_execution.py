@@ -105,7 +105,6 @@ class TestOneTransaction:
         [
             "default_transaction_isolation = 'serializable'",
             "default_transaction_isolation = 'repeatable read'",
-            "default_transaction_read_only = on",
             "default_transaction_deferrable = on",
             "search_path = ''",
             "client_min_messages = error",

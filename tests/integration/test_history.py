@@ -304,3 +304,25 @@ class TestReading:
             await connection.close()
             with pytest.raises(asyncpg.InterfaceError):
                 await History(Table.parse(HISTORY)).read(connection)
+
+
+async def test_a_database_that_is_set_to_read_only_is_refused(dsn: str, write: Write) -> None:
+    async with a_role(dsn, "SUPERUSER") as role:
+        await tell(dsn, f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        folder = write({"001_a.sql": "CREATE TABLE a ();"})
+
+        with pytest.raises(ServerError, match="read-only"):
+            await Migrator(as_role(dsn, role), folder).up()
+        await tell(dsn, f"ALTER ROLE {role} RESET default_transaction_read_only")
+        await Migrator(as_role(dsn, role), folder).up()
+
+        assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_row_whose_version_is_no_number_is_named(dsn: str, write: Write) -> None:
+    migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}))
+    await migrator.up()
+    await tell(dsn, "UPDATE schema_migrations SET version = '1a'")
+
+    with pytest.raises(ServerError, match="1a"):
+        await migrator.status()

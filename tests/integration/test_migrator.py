@@ -107,7 +107,7 @@ class TestUp:
         ).up()
         assert len(finished) == 300
         assert await ask(dsn, "SELECT count(DISTINCT id::text) FROM ids") == 300
-        assert all(step.seconds >= 0 for step in finished)
+        assert all(step.seconds is not None and step.seconds >= 0 for step in finished)
 
 
 class TestDown:

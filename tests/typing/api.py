@@ -128,7 +128,7 @@ async def report(migrator: Migrator) -> None:
     for finished in await migrator.up():
         assert_type(finished.version, str)
         assert_type(finished.direction, Direction)
-        assert_type(finished.seconds, float)
+        assert_type(finished.seconds, float | None)
     for entry in await migrator.status():
         assert_type(entry.state, State)
         assert_type(entry.name, str)

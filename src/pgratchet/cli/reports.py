@@ -22,7 +22,7 @@ def done(steps: Sequence[Finished]) -> Report:
     """Return what a run did, step by step."""
     verbs = {Direction.UP: "applied", Direction.DOWN: "reverted"}
     lines = [
-        f"{verbs[step.direction]} {step.version} {step.name} ({_statements(step.statements)}, {step.seconds:.3f} s)"
+        f"{verbs[step.direction]} {step.version} {step.name} ({_statements(step.statements)}{_time(step.seconds)})"
         for step in steps
     ]
     return Report(lines or ["nothing to do"], {"finished": [step._asdict() for step in steps]})
@@ -101,6 +101,10 @@ def adopted(adoption: Adoption) -> Report:
     elif not adoption.dry_run:
         lines.append(f"from now on give --table {adoption.target}, or set it: see PGRATCHET_TABLE and [tool.pgratchet]")
     return Report(lines if adoption.adopted else [*lines, "nothing to adopt"], adoption._asdict())
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.3f} s"
 
 
 def _statements(count: int) -> str:

@@ -103,6 +103,6 @@ def _label(step: Finished) -> str:
 
 def _advice(failure: Failure) -> str:
     again = f"mend the file and run `pgratchet {failure.direction}` again"
-    if getattr(failure, "mode", Mode.TRANSACTION) is Mode.TRANSACTION:
+    if failure.mode is Mode.TRANSACTION:
         return f"{again}: the failed migration was rolled back"
     return f"{again}: the statements before this one stay committed, and the run goes on after them"

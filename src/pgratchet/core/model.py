@@ -193,13 +193,16 @@ class Plan(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A step that is committed, durably, and recorded. `seconds` is the time between claim and record."""
+    """A step that is committed, durably, and recorded.
+
+    `seconds` is the time between claim and record, None where the session was lost before it could be read.
+    """
 
     version: str
     name: str
     direction: Direction
     statements: int
-    seconds: float
+    seconds: float | None
 
 
 class ForeignRow(NamedTuple):
@@ -246,6 +249,7 @@ class Failure(NamedTuple):
     direction: Direction
     path: str
     message: str
+    mode: Mode = Mode.TRANSACTION
     sqlstate: str | None = None
     detail: str | None = None
     hint: str | None = None

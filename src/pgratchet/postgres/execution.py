@@ -42,6 +42,8 @@ class Execution:
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
         self._attempts: dict[str, int] = {}
+        self._waiting: deque[Group] = deque()
+        self._next: tuple[Group, tuple[Message, ...]] | None = None
 
     async def run(self, steps: Iterable[Step], failed: frozenset[str]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
@@ -49,13 +51,14 @@ class Execution:
         `failed` are the versions that an earlier run has recorded as failed.
         """
         self._failed = failed
-        waiting = deque(_groups(steps))
+        self._waiting = deque(_groups(steps))
         with self._wire.listening():
-            while waiting:
-                self._progress.flying = waiting.popleft()
+            while self._waiting:
+                self._progress.flying = self._waiting.popleft()
                 left = await self._turn(self._progress.flying)
-                waiting.extendleft(group for group in reversed(left) if group)
+                self._waiting.extendleft(group for group in reversed(left) if group)
                 self._progress.flying = ()
+        await self._read_seconds()
 
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
@@ -80,26 +83,35 @@ class Execution:
         return ()
 
     async def _together(self, group: Group) -> Sequence[Group]:
-        last = group[-1]
-        frames = [
-            self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is last) for claim in group
-        ]
         self._wire.marks = 0
         sent: list[Part] = []
         started = time.monotonic()
-        for message in compose(frames, markers=self._framing.facts.plpgsql):
+        for message in self._composed(group):
             sent += message.parts
             try:
-                await self._wire.send(message.text)
+                await self._wire.send(message.text, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
                 if self._wire.connection.is_closed():
                     raise
                 return await self._after_error(group, message, sent, error)
-        if len(group) == 1:
-            self._progress.finished.append(_finished(last, time.monotonic() - started))
-        else:
-            await self._settle(group)
+        seconds = time.monotonic() - started if len(group) == 1 else None
+        self._progress.finished += [_finished(claim, seconds) for claim in group]
         return ()
+
+    def _composed(self, group: Group) -> Iterable[Message]:
+        if self._next is not None and self._next[0] is group:
+            return self._next[1]
+        frames = [
+            self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is group[-1])
+            for claim in group
+        ]
+        return compose(frames, markers=self._framing.facts.plpgsql)
+
+    def _compose_next(self) -> None:
+        """Have the next message ready when the server is through with this one, if it is a short one."""
+        group = self._waiting[0] if self._waiting else ()
+        if len(group) > 1 and (self._next is None or self._next[0] is not group):
+            self._next = group, tuple(self._composed(group))
 
     async def _after_error(
         self, group: Group, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
@@ -146,6 +158,7 @@ class Execution:
             )
             return
         await self._record_failure(claim, error)
+        await self._read_seconds()
         raise MigrationFailedError(error.failure, self._progress.finished) from cause
 
     def _is_taken(self, error: BaseException) -> bool:
@@ -164,6 +177,17 @@ class Execution:
             if self._wire.connection.is_closed():
                 raise
             _log.warning("the failure could not be recorded: %s", describe(trouble))
+
+    async def _read_seconds(self) -> None:
+        """Find out how long each step took that shared its message with others: only the history knows."""
+        finished = self._progress.finished
+        untimed = [step.version for step in finished if step.seconds is None]
+        if untimed:
+            rows = await History(self._framing.records.table).read(self._wire.connection, untimed)
+            seconds = {row.version: _seconds(row) for row in rows}
+            finished[:] = [
+                step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished
+            ]
 
     def _over_failed(self, claim: Claim) -> bool:
         return claim.step.migration.version in self._failed
@@ -190,9 +214,9 @@ async def resolve(connection: Connection, records: Records, group: Group) -> lis
     return done
 
 
-def _finished(claim: Claim, seconds: float) -> Finished:
+def _finished(claim: Claim, seconds: float | None) -> Finished:
     step, migration = claim.step, claim.step.migration
-    _log.info("%s %s %s: done in %.3f s", step.direction, migration.version, migration.name, seconds)
+    _log.info("%s %s %s: done", step.direction, migration.version, migration.name)
     return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
 
 
@@ -217,7 +241,7 @@ def _is_done(claim: Claim, row: AppliedMigration | None) -> bool:
     return row is not None and row.token == claim.token and row.state is RecordState.APPLIED
 
 
-def _seconds(row: AppliedMigration | None) -> float:
+def _seconds(row: AppliedMigration | None) -> float | None:
     if row is None or row.finished_at is None or row.started_at is None:
-        return 0.0
+        return None
     return (row.finished_at - row.started_at).total_seconds()

@@ -122,6 +122,7 @@ def _failure(claim: Claim, spot: Spot, message: str) -> Failure:
         direction=step.direction,
         path=step.script.source.path,
         message=message,
+        mode=step.script.mode,
         line=line,
         column=column,
         statement=spot.statement,

@@ -35,7 +35,8 @@ COLUMNS = {
 }
 
 READ = AppliedMigration._fields
-_STATE = READ.index("state")
+_VERSION, _STATE = READ.index("version"), READ.index("state")
+_STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
     ("golang-migrate", {"version", "dirty"}),
@@ -162,13 +163,13 @@ class History(NamedTuple):
 
 
 def _applied(row: asyncpg.Record) -> AppliedMigration:
-    values = tuple(row)
-    if not row["version"].isdecimal():
-        raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
-    try:
-        state = RecordState(values[_STATE])
-    except ValueError:
+    values = list(row)
+    state = _STATES.get(values[_STATE])
+    if state is None:
         raise ServerError(
             f"version {row['version']} is in state '{row['state']}', which this release of pgratchet does not know"
-        ) from None
-    return AppliedMigration._make((*values[:_STATE], state, *values[_STATE + 1 :]))
+        )
+    if not values[_VERSION].isdecimal():
+        raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
+    values[_STATE] = state
+    return AppliedMigration._make(values)

@@ -86,4 +86,4 @@ def _failure(claim: Claim, error: Exception) -> Failure:
 
 def _finished(step: Step) -> Finished:
     migration = step.migration
-    return Finished(migration.version, migration.name, step.direction, step.script.statements, 0.0)
+    return Finished(migration.version, migration.name, step.direction, step.script.statements, None)

@@ -81,7 +81,11 @@ def connector(dsn: str) -> Connect:
 
 def _parses(dsn: str) -> bool:
     try:
-        port = urlsplit(dsn).port
+        parts = urlsplit(dsn)
+    except ValueError:
+        return False
+    try:
+        port = parts.port
     except ValueError:
         # Several hosts, as libpq takes them, are no URL's host and port: asyncpg judges those.
         return "," in dsn

@@ -53,18 +53,24 @@ class Wire:
         """Look who blocks in time for a lock_timeout of so many seconds."""
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
-    async def send(self, text: str) -> None:
-        """Run SQL text as one simple-protocol message."""
-        await self.watch(partial(self.connection.execute, text))
+    async def send(self, text: str, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run SQL text as one simple-protocol message; `meanwhile` is called once it is under way."""
+        await self.watch(partial(self.connection.execute, text), meanwhile)
 
     async def roll_back(self, reset: str) -> None:
         """Leave whatever transaction is open, and take back what a script has left in the session."""
         await self.connection.execute(f"ROLLBACK;{reset}")
 
-    async def watch(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Callable[[], None] | None = None) -> T:
         """Return what `work` returns; whoever blocks it for long is logged."""
+
+        async def look_out() -> None:
+            if meanwhile is not None:
+                meanwhile()
+            await self._blockers.look_out()
+
         self._blockers.seen = ""
-        return await beside(self._blockers.look_out, work)
+        return await beside(look_out, work)
 
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
         """Pause before another attempt at work that failed, and say what was in its way."""
