@@ -24,8 +24,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     if not await history.exists(held.connection):
         await history.create(held.connection)
     await history.grant(held.connection, held.settings.readers)
-    wire = Wire(held.connection, held.settings.connect, framing.facts.pid, held.budget)
-    execution = Execution(wire, framing, held.progress)
+    execution = Execution(_wire(held, framing), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
         try:
@@ -40,7 +39,12 @@ async def rehearse(held: Held, to: str | None) -> None:
     framing = await _framing(held)
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
-    held.progress.finished += await rehearsal.run(held.connection, framing, steps, _failed_versions(entries))
+    wire = _wire(held, framing)
+    held.progress.finished += await rehearsal.run(wire, framing, steps, _failed_versions(entries))
+
+
+def _wire(held: Held, framing: Framing) -> Wire:
+    return Wire(held.connection, held.settings.connect, framing.facts.pid, held.budget)
 
 
 async def _framing(held: Held) -> Framing:

@@ -146,3 +146,12 @@ async def test_shows_what_it_would_fail_at_again(dsn: str, write: Write) -> None
     with pytest.raises(MigrationFailedError):
         await Migrator(dsn, folder).rehearse()
     assert await states(dsn) == {"1": "failed"}
+
+
+async def test_a_failure_without_a_position_is_told_with_its_statement(dsn: str, write: Write) -> None:
+    sql = "CREATE TABLE a (n int PRIMARY KEY);\nSELECT 1;\nINSERT INTO a VALUES (1), (1);\nSELECT 2;"
+
+    with pytest.raises(MigrationFailedError) as caught:
+        await Migrator(dsn, write({"001_a.sql": sql})).rehearse()
+
+    assert (caught.value.failure.line, caught.value.failure.statement) == (3, 3)

@@ -306,3 +306,9 @@ def test_scripts_are_not_judged_without_need() -> None:
 @pytest.mark.parametrize("content", [b"\r\n", b"\xef\xbb\xbf", b"-- nothing", b"", b"SELECT 1", b"SELECT 1;\r\n"])
 def test_harmless_oddities_are_fine(content: bytes) -> None:
     assert versions(own.parse(files({"1_a.sql": content}), strict=True)) == ["1"]
+
+
+def test_a_file_whose_version_is_taken_is_read_as_sql_all_the_same() -> None:
+    problems = problems_of({"1_a.sql": b"SELECT 1", "1_b.sql": b"SELECT 'a"})
+
+    assert [problem.path for problem in problems] == ["m/1_b.sql", "m/1_b.sql"]

@@ -45,6 +45,7 @@ class _Read(NamedTuple):
 class _Shelf:
     """What has been read so far, by version."""
 
+    everything: list[_Read] = field(default_factory=list)
     ups: dict[str, _Read] = field(default_factory=dict)
     downs: dict[str, _Read] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -101,6 +102,7 @@ def _put(shelf: _Shelf, file: File) -> None:
     if isinstance(found, Problem):
         shelf.problems.append(found)
         return
+    shelf.everything.append(found)
     shelf.problems += found.content.problems
     side = shelf.ups if found.direction is Direction.UP else shelf.downs
     taken = side.setdefault(found.version, found)
@@ -176,7 +178,7 @@ def _unfit_scripts(shelf: _Shelf) -> list[Problem]:
     from pgratchet.core.scripts import compile_script  # noqa: PLC0415 - only a directory with problems pays for it
 
     problems: list[Problem] = []
-    for file in (*shelf.ups.values(), *shelf.downs.values()):
+    for file in shelf.everything:
         if file.content.problems and not file.content.source.text:
             continue  # no text at all, which has been said
         try:

@@ -125,18 +125,9 @@ class Execution:
             # A syntax error: the server reads a message as a whole before it runs any of it.
             cut = rest.index(culprit.claim)
             return (rest[:cut], rest[cut:])
-        spot = failures.spot(message, error, self._reached(sent, rest[0]))
+        spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
         await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot), error))
         return (rest[:1], rest[1:])
-
-    def _reached(self, sent: Sequence[Part], claim: Claim) -> Part | None:
-        """Return the part of a step that was running; None where that is not known, or it was past the last."""
-        mine = [part for part in sent if part.claim is claim]
-        if len(mine) <= 1:
-            return mine[0] if mine else None
-        before = sum(part.marked for part in sent[: sent.index(mine[0])])
-        done = self._wire.marks - before
-        return mine[done] if mine[0].marked and 0 <= done < len(mine) else None
 
     async def _settle(self, group: Group) -> Group:
         """Report what of a group is done, and return the rest."""

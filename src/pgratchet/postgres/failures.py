@@ -1,6 +1,7 @@
 """What went wrong, said in terms of files."""
 
 import traceback
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
@@ -64,6 +65,18 @@ def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -
     if reached is None:
         return Spot()
     return Spot(reached.segment.start, reached.segment.first if reached.segment.statements == 1 else None)
+
+
+def reached(sent: Sequence[Part], claim: Claim, marks: int) -> Part | None:
+    """Return the part of a step that was running after so many markers; None where that is not known.
+
+    It is not known without markers, and past the last part: a constraint that was deferred, for example.
+    """
+    mine = [part for part in sent if part.claim is claim]
+    if len(mine) <= 1:
+        return mine[0] if mine else None
+    done = marks - sum(part.marked for part in sent[: sent.index(mine[0])])
+    return mine[done] if mine[0].marked and 0 <= done < len(mine) else None
 
 
 def _inside(part: Part, offset: int) -> Spot:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from uuid import uuid4
 
+import anyio.lowlevel
 import asyncpg
 
 from pgratchet.core.errors import MigrationFailedError, UsageError
@@ -11,20 +12,19 @@ from pgratchet.postgres import failures, python_steps
 from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import CLEAN, Framing
 from pgratchet.postgres.history import History
-from pgratchet.postgres.message import Frame, compose
+from pgratchet.postgres.message import Frame, Part, compose
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import Connection
+from pgratchet.postgres.wire import Wire
 
 
-async def run(
-    connection: Connection, framing: Framing, steps: Sequence[Step], failed: frozenset[str]
-) -> list[Finished]:
+async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: frozenset[str]) -> list[Finished]:
     """Return what was done and undone.
 
     Raises UsageError, before anything is done, where a step cannot be undone; MigrationFailedError where one
     fails. Nothing is recorded.
     """
     _refuse(steps)
+    connection = wire.connection
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     try:
@@ -34,7 +34,7 @@ async def run(
         for step in steps:
             claim = Claim(step, uuid4().hex)
             try:
-                await _step(connection, framing, claim, over_failed=step.migration.version in failed)
+                await _step(wire, framing, claim, over_failed=step.migration.version in failed)
             except Exception as error:
                 if connection.is_closed():
                     raise
@@ -55,21 +55,26 @@ def _refuse(steps: Sequence[Step]) -> None:
             )
 
 
-async def _step(connection: Connection, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
     opening = framing.opening(claim, over_failed=over_failed)
     closing = framing.closing(claim) + CLEAN
     if claim.step.migration.kind is Kind.PYTHON:
-        await connection.execute(opening)
-        await python_steps.load(claim.step)(connection)
-        await connection.execute(closing)
-    else:
-        for message in compose([Frame(claim, opening, closing)], markers=False):
-            try:
-                await connection.execute(message.text)
-            except asyncpg.PostgresError as error:
-                reached = message.parts[0] if len(message.parts) == 1 else None
-                spot = failures.spot(message, error, reached)
-                raise StepError(failures.from_server(claim, error, spot), error) from error
+        await wire.send(opening)
+        await python_steps.load(claim.step)(wire.connection)
+        await wire.send(closing)
+        return
+    wire.marks = 0
+    sent: list[Part] = []
+    for message in compose([Frame(claim, opening, closing)], markers=framing.facts.plpgsql):
+        sent += message.parts
+        try:
+            with wire.listening():
+                await wire.send(message.text)
+        except asyncpg.PostgresError as error:
+            # The last notices are handed over one turn of the loop after the error.
+            await anyio.lowlevel.checkpoint()
+            spot = failures.spot(message, error, failures.reached(sent, claim, wire.marks))
+            raise StepError(failures.from_server(claim, error, spot), error) from error
 
 
 def _failure(claim: Claim, error: Exception) -> Failure:
