@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from pgratchet import directory, journal
 from pgratchet.core import planning
-from pgratchet.core.errors import BehindError, UsageError
+from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Plan
 from pgratchet.directory import Location
 from pgratchet.layouts import own
@@ -167,6 +167,9 @@ class Migrator:
     async def _finish(self, run: Run, work: Awaitable[None]) -> tuple[Finished, ...]:
         try:
             await work
+        except PgratchetError as error:
+            error.finished = tuple(run.progress.finished)
+            raise
         finally:
             if self._journal is not None:
                 journal.append(self._journal, run.progress.finished)

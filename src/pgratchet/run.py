@@ -24,6 +24,9 @@ from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.settings import Held, Settings
 
+MOST_LOSSES = 5
+"""How many sessions in a row a step may lose before it is taken for their end."""
+
 TELL_EVERY = 5.0
 """Seconds between two lines of a waiter's log."""
 
@@ -41,6 +44,7 @@ class Run:
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = History(settings.table)
         self._old_failures: dict[str, datetime | None] | None = None
+        self._told: dict[str, datetime | None] = {}
 
     async def up(self, to: str | None = None) -> None:
         """Have everything up to `to` applied, by this run or meanwhile by another one."""
@@ -51,6 +55,7 @@ class Run:
                 if await self._lock(connection, missing):
                     await self._turn(connection, deque([phase]))
                     return
+            await self._resolve(connection)
 
         await self._through_losses(work)
 
@@ -82,11 +87,18 @@ class Run:
 
         async def work(connection: Connection) -> None:
             while missing := planning.missing(await self.look(connection)):
-                while not _all_applied(missing, await self._read(connection, missing)):
+                while not _all_applied(missing, rows := await self._read(connection, missing)):
+                    self._tell_failures(rows)
                     reason = f"waiting for somebody to apply {', '.join(missing)}"
                     await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
 
         await self._through_losses(work)
+
+    def _tell_failures(self, rows: Iterable[AppliedMigration]) -> None:
+        for row in rows:
+            if row.state is RecordState.FAILED and self._told.get(row.version) != row.finished_at:
+                self._told[row.version] = row.finished_at
+                _log.warning("%s %s failed: %s; waiting for it to be mended", row.version, row.name, row.error)
 
     async def look(self, connection: Connection) -> tuple[Entry, ...]:
         """Return what files and history say; raises HistoryError where they disagree."""
@@ -112,13 +124,18 @@ class Run:
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
         from pgratchet import turning  # noqa: PLC0415
 
+        await self._resolve(connection)
         await turning.turn(self._held(connection), waiting)
 
     def _held(self, connection: Connection) -> Held:
         return Held(connection, self._settings, self._records, self._budget, self.progress, self._look_under_lock)
 
     async def _resolve(self, connection: Connection) -> None:
-        """Find out what became of steps that a lost connection has left unanswered."""
+        """Find out what became of the steps that a lost connection has left unanswered.
+
+        To be asked when nobody is at work on them any more: the server may notice late that its client is gone,
+        and finish what it was doing.
+        """
         if self.progress.flying:
             from pgratchet.postgres.execution import resolve  # noqa: PLC0415 - loaded before, where anything flies
 
@@ -127,17 +144,26 @@ class Run:
 
     async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
         """Do work in a session, and in a new one for as long as sessions are lost and the budget lasts."""
-        attempt = 0
+        losses, finished = 0, 0
         while True:
             try:
                 async with open_session(self._settings.connect, self._budget) as connection:
-                    await self._resolve(connection)
-                    attempt = 0
                     return await work(connection)
             except ConnectionLostError as error:
+                losses = 1 if len(self.progress.finished) > finished else losses + 1
+                finished = len(self.progress.finished)
+                if losses >= MOST_LOSSES and self.progress.flying:
+                    raise self._deadly(losses, error) from error
                 _log.warning("%s; connecting again", error)
-                await self._budget.pause(*backoff(attempt), str(error))
-                attempt += 1
+                await self._budget.pause(*backoff(losses - 1), str(error))
+
+    def _deadly(self, losses: int, error: ConnectionLostError) -> MigrationFailedError:
+        """Return the failure of a step that ends its session each time: tried for ever, it would end the server's."""
+        step = self.progress.flying[0].step
+        message = f"{error}; that was so {losses} times in a row while it ran"
+        migration, path = step.migration, step.script.source.path
+        failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
+        return MigrationFailedError(failure, self.progress.finished)
 
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
         """Wait for the lock. True: it is held. False: all that was missing is applied, without it."""

@@ -33,6 +33,7 @@ RINGS = (
     {"layouts.own", "layouts.homemade", "directory", "journal", "embedded"},
     {"postgres.sql", "postgres.budget", "postgres.limits"},
     {"postgres.session", "postgres.records"},
+    {"postgres.temporary"},
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
     {"postgres.watch", "postgres.failures", "postgres.frames"},
     {"postgres.wire"},

@@ -21,7 +21,12 @@ from pgratchet.core.model import Failure, Finished, Problem
 
 
 class PgratchetError(Exception):
-    """The base of everything that pgratchet raises on purpose."""
+    """The base of everything that pgratchet raises on purpose.
+
+    `finished` is what the run that it ended had done before: it stays.
+    """
+
+    finished: tuple[Finished, ...] = ()
 
 
 class UsageError(PgratchetError):

@@ -7,11 +7,12 @@ import asyncpg
 
 from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
-from pgratchet.postgres.failures import Spot, StepError, from_server, is_temporary, spot
+from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.sql import literal, milliseconds
+from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
@@ -33,7 +34,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     await _ours(wire, claim, framing.recording(framing.records.close(claim)))
 
 
-async def _ours(wire: Wire, claim: Claim, text: str) -> None:
+async def _ours(wire: Wire, claim: Claim, text: str, *, in_doubt: bool = False) -> None:
     """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
     try:
         await wire.send(text)
@@ -41,7 +42,7 @@ async def _ours(wire: Wire, claim: Claim, text: str) -> None:
         if wire.connection.is_closed():
             raise
         await wire.roll_back("")
-        raise StepError(from_server(claim, error, Spot()), error, final=True) from error
+        raise StepError(from_server(claim, error, Spot()), error, final=True, in_doubt=in_doubt) from error
 
 
 def _opening(framing: Framing, claim: Claim, *, over_failed: bool) -> str:
@@ -70,7 +71,7 @@ async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segmen
             await wire.roll_back("")
             if not refused and isinstance(error, _REFUSALS):
                 refused = True
-            elif not refused and is_temporary(error):
+            elif not refused and may_pass(error, attempt):
                 await wire.before_retry(f"statement {segment.first} of {path}", error, attempt)
                 attempt += 1
             else:
@@ -79,7 +80,8 @@ async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segmen
         else:
             break
     if refused:
-        await _ours(wire, claim, f"BEGIN;{OURSELVES}{count}COMMIT")
+        # It is done, and not counted: to run it again is for a person to decide.
+        await _ours(wire, claim, f"BEGIN;{OURSELVES}{count}COMMIT", in_doubt=True)
 
 
 def _bare(claim: Claim, segment: Segment) -> Message:

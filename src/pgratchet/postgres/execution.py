@@ -4,13 +4,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Protocol
 from uuid import uuid4
 
 import asyncpg
 
-from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
+from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, python_steps
 from pgratchet.postgres.failures import StepError
@@ -20,6 +21,7 @@ from pgratchet.postgres.message import Message, Part, compose, share
 from pgratchet.postgres.progress import Group, Progress
 from pgratchet.postgres.records import Claim, Records
 from pgratchet.postgres.session import Connection, describe
+from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
@@ -42,6 +44,7 @@ class Execution:
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
         self._attempts: dict[str, int] = {}
+        self._overtaken: set[str] = set()
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
@@ -141,9 +144,10 @@ class Execution:
         cause = error.cause
         migration = claim.step.migration
         attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
-        if self._is_taken(cause) and attempt == 0:
+        if self._is_taken(cause) and migration.version not in self._overtaken:
+            self._overtaken.add(migration.version)
             raise OvertakenError
-        if error.temporary and isinstance(cause, asyncpg.PostgresError):
+        if isinstance(cause, asyncpg.PostgresError) and not error.final and may_pass(cause, attempt):
             await self._wire.before_retry(
                 f"{claim.step.direction} {migration.version} {migration.name}", cause, attempt
             )
@@ -161,20 +165,19 @@ class Execution:
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")
-        sql = self._framing.records.fail(claim, self._framing.writer, text)
+        records = self._framing.records
+        sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
         try:
             await self._wire.send(self._framing.recording(sql))
-        except asyncpg.PostgresError as trouble:
-            if self._wire.connection.is_closed():
-                raise
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
 
     async def _read_seconds(self) -> None:
         """Find out how long each step took that shared its message with others: only the history knows."""
         finished = self._progress.finished
         untimed = [step.version for step in finished if step.seconds is None]
-        if untimed:
-            rows = await History(self._framing.records.table).read(self._wire.connection, untimed)
+        with suppress(ServerError):
+            rows = await History(self._framing.records.table).read(self._wire.connection, untimed) if untimed else ()
             seconds = {row.version: _seconds(row) for row in rows}
             finished[:] = [
                 step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished
@@ -192,7 +195,7 @@ async def resolve(connection: Connection, records: Records, group: Group) -> lis
     if not group:
         return []
     versions = [claim.step.migration.version for claim in group]
-    rows = {row.version: row for row in await History(records.table).read(connection, versions)}
+    rows = {row.version: row for row in await History(records.table).read_patiently(connection, versions)}
     done = []
     for claim in group:
         row = rows.get(claim.step.migration.version)

@@ -15,21 +15,19 @@ from pgratchet.postgres.records import FENCE, Claim
 EXCERPT_LINES = 2
 """How many lines before and after the one that failed are shown."""
 
-_TRY_AGAIN = (
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-)
-
 
 class StepError(Exception):
-    """A step failed, is rolled back, and is not recorded yet."""
+    """A step failed, is rolled back, and is not recorded yet.
 
-    def __init__(self, failure: Failure, cause: Exception, *, final: bool = False) -> None:
+    A `final` one is not to be tried again; of one `in_doubt` nobody knows how far it came.
+    """
+
+    def __init__(self, failure: Failure, cause: Exception, *, final: bool = False, in_doubt: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.cause = cause
-        self.temporary = not final and is_temporary(cause)
+        self.final = final or in_doubt
+        self.in_doubt = in_doubt
 
 
 class Spot(NamedTuple):
@@ -37,19 +35,6 @@ class Spot(NamedTuple):
 
     offset: int | None = None
     statement: int | None = None
-
-
-def is_temporary(error: Exception) -> bool:
-    """Say whether the same step may well succeed when tried again.
-
-    Two sessions that change the same catalog rows at once get errors that say nothing of a lock: a duplicate
-    key in a pg_catalog index, or "tuple concurrently updated".
-    """
-    if isinstance(error, _TRY_AGAIN):
-        return True
-    if isinstance(error, asyncpg.UniqueViolationError):
-        return error.schema_name == "pg_catalog"
-    return isinstance(error, asyncpg.InternalServerError) and "concurrently" in str(error)
 
 
 def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:

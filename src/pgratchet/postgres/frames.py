@@ -15,9 +15,6 @@ CLEAN = (
 )
 """Takes back what a script may have left in its session."""
 
-RESET = f"BEGIN;{CLEAN}COMMIT;"
-"""The same as a transaction of its own: joined to the next step's it would be undone together with that, and
-BEGIN ISOLATION LEVEL would come too late there."""
 
 OURSELVES = (
     "SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO DEFAULT;SET LOCAL search_path TO pg_catalog, pg_temp;"
@@ -71,8 +68,12 @@ class Framing(NamedTuple):
 
     @property
     def reset(self) -> str:
-        """What takes back what a script left behind, and nothing of ours."""
-        return RESET if self.facts.prepared else RESET + settings_sql() + ";"
+        """What takes back what a script left behind, and nothing of ours.
+
+        It is a transaction of its own: joined to the next step's it would be undone together with that, and
+        BEGIN ISOLATION LEVEL would come too late there.
+        """
+        return f"BEGIN;{CLEAN}{'' if self.facts.prepared else settings_sql() + ';'}COMMIT;"
 
     def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
         """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""

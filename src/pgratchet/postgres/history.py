@@ -6,12 +6,14 @@ A row in state `applied` means applied and committed; no row means not.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import anyio
 import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import Table, identifier
+from pgratchet.postgres.temporary import through_races
 
 COLUMNS = {
     "version": "text PRIMARY KEY",
@@ -45,6 +47,10 @@ KNOWN_TABLES = (
     ("dbmate or Rails", {"version"}),
 )
 """What other tools' tables of this name look like, by their columns, each set exact."""
+
+
+BUSY_PAUSE = 0.2
+"""Seconds between two looks at a table that somebody has locked."""
 
 
 class HistoryBusyError(ServerError):
@@ -84,6 +90,14 @@ class History(NamedTuple):
             return tuple(_applied(row) for row in rows)
         raise ForeignTableError(self._whose(columns_there))
 
+    async def read_patiently(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
+        """Return what `read` returns, however long the table is locked."""
+        while True:
+            try:
+                return await self.read(connection, versions)
+            except HistoryBusyError:
+                await anyio.sleep(BUSY_PAUSE)
+
     async def exists(self, connection: Connection) -> bool:
         """Say whether the table is there; raises ServerError where it is, and the role may not write to it."""
         rights = ("INSERT", "UPDATE", "DELETE")
@@ -106,10 +120,11 @@ class History(NamedTuple):
         schema = identifier(self.table.schema)
         known = await connection.fetchval("SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
         try:
-            await connection.execute(
+            await through_races(
+                connection,
                 ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
                 + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
-                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
+                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';",
             )
         except asyncpg.InsufficientPrivilegeError as error:
             needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
@@ -118,9 +133,10 @@ class History(NamedTuple):
     async def grant(self, connection: Connection, readers: Sequence[str]) -> None:
         """Let roles that may do nothing else wait for migrations and check them."""
         for role in readers:
-            await connection.execute(
+            await through_races(
+                connection,
                 f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
-                f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
+                f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};",
             )
 
     async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:

@@ -38,7 +38,8 @@ class Records(NamedTuple):
         """
         step = claim.step
         if step.direction is Direction.DOWN:
-            return self._take(claim, writer, RecordState.REVERTING if step.done else RecordState.APPLIED)
+            # Before its first statement is counted, a way down that failed is as good as not begun.
+            return self._take(claim, writer, RecordState.REVERTING, *(() if step.done else (RecordState.APPLIED,)))
         if step.done:
             return self._take(claim, writer, RecordState.FAILED)
         failed = f"{self._version(claim)} AND state = {literal(RecordState.FAILED)}"
@@ -62,6 +63,15 @@ class Records(NamedTuple):
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
         return self._finish(claim, f"statements_done = {claim.step.script.statements}")
+
+    def doubt(self, claim: Claim, error: str) -> str:
+        """Return the SQL that says what happened to a step of which nobody knows how far it came.
+
+        Its state stays as it is, and stops the next run; an error on a way down would let that one go on.
+        """
+        if claim.step.direction is Direction.DOWN:
+            return ""
+        return f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
 
     def fail(self, claim: Claim, writer: Writer, error: str) -> str:
         """Return the SQL that records a failure, to be sent in a transaction of its own.
@@ -103,7 +113,7 @@ class Records(NamedTuple):
         columns = ", ".join(values)
         return f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
 
-    def _take(self, claim: Claim, writer: Writer, was: RecordState) -> str:
+    def _take(self, claim: Claim, writer: Writer, *was: RecordState) -> str:
         """Take over the one row that is there already, as it should be."""
         step = claim.step
         values = {
@@ -117,7 +127,7 @@ class Records(NamedTuple):
             # What comes after the finished statements may have been mended since.
             values["checksum"] = literal(step.migration.checksum)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
-        where = f"{self._version(claim)} AND state = {literal(was)}"
+        where = f"{self._version(claim)} AND state IN ({', '.join(map(literal, was))})"
         return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")
 
     def _writer(self, claim: Claim, writer: Writer) -> dict[str, str]:

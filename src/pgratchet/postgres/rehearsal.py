@@ -57,7 +57,8 @@ def _refuse(steps: Sequence[Step]) -> None:
 
 async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
     opening = framing.opening(claim, over_failed=over_failed)
-    closing = framing.closing(claim) + CLEAN
+    # Deferred again: otherwise the checks of one file's end would hold for all that is left of the transaction.
+    closing = framing.closing(claim) + CLEAN + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(opening)
         await python_steps.load(claim.step)(wire.connection)

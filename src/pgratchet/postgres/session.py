@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from itertools import count
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +24,9 @@ Connect = Callable[[], Awaitable[Connection]]
 
 CLOSE_SECONDS = 5.0
 """How long closing may take, waiting for a cancelled statement included."""
+
+LEAST_CONNECTING = 1.0
+"""Seconds that connecting may take whatever is left of a budget."""
 
 SETTINGS = {
     # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
@@ -167,21 +171,25 @@ async def _close(connection: Connection) -> None:
 
 
 async def _connected(connect: Connect, budget: Budget | None) -> Connection:
-    attempt = 0
-    while True:
-        reason = "cannot connect: the server does not answer"
+    if budget is None:
         try:
-            with anyio.move_on_after(None if budget is None else budget.remaining):
+            return await connect()
+        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+            raise ServerError(f"cannot connect: {describe(error)}") from error
+    for attempt in count():
+        reason = "cannot connect: the server does not answer"
+        left = budget.remaining
+        try:
+            # Even of an empty budget: a server that is there takes less.
+            with budget.waiting(), anyio.move_on_after(None if left is None else max(left, LEAST_CONNECTING)):
                 return await connect()
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
             reason = f"cannot connect: {describe(error)}"
-            if budget is None or not _may_pass(error):
+            if not _may_pass(error):
                 raise ServerError(reason) from error
-        if budget is None:
-            raise ServerError(reason)
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
-        attempt += 1
+    raise AssertionError("count() has no end")
 
 
 def _may_pass(error: Exception) -> bool:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 
-from pgratchet.core.errors import PgratchetError
 from pgratchet.postgres.session import Connect, Connection, describe, open_session
 
 T = TypeVar("T")
@@ -42,7 +41,7 @@ class Blockers:
                 while True:
                     await self._look(connection)
                     await anyio.sleep(self.every)
-        except (PgratchetError, asyncpg.PostgresError) as error:
+        except Exception as error:  # noqa: BLE001 - a factory of connections may raise anything
             _log.debug("cannot see who blocks: %s", describe(error))
 
     async def _look(self, connection: Connection) -> None:

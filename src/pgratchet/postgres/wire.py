@@ -31,6 +31,7 @@ class Wire:
         self.connection = connection
         self.marks = 0
         self._budget = budget
+        self._lock_timeout = 0.0
         self._blockers = Blockers(connect, pid)
 
     @contextmanager
@@ -50,7 +51,8 @@ class Wire:
             _log.info("%s: %s", message.severity, message.message)
 
     def expect(self, lock_timeout: float) -> None:
-        """Look who blocks in time for a lock_timeout of so many seconds."""
+        """Look who blocks in time for a lock_timeout of so many seconds, which is what a lock not had has cost."""
+        self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
     async def send(self, text: str, meanwhile: Callable[[], None] | None = None) -> None:
@@ -74,6 +76,8 @@ class Wire:
 
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
         """Pause before another attempt at work that failed, and say what was in its way."""
+        if isinstance(error, asyncpg.LockNotAvailableError):
+            self._budget.spend(self._lock_timeout)
         reason = f"{what}: {describe(error)}"
         if self._blockers.seen:
             reason += f"; blocked by {self._blockers.seen}"

@@ -1,0 +1,121 @@
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import HistoryError, MigrationFailedError, Migrator
+from tests.support import PATIENCE, Write, ask, column, connected, exists, failure_of, history, states, tell
+
+pytestmark = pytest.mark.anyio
+
+HEAD = "-- pgratchet: no-transaction\n"
+
+
+async def test_a_step_that_ends_its_session_each_time_is_a_failure(dsn: str, write: Write) -> None:
+    deadly = {"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT pg_terminate_backend(pg_backend_pid());"}
+    migrator = Migrator(dsn, write(deadly))
+
+    error = await failure_of(migrator)
+
+    assert error.failure.version == "2"
+    assert [step.version for step in error.finished] == ["1"]
+    write({"002_b.sql": "SELECT 2;"})
+    await migrator.up()
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_a_lost_race_that_is_lost_each_time_is_a_failure(dsn: str, write: Write) -> None:
+    await tell(dsn, "SELECT lo_create(4242)")
+    migrator = Migrator(dsn, write({"001_a.sql": "SELECT lo_create(4242);"}))
+
+    error = await failure_of(migrator)
+
+    assert error.failure.sqlstate == "23505"
+    await tell(dsn, "SELECT lo_unlink(4242)")
+    await migrator.up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_way_down_that_failed_before_its_first_count_can_be_tried_again(dsn: str, write: Write) -> None:
+    down = HEAD + "DROP TABLE missing;"
+    migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": down}))
+    await migrator.up()
+    with pytest.raises(MigrationFailedError):
+        await migrator.down()
+
+    write({"001_a.down.sql": HEAD + "DROP TABLE a;"})
+    finished = await migrator.down()
+
+    assert [step.version for step in finished] == ["1"]
+    assert await history(dsn) == {}
+
+
+async def test_a_bare_statement_that_is_done_and_not_counted_is_not_run_again(dsn: str, write: Write) -> None:
+    await tell(
+        dsn,
+        "CREATE TABLE ledger (n int); CREATE PROCEDURE p() LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO ledger VALUES (1); COMMIT; PERFORM pg_advisory_unlock_all(); END$$",
+    )
+    migrator = Migrator(dsn, write({"001_a.sql": HEAD + "CALL p();"}))
+
+    await failure_of(migrator)
+    with pytest.raises(HistoryError, match="in doubt"):
+        await migrator.up()
+
+    assert await column(dsn, "SELECT n FROM ledger") == [1]
+    await tell(dsn, "DELETE FROM schema_migrations")
+    await tell(dsn, "CREATE OR REPLACE PROCEDURE p() LANGUAGE sql AS 'INSERT INTO ledger VALUES (2)'")
+    await migrator.up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_factory_that_fails_for_the_session_that_only_watches_disturbs_nobody(dsn: str, write: Write) -> None:
+    calls = 0
+
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise RuntimeError("no more tokens")
+        return await asyncpg.connect(dsn, statement_cache_size=0)
+
+    files = {"001_a.sql": "SELECT pg_sleep(0.4);", "002_b.sql": "CREATE TABLE b ();"}
+    with anyio.fail_after(PATIENCE):
+        await Migrator(connect=connect, migrations=write(files), lock_timeout=0.1).up()
+
+    assert calls > 1
+    assert await exists(dsn, "b")
+
+
+async def test_a_factory_s_sessions_open_each_transaction_as_the_file_says(dsn: str, write: Write) -> None:
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        return await asyncpg.connect(dsn, statement_cache_size=0)
+
+    serial = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nCREATE TABLE level AS SELECT current_setting("
+    files = {"001_a.sql": "SELECT 1;", "002_b.sql": serial + "'transaction_isolation') AS name;"}
+    await Migrator(connect=connect, migrations=write(files)).up()
+
+    assert await ask(dsn, "SELECT name FROM level") == "serializable"
+
+
+async def test_work_takes_nothing_of_the_budget_for_waiting(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, "CREATE TABLE busy (n int)")
+    folder = write({"001_a.sql": "SELECT pg_sleep(0.8);", "002_b.sql": "ALTER TABLE busy ADD m int;"})
+    migrator = Migrator(dsn, folder, budget=0.7, lock_timeout=0.05)
+    async with connected(dsn) as busy:
+        await busy.execute("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(migrator.up)
+                while not any("55P03" in message for message in caplog.messages):  # noqa: ASYNC110 - no event
+                    await anyio.sleep(0.01)
+                await busy.execute("ROLLBACK")
+
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_nothing_is_waited_for_with_an_empty_budget_but_the_connection(dsn: str, write: Write) -> None:
+    await Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}), budget=0).up()
+
+    assert await states(dsn) == {"1": "applied"}
