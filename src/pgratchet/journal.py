@@ -1,8 +1,7 @@
 """A local diary of what was done, one JSON object a line: for people; nothing ever reads it to decide."""
 
-import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,12 +10,14 @@ from pgratchet.core.model import Finished
 _log = logging.getLogger("pgratchet")
 
 
-def append(path: Path, finished: Iterable[Finished]) -> None:
+def append(path: Path, finished: Sequence[Finished]) -> None:
     """Add a line for each finished step; a file that cannot be written is a warning."""
+    if not finished:
+        return
+    import json  # noqa: PLC0415 - most starts finish nothing
+
     now = datetime.now(UTC).isoformat(timespec="seconds")
     lines = "".join(json.dumps({"at": now} | step._asdict()) + "\n" for step in finished)
-    if not lines:
-        return
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(lines)

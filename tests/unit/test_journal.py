@@ -39,7 +39,7 @@ def test_later_lines_come_behind_earlier_ones(tmp_path: Path) -> None:
     path = tmp_path / "journal"
 
     append(path, [FIRST])
-    append(path, iter([SECOND]))
+    append(path, [SECOND])
 
     assert [line["version"] for line in lines(path)] == ["1", "2"]
 

@@ -1,6 +1,5 @@
 """What a migrator is made with: flags and the environment first, then [tool.pgratchet]."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +86,8 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of a sentence about an unknown word."""
+    import difflib  # noqa: PLC0415 - only a mistake pays for it
+
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(names)}"
