@@ -170,10 +170,6 @@ class Run:
         holder: object = "another session"
         told = -TELL_EVERY
         while not await lock.acquire(connection, self._settings.table.lock_key):
-            if time.monotonic() - told >= TELL_EVERY:
-                holder = await lock.holder(connection, self._settings.table.lock_key) or holder
-                told = time.monotonic()
-                _log.info("waiting for %s", holder)
             await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
             if missing:
                 # Before the next try: who has nothing left to do shall not take the lock from those who wait.
@@ -181,6 +177,10 @@ class Run:
                 if _all_applied(missing, rows):
                     return False
                 self._raise_new_failure(rows)
+            if time.monotonic() - told >= TELL_EVERY:
+                holder = await lock.holder(connection, self._settings.table.lock_key) or holder
+                told = time.monotonic()
+                _log.info("waiting for %s", holder)
         return True
 
     async def _look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
