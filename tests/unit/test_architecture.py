@@ -3,7 +3,6 @@
 import ast
 import io
 import re
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator, Mapping
@@ -50,9 +49,6 @@ RINGS = (
     {"__main__", "testing"},
 )
 """Each module imports from rings before its own only; "" is the package itself, cli is one with all below it."""
-
-LAZY = ("cli", "embedded", "adoption", "turning", "core.statements", "core.scripts", "postgres.execution")
-"""What a start does not load that finds nothing to do."""
 
 HOMES = {"asyncpg": ("postgres",), "typer": ("cli",), "rich": ("cli",)}
 """Where alone a package may be imported; anyio may be anywhere but in core and layouts."""
@@ -201,16 +197,6 @@ def test_nothing_is_imported_for_the_type_checker_alone() -> None:
     strays = [name for name in modules() if "typing.TYPE_CHECKING" in imported(name)]
 
     assert strays == []
-
-
-def test_importing_the_package_loads_no_command_line_and_no_framework() -> None:
-    heavy = ["typer", "click", "rich", "pydantic", "fastapi", "starlette", "litestar", "pytest", "hypothesis"]
-    heavy += ["sqlalchemy", "psycopg", *(f"{PACKAGE}.{name}" for name in LAZY)]
-    program = f"import sys, {PACKAGE}; print([name for name in {heavy} if name in sys.modules])"
-
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "[]"
 
 
 def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -3,7 +3,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -810,14 +809,3 @@ def test_where_the_loop_takes_no_handlers_an_interrupt_still_ends_the_work(monke
         interruption.run(work)
 
     assert error.value.signal is signal.SIGINT
-
-
-def test_a_start_loads_nothing_that_only_draws_or_parses() -> None:
-    code = (
-        "import sys; from pgratchet.cli import main; sys.argv = ['pgratchet', 'status']\n"
-        "try: main()\n"
-        "except SystemExit: print(sorted(sys.modules.keys() & {'rich', 'pydantic', 'tomllib', 'pygments'}))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert result.stdout == "[]\n"

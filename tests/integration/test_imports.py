@@ -1,0 +1,30 @@
+import subprocess
+import sys
+from pathlib import Path
+
+LAZY = ("cli", "embedded", "adoption", "turning", "core.statements", "core.scripts", "postgres.execution")
+"""What a start does not load that finds nothing to do."""
+
+
+def output(program: str, folder: Path) -> str:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+
+
+def test_importing_the_package_loads_no_command_line_and_no_framework(tmp_path: Path) -> None:
+    heavy = ["typer", "click", "rich", "pydantic", "fastapi", "starlette", "litestar", "pytest", "hypothesis"]
+    heavy += ["sqlalchemy", "psycopg", *(f"pgratchet.{name}" for name in LAZY)]
+
+    loaded = output(f"import sys, pgratchet; print([name for name in {heavy} if name in sys.modules])", tmp_path)
+
+    assert loaded == "[]\n"
+
+
+def test_a_start_of_the_command_line_loads_nothing_that_only_draws_or_parses(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pgratchet.cli import main; sys.argv = ['pgratchet', 'status']\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted(sys.modules.keys() & {'rich', 'pydantic', 'tomllib', 'pygments'}))"
+    )
+
+    assert output(program, tmp_path) == "[]\n"
