@@ -176,7 +176,7 @@ class Execution:
         """Find out how long each step took that shared its message with others: only the history knows."""
         finished = self._progress.finished
         untimed = [step.version for step in finished if step.seconds is None]
-        with suppress(ServerError):
+        with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
             rows = await History(self._framing.records.table).read(self._wire.connection, untimed) if untimed else ()
             seconds = {row.version: _seconds(row) for row in rows}
             finished[:] = [

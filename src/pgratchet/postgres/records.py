@@ -92,7 +92,7 @@ class Records(NamedTuple):
         )
 
     def flush(self, claim: Claim) -> str:
-        """Return SQL whose COMMIT makes everything durable that this session has committed before."""
+        """Return SQL whose COMMIT makes everything durable that its session has committed before."""
         return f"UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None) -> str:
