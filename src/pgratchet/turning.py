@@ -12,6 +12,7 @@ from pgratchet.postgres.execution import Execution, OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Writer
+from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.sql import Table
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
@@ -50,6 +51,8 @@ def _wire(held: Held, framing: Framing) -> Wire:
 async def _framing(held: Held) -> Framing:
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key))
     _refuse_useless(facts, held.settings.table)
+    if not facts.prepared:
+        await held.connection.execute(settings_sql())
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
     return Framing(held.records, writer, held.settings.limits, facts)
 

@@ -26,7 +26,8 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        session_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
-       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'lock_timeout') = '1000' AS prepared,
+       (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
+        FROM pg_catalog.pg_settings WHERE name IN ('lock_timeout', 'transaction_timeout')) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -36,7 +37,10 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 
 
 class Facts(NamedTuple):
-    """What a run needs to know of its session, read once, right after it took the lock."""
+    """What a run needs to know of its session, read once, right after it took the lock.
+
+    A `prepared` session has our settings as its defaults: RESET ALL brings them back.
+    """
 
     pid: int
     role: str
@@ -67,13 +71,18 @@ class Framing(NamedTuple):
     facts: Facts
 
     @property
-    def reset(self) -> str:
-        """What takes back what a script left behind, and nothing of ours.
+    def clean(self) -> str:
+        """What takes back what a script left behind, and nothing of ours."""
+        return CLEAN if self.facts.prepared else f"{CLEAN}{settings_sql()};"
 
-        It is a transaction of its own: joined to the next step's it would be undone together with that, and
-        BEGIN ISOLATION LEVEL would come too late there.
+    @property
+    def reset(self) -> str:
+        """The same as a transaction of its own.
+
+        Joined to the next step's it would be undone together with that, and BEGIN ISOLATION LEVEL would come
+        too late there.
         """
-        return f"BEGIN;{CLEAN}{'' if self.facts.prepared else settings_sql() + ';'}COMMIT;"
+        return f"BEGIN;{self.clean}COMMIT;"
 
     def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
         """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""

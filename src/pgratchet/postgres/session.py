@@ -48,6 +48,9 @@ SETTINGS = {
     "idle_session_timeout": "0",
 }
 
+LATER_SETTINGS = {"transaction_timeout": "0"}
+"""What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
+
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _NOT_NOW = (
@@ -123,7 +126,7 @@ def prepared(connect: Connect) -> Connect:
 
 def settings_sql() -> str:
     """Return the statement that gives a session our settings, those that its server knows."""
-    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in SETTINGS.items())
+    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
     return (
         "SELECT pg_catalog.set_config(s.name, wanted.value, false) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
