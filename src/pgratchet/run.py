@@ -21,11 +21,14 @@ from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.history import History, HistoryBusyError
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Records
-from pgratchet.postgres.session import Connection, open_session
+from pgratchet.postgres.session import Connection, NotPrimaryError, open_session
 from pgratchet.settings import Held, Settings
 
 MOST_LOSSES = 5
 """How many sessions in a row a step may lose before it is taken for their end."""
+
+PRIMARY_PAUSE = 0.5, 1.0
+"""Bounds, in seconds, of the pause before a server that was a standby is looked at again."""
 
 TELL_EVERY = 5.0
 """Seconds between two lines of a waiter's log."""
@@ -124,7 +127,6 @@ class Run:
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
         from pgratchet import turning  # noqa: PLC0415
 
-        await self._resolve(connection)
         await turning.turn(self._held(connection), waiting)
 
     def _held(self, connection: Connection) -> Held:
@@ -149,6 +151,13 @@ class Run:
             try:
                 async with open_session(self._settings.connect, self._budget) as connection:
                     return await work(connection)
+            except NotPrimaryError as error:
+                # A first contact is somebody's mistake. A run that has lost its server sees a failover, and the
+                # standby may take over soon.
+                if not losses:
+                    raise
+                _log.warning("%s; waiting for a primary", error)
+                await self._budget.pause(*PRIMARY_PAUSE, str(error))
             except ConnectionLostError as error:
                 losses = 1 if len(self.progress.finished) > finished else losses + 1
                 finished = len(self.progress.finished)
@@ -185,6 +194,7 @@ class Run:
 
     async def _look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
         """Return what files and history say now that nobody else may change it; only this decides what is done."""
+        await self._resolve(connection)
         entries = await self.look(connection)
         self._raise_new_failure(planning.failures(entries))
         planning.refuse_interrupted(entries, direction)
