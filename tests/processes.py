@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def replicas(count: int, dsn: str, folder: Path, table: str = HISTORY) -> AsyncIterator[list[Replica]]:
-    """Yield as many replicas, all of them ready; none outlives the block."""
-    command = [sys.executable, str(WORKER), dsn, str(folder), table]
+async def replicas(
+    count: int, dsn: str, folder: Path, table: str = HISTORY, prefix: Sequence[str] = ()
+) -> AsyncIterator[list[Replica]]:
+    """Yield as many replicas, all of them ready; none outlives the block. `prefix` is a command that runs them."""
+    command = [*prefix, sys.executable, str(WORKER), dsn, str(folder), table]
     started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
     try:
         for replica in started:

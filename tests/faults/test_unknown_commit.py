@@ -78,14 +78,13 @@ class TestAMessage:
 
 @both_ways
 @pytest.mark.parametrize("commits", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("forward", [False, True], ids=["before the answer", "after the answer"])
-async def test_five_migrations_that_share_a_message_are_each_applied_and_reported_once(  # noqa: PLR0913, PLR0917 - where the cut is
-    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int, *, forward: bool
+async def test_five_migrations_that_share_a_message_are_each_applied_and_reported_once(
+    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
 ) -> None:
     """The connection is cut at the answer to COMMIT number so many; each step has two, its own and its reset's."""
     folder = write(FIVE | {"000_first.sql": "SELECT 0;"})
     await Migrator(dsn, folder).up(to=0)
-    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=forward, skip=2 * commits - 2)
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=2 * commits - 2)
 
     assert await finished(between, folder) == [1, 2, 3, 4, 5]
     assert trap.sprung.is_set() == (commits < 6)
@@ -94,13 +93,12 @@ async def test_five_migrations_that_share_a_message_are_each_applied_and_reporte
 
 
 @both_ways
-@pytest.mark.parametrize("forward", [False, True], ids=["before the answer", "after the answer"])
 @pytest.mark.parametrize("commits", [1, 2, 3])
-async def test_python_migrations_are_each_applied_and_reported_once(  # noqa: PLR0913, PLR0917 - where the cut is
-    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int, *, forward: bool
+async def test_python_migrations_are_each_applied_and_reported_once(
+    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
 ) -> None:
     folder = write({f"{n:03}_m.py": PYTHON.format(n) for n in (1, 2, 3)})
-    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=forward, skip=commits - 1)
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=commits - 1)
 
     assert await finished(between, folder) == [1, 2, 3]
     assert trap.sprung.is_set()
@@ -110,7 +108,7 @@ async def test_python_migrations_are_each_applied_and_reported_once(  # noqa: PL
 @both_ways
 @pytest.mark.parametrize("to_server", [False, True], ids=["before the server", "before the answer"])
 @pytest.mark.parametrize("suffix", ["sql", "py"])
-async def test_a_way_down_is_gone_once_and_reported_once(  # noqa: PLR0913, PLR0917 - where the cut is
+async def test_a_way_down_is_gone_once_and_reported_once(  # noqa: PLR0913 - where the cut is
     dsn: str, between: Proxy, write: Write, harm: Harm, suffix: str, *, to_server: bool
 ) -> None:
     sql = {f"{n:03}_m.down.sql": f"DELETE FROM ledger WHERE n = {n};" for n in range(1, 6)} | FIVE
