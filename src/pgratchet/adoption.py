@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Migration
 from pgratchet.layouts.homemade import take_over
-from pgratchet.postgres import lock
+from pgratchet.postgres import frames, lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.postgres.sql import Table
 from pgratchet.settings import Settings
+from pgratchet.turning import refuse_useless
 
 TARGET = "pgratchet_migrations"
 """Where the history goes when the foreign table has the name that ours would have."""
@@ -26,6 +27,7 @@ async def adopt(
     async with open_session(settings.connect, budget) as connection:
         while not await lock.acquire(connection, table.lock_key):
             await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {table}")
+        refuse_useless(await frames.facts(connection, lock.held(table.lock_key)), table)
         history = History(table)
         if not await history.exists(connection):
             await history.create(connection)

@@ -50,7 +50,7 @@ def _wire(held: Held, framing: Framing) -> Wire:
 
 async def _framing(held: Held) -> Framing:
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key))
-    _refuse_useless(facts, held.settings.table)
+    refuse_useless(facts, held.settings.table)
     if not facts.prepared:
         await held.connection.execute(settings_sql())
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
@@ -61,7 +61,8 @@ def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:
     return frozenset(row.version for row in failures(entries))
 
 
-def _refuse_useless(facts: Facts, table: Table) -> None:
+def refuse_useless(facts: Facts, table: Table) -> None:
+    """Raise ServerError where nothing can be applied in a session that was told it has the lock."""
     if not facts.held:
         raise ServerError(
             f"the server does not hold the lock of {table} for this session, although it said so: a pooler in "
