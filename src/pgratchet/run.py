@@ -146,8 +146,9 @@ class Run:
 
     async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
         """Do work in a session, and in a new one for as long as sessions are lost and the budget lasts."""
-        losses, finished = 0, 0
+        losses, deaths, finished = 0, 0, 0
         while True:
+            unanswered = self.progress.flying
             try:
                 async with open_session(self._settings.connect, self._budget) as connection:
                     return await work(connection)
@@ -159,10 +160,13 @@ class Run:
                 _log.warning("%s; waiting for a primary", error)
                 await self._budget.pause(*PRIMARY_PAUSE, str(error))
             except ConnectionLostError as error:
-                losses = 1 if len(self.progress.finished) > finished else losses + 1
-                finished = len(self.progress.finished)
-                if losses >= MOST_LOSSES and self.progress.flying:
-                    raise self._deadly(losses, error) from error
+                if len(self.progress.finished) > finished:
+                    losses, deaths, finished = 0, 0, len(self.progress.finished)
+                losses += 1
+                # What an earlier session has left unanswered was not under way in this one.
+                deaths += self.progress.flying is not unanswered
+                if deaths >= MOST_LOSSES and self.progress.flying:
+                    raise self._deadly(deaths, error) from error
                 _log.warning("%s; connecting again", error)
                 await self._budget.pause(*backoff(losses - 1), str(error))
 

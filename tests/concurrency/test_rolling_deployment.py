@@ -10,7 +10,7 @@ from tests.support import Write, column, deserted, states, tell
 
 pytestmark = pytest.mark.anyio
 
-EACH = 3
+EACH = 2
 
 
 def image(write: Write, name: str, *versions: int, head: str = "") -> Path:

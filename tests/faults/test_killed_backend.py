@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -5,11 +6,14 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, embedded
+from pgratchet.run import MOST_LOSSES
 from tests.support import (
+    LOCK_KEY,
     PASS_GATE,
     Write,
     ask,
     column,
+    connected,
     deserted,
     exists,
     gate,
@@ -17,6 +21,7 @@ from tests.support import (
     sessions,
     states,
     tell,
+    until,
     waiters,
 )
 
@@ -88,6 +93,24 @@ async def test_of_a_waiter_is_replaced(dsn: str, write: Write) -> None:
             while {row["pid"] for row in await waiters(dsn)} == {first["pid"]}:  # noqa: ASYNC110 - of the server
                 await anyio.sleep(0.02)
             holder.terminate()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_of_a_waiter_is_no_death_of_the_step_that_an_earlier_session_has_left_unanswered(
+    dsn: str, write: Write
+) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();" + PASS_GATE})
+    async with gate(dsn) as closed, connected(dsn) as rival, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+        pid = await closed.reached()
+        tasks.start_soon(rival.execute, f"SELECT pg_advisory_lock({LOCK_KEY})")
+        await until(partial(ask, dsn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        for _ in range(MOST_LOSSES + 1):
+            await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+            (waiter,) = await waiters(dsn)
+            pid = waiter["pid"]
+        rival.terminate()
+        await closed.open()
     assert await states(dsn) == {"1": "applied"}
 
 

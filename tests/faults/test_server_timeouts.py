@@ -15,7 +15,7 @@ from tests.support import LOCK_KEY, Connection, Write, a_role, as_role, connecte
 pytestmark = pytest.mark.anyio
 
 SHORT = "200ms"
-LONG = "0.35"
+LONG = "0.3"
 TIMEOUTS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout")
 IDLE = f"import asyncio\n\n\nasync def up(connection):\n    await asyncio.sleep({LONG})\n"
 FILES = {
