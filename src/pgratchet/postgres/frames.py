@@ -9,11 +9,17 @@ from pgratchet.postgres.records import Claim, Records, Writer
 from pgratchet.postgres.session import Connection, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
-CLEAN = (
-    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;"
-    "CLOSE ALL;UNLISTEN *;DEALLOCATE ALL;DISCARD SEQUENCES;DISCARD TEMP;"
+CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+"""Takes back what a script may have left in its session, or in a pooler's."""
+
+_OF_A_SESSION = "DEALLOCATE ALL;"
+
+_OF_A_POOLER = (
+    # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
+    "DO $pgratchet$DECLARE n text;BEGIN FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
+    "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
 )
-"""Takes back what a script may have left in its session."""
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
 
 OURSELVES = (
@@ -36,9 +42,13 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 
 
 class Facts(NamedTuple):
-    """What a run needs to know of its session, read once, right after it took the lock."""
+    """What a run needs to know of its session, read once, when it is its turn.
+
+    `pooled`: something stands in between, and each transaction may be another server process's.
+    """
 
     pid: int
+    pooled: bool
     role: str
     application: str
     started: str
@@ -55,7 +65,7 @@ async def facts(connection: Connection, held: str) -> Facts:
     row = await connection.fetchrow(_FACTS.format(held=held))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    return Facts(**dict(row))
+    return Facts(**dict(row), pooled=row["pid"] != connection.get_server_pid())
 
 
 class Framing(NamedTuple):
@@ -67,13 +77,20 @@ class Framing(NamedTuple):
     facts: Facts
 
     @property
-    def reset(self) -> str:
-        """What takes back what a script left behind, and nothing of ours.
+    def clean(self) -> str:
+        """What takes back what a script left behind, and nothing of ours."""
+        if self.facts.pooled:
+            return CLEAN + (_OF_A_POOLER if self.facts.plpgsql else "") + _UNLOCK
+        return CLEAN + _OF_A_SESSION + ("" if self.facts.prepared else settings_sql() + ";")
 
-        It is a transaction of its own: joined to the next step's it would be undone together with that, and
-        BEGIN ISOLATION LEVEL would come too late there.
+    @property
+    def reset(self) -> str:
+        """The same as a transaction of its own.
+
+        Joined to the next step's it would be undone together with that, and BEGIN ISOLATION LEVEL would come too
+        late there.
         """
-        return f"BEGIN;{CLEAN}{'' if self.facts.prepared else settings_sql() + ';'}COMMIT;"
+        return f"BEGIN;{self.clean}COMMIT;"
 
     def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
         """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""
@@ -91,7 +108,9 @@ class Framing(NamedTuple):
         """Return what comes between BEGIN and a script."""
         limits = self.limits.of(claim.step.script.source.options)
         return (
-            f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+            # What else a session of ours has from its start.
+            (settings_sql(local=True) + ";" if self.facts.pooled else "")
+            + f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
             f"SET LOCAL application_name = {literal(self.application(claim))};"
             + self.records.claim(claim, self.writer, over_failed=over_failed)
