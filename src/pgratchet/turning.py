@@ -51,7 +51,7 @@ def _wire(held: Held) -> Wire:
 
 async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
-    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else "true")
+    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
     _refuse_useless(facts)
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
     return Framing(held.records, writer, held.settings.limits, facts)

@@ -44,7 +44,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 class Facts(NamedTuple):
     """What a run needs to know of its session, read once, when it is its turn.
 
-    `pooled`: something stands in between, and each transaction may be another server process's.
+    `pooled`: each transaction may be another server process's.
     """
 
     pid: int
@@ -60,12 +60,12 @@ class Facts(NamedTuple):
     held: bool
 
 
-async def facts(connection: Connection, held: str) -> Facts:
-    """Return the facts of a session; `held` is the SQL condition under which it holds the lock."""
-    row = await connection.fetchrow(_FACTS.format(held=held))
+async def facts(connection: Connection, held: str | None) -> Facts:
+    """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
+    row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    return Facts(**dict(row), pooled=row["pid"] != connection.get_server_pid())
+    return Facts(**dict(row), pooled=held is None and row["pid"] != connection.get_server_pid())
 
 
 class Framing(NamedTuple):
