@@ -10,7 +10,7 @@ from typing import Literal
 import anyio.to_thread
 
 from pgratchet import directory, journal
-from pgratchet.core import planning
+from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan
 from pgratchet.directory import Location
@@ -129,7 +129,7 @@ class Migrator:
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection)
         plan = planning.plan_up(entries, _version(to))
-        return plan._replace(warnings=planning.judge(entries, allow_late=True))
+        return plan._replace(warnings=judging.judge(entries, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""

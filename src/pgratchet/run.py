@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from pgratchet.core import planning
+from pgratchet.core import judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -117,7 +117,7 @@ class Run:
         if self._old_failures is None:
             self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
         settings = self._settings
-        for warning in planning.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
+        for warning in judging.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
             _log.warning("%s", warning)
         return entries
 

@@ -13,6 +13,7 @@ from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Writer
+from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -53,6 +54,8 @@ async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
     _refuse_useless(facts)
+    if not (facts.prepared or facts.pooled):
+        await held.connection.execute(settings_sql())
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
     return Framing(held.records, writer, held.settings.limits, facts)
 

@@ -32,7 +32,8 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        session_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
-       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'lock_timeout') = '1000' AS prepared,
+       (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
+        FROM pg_catalog.pg_settings WHERE name IN ('lock_timeout', 'transaction_timeout')) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -44,7 +45,8 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 class Facts(NamedTuple):
     """What a run needs to know of its session, read once, when it is its turn.
 
-    `pooled`: each transaction may be another server process's.
+    A `prepared` session has our settings as its defaults: RESET ALL brings them back. `pooled`: each transaction
+    may be another server process's.
     """
 
     pid: int

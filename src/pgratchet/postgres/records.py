@@ -155,6 +155,7 @@ class Records(NamedTuple):
         if step.direction is Direction.UP:
             # What comes after the finished statements may have been mended since.
             values["checksum"] = literal(step.migration.checksum)
+            values["compatible_with"] = literal(step.migration.up.options.compatible_with)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
         where = f"{self._version(claim)} AND state IN ({', '.join(map(literal, was))})"
         return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")

@@ -28,12 +28,18 @@ CLOSE_SECONDS = 5.0
 LEAST_CONNECTING = 1.0
 """Seconds that connecting may take whatever is left of a budget."""
 
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 5, 3, 3
+VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES
+"""Seconds after which either side gives up a peer that vanished without a word, idle or with data under way."""
+
 SETTINGS = {
     # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
     "client_connection_check_interval": "500ms",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
+    "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
+    "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
+    "tcp_keepalives_count": str(KEEPALIVE_PROBES),
+    # Keepalives are silent while data waits for its acknowledgement, such as a notice in mid-statement.
+    "tcp_user_timeout": f"{VANISHED_AFTER}s",
     # Reads of the history never queue for long behind a migration that has locked it: a blocked statement
     # keeps a snapshot, and CREATE INDEX CONCURRENTLY would wait for that. Steps set their own limits.
     "lock_timeout": "1s",
@@ -42,8 +48,8 @@ SETTINGS = {
     "idle_session_timeout": "0",
 }
 
-KEEPALIVE_SECONDS = 10
-KEEPALIVE_PROBES = 3
+LATER_SETTINGS = {"transaction_timeout": "0"}
+"""What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
@@ -123,7 +129,7 @@ def prepared(connect: Connect, *, sessions: bool = False) -> Connect:
 
 def settings_sql(*, local: bool = False) -> str:
     """Return the statement that gives a session, or its transaction, our settings, those that its server knows."""
-    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in SETTINGS.items())
+    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
     return (
         f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
@@ -234,10 +240,10 @@ def _keep_alive(connection: Connection) -> None:
         return
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
-        "TCP_KEEPIDLE": KEEPALIVE_SECONDS,
-        "TCP_KEEPINTVL": KEEPALIVE_SECONDS // 2,
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
         "TCP_KEEPCNT": KEEPALIVE_PROBES,
-        "TCP_USER_TIMEOUT": KEEPALIVE_SECONDS * KEEPALIVE_PROBES * 1000,
+        "TCP_USER_TIMEOUT": VANISHED_AFTER * 1000,
     }
     for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:
