@@ -22,9 +22,10 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
     framing = await _framing(held)
     history = History(held.settings.table)
-    if not await history.exists(held.connection):
-        await history.create(held.connection)
-    await history.grant(held.connection, held.settings.readers)
+    if await history.exists(held.connection):
+        await history.grant(held.connection, held.settings.readers)
+    else:
+        await history.create(held.connection, held.settings.readers)
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
