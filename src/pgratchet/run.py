@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 
-from pgratchet.core import planning
+from pgratchet.core import halfway, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -187,7 +187,7 @@ class Run:
         """Return what files and history say now that nobody else may change it; only this decides what is done."""
         entries = await self.look(connection)
         self._raise_new_failure(planning.failures(entries))
-        planning.refuse_interrupted(entries, direction)
+        halfway.refuse_interrupted(entries, direction)
         return entries
 
     def _raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:

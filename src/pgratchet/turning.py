@@ -1,17 +1,17 @@
 """What a run does while it holds the lock: the half of it that most starts never need."""
 
-import platform
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.model import Direction, Entry
-from pgratchet.core.planning import Phase, failures, plan_up
-from pgratchet.postgres import frames, lock, rehearsal
+from pgratchet.core.halfway import in_flight
+from pgratchet.core.model import AppliedMigration, Direction
+from pgratchet.core.planning import Phase, plan_up, replaceable
+from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution, OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Writer
 from pgratchet.postgres.sql import Table
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
@@ -27,8 +27,12 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     execution = Execution(_wire(held, framing), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
+        if await _let_finish(held, in_flight(entries, waiting[0].direction)):
+            continue
+        steps = waiting[0].plan(entries).steps
+        await concurrent.refuse_unjudged(held.connection, steps)
         try:
-            await execution.run(waiting[0].plan(entries).steps, _failed_versions(entries))
+            await execution.run(steps, replaceable(entries))
         except OvertakenError:
             continue
         waiting.popleft()
@@ -40,7 +44,16 @@ async def rehearse(held: Held, to: str | None) -> None:
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
     wire = _wire(held, framing)
-    held.progress.finished += await rehearsal.run(wire, framing, steps, _failed_versions(entries))
+    held.progress.finished += await rehearsal.run(wire, framing, steps, replaceable(entries))
+
+
+async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
+    """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
+    waited = False
+    for row in rows:
+        who = partial(backends.runner, held.connection, row)
+        waited |= await backends.until_gone(who, held.budget, f"{row.version} {row.name} is half done")
+    return waited
 
 
 def _wire(held: Held, framing: Framing) -> Wire:
@@ -49,16 +62,12 @@ def _wire(held: Held, framing: Framing) -> Wire:
 
 async def _framing(held: Held) -> Framing:
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key))
-    _refuse_useless(facts, held.settings.table)
-    writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
-    return Framing(held.records, writer, held.settings.limits, facts)
+    refuse_useless(facts, held.settings.table)
+    return Framing(held.records, facts.writer(held.settings.tool_version), held.settings.limits, facts)
 
 
-def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:
-    return frozenset(row.version for row in failures(entries))
-
-
-def _refuse_useless(facts: Facts, table: Table) -> None:
+def refuse_useless(facts: Facts, table: Table) -> None:
+    """Raise ServerError where nothing can be done under the lock of a table, or that is not held after all."""
     if not facts.held:
         raise ServerError(
             f"the server does not hold the lock of {table} for this session, although it said so: a pooler in "
