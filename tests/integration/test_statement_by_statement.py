@@ -197,6 +197,21 @@ class TestAFailureAtStatementThree:
         await migrator.up()
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
 
+    async def test_goes_on_from_there_with_the_settings_that_were_made(self, dsn: str, write: Write) -> None:
+        async with a_role(dsn) as role:
+            await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
+            settings = (
+                f"SET ROLE {role}; SET my.own = 'x'; SET LOCAL my.own = 'y'; SELECT set_config('a.b', 'z', false);"
+            )
+            look = (
+                "CREATE TABLE seen AS SELECT current_user || current_setting('my.own') || current_setting('a.b') AS v;"
+            )
+            folder = write({"001_a.sql": HEAD + settings + "SELECT nope;" + look})
+            await failure_of(Migrator(dsn, folder))
+            write({"001_a.sql": HEAD + settings + "SELECT 1;" + look})
+            await Migrator(dsn, folder).up()
+            assert await column(dsn, "SELECT v FROM seen") == [f"{role}xz"]
+
     async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
         migrator = await self.fail(dsn, write)
         write({"001_a.sql": HEAD + "\n-- mended\n" + COUNTED + "  CREATE TABLE a ();"})

@@ -39,7 +39,7 @@ RINGS = (
     {"postgres.watch", "postgres.failures", "postgres.frames"},
     {"postgres.wire", "postgres.backends"},
     {"postgres.python_steps", "postgres.indexes"},
-    {"postgres.bare"},
+    {"postgres.supervision"},
     {"postgres.concurrent"},
     {"postgres.execution", "postgres.rehearsal"},
     {"settings"},

@@ -5,7 +5,7 @@ begun, and after it that it is done: a later run knows which one is in doubt, an
 """
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import asyncpg
 
@@ -14,13 +14,13 @@ from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjud
 from pgratchet.core.model import Segment, Step
 from pgratchet.core.scripts import digests
 from pgratchet.postgres import indexes
-from pgratchet.postgres.bare import Bare
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import literal, milliseconds
+from pgratchet.postgres.supervision import Supervised
 from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
@@ -70,9 +70,8 @@ class _Run:
         for segment in lasting(script, done):
             # The session that they were made in is gone.
             await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
-        for segment, (before, after) in list(zip(script.segments, pairwise(["", *digests(script)]), strict=True))[
-            done:
-        ]:
+        places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
+        for segment, (before, after) in islice(places, done, None):
             await self._statement(segment, before, after)
         await self._ours(self._framing.recording(self._records.close(self._claim)))
 
@@ -93,7 +92,7 @@ class _Run:
             return
         begin = self._records.begin(self._claim, segment.first - 1, marked(before, after))
         await self._ours(f"BEGIN;{OURSELVES}{begin}COMMIT", in_doubt=self._in_doubt)
-        await Bare(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
+        await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
         await self._ours(f"BEGIN;{OURSELVES}{count}COMMIT", in_doubt=True)
         self._in_doubt = False

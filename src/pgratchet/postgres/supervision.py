@@ -29,7 +29,7 @@ _DETACHING = (
 _log = logging.getLogger("pgratchet")
 
 
-class Bare:
+class Supervised:
     """One such statement. Where it is `doubtful`, an earlier run has begun it, and nobody knows how that ended."""
 
     def __init__(self, wire: Wire, claim: Claim, segment: Segment, *, doubtful: bool) -> None:
@@ -38,6 +38,7 @@ class Bare:
         self._segment = segment
         self._text = text_of(claim.step.script, segment)
         self._about = read(self._text)
+        self._table = self._about.table or ""
         self._doubtful = doubtful
         self._in_doubt = doubtful
         self._before: frozenset[int] | None = None
@@ -84,10 +85,8 @@ class Bare:
         await self._wire.send(text)
 
     async def _build(self) -> None:
-        if self._about.table is None:
-            raise AssertionError("an index has a table")
         if self._about.name is None:
-            there = await indexes.of_table(self._wire.connection, self._about.table)
+            there = await indexes.of_table(self._wire.connection, self._table)
             self._before = frozenset(index.oid for index in there)
         found = await self._found()
         if self._in_doubt and found and all(index.valid for index in found):
@@ -110,14 +109,14 @@ class Bare:
         def ours(index: Index) -> bool:
             return index.wanted if before is None else index.oid not in before
 
-        return await indexes.settled(self._wire, self._about.table or "", self._about.name, ours)
+        return await indexes.settled(self._wire, self._table, self._about.name, ours)
 
     async def _detach(self) -> None:
-        pending = await self._wire.connection.fetchval(_DETACHING, self._about.name, self._about.table)
+        pending = await self._wire.connection.fetchval(_DETACHING, self._about.name, self._table)
         if pending is None and self._in_doubt:
             return
         # A detachment that was interrupted cannot be begun again.
-        finish = f"ALTER TABLE {self._about.table} DETACH PARTITION {self._about.name} FINALIZE"
+        finish = f"ALTER TABLE {self._table} DETACH PARTITION {self._about.name} FINALIZE"
         await self._send(finish if pending else self._text)
 
     async def _failure(self, error: asyncpg.PostgresError) -> Failure:
