@@ -1,18 +1,18 @@
 """What a run does while it holds the lock: the half of it that most starts never need."""
 
-import platform
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.model import Direction, Entry, Lock, Mode, RecordState, Step
-from pgratchet.core.planning import Phase, failures, plan_up
-from pgratchet.postgres import frames, lock, rehearsal
+from pgratchet.core.halfway import in_flight
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
+from pgratchet.core.planning import Phase, plan_up, replaceable
+from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Writer
 from pgratchet.postgres.session import NotPrimaryError, settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
@@ -31,8 +31,11 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         entries = await held.look(held.connection, waiting[0].direction)
         steps = waiting[0].plan(entries).steps
         _refuse_bare(steps, held.lock)
+        if await _let_finish(held, in_flight(entries, waiting[0].direction)):
+            continue
+        await concurrent.refuse_unjudged(held.connection, steps)
         try:
-            await execution.run(steps, _applied_numbers(entries), _failed_versions(entries))
+            await execution.run(steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:
             continue
         waiting.popleft()
@@ -44,7 +47,16 @@ async def rehearse(held: Held, to: str | None) -> None:
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
     wire = _wire(held)
-    held.progress.finished += await rehearsal.run(wire, framing, steps, _failed_versions(entries))
+    held.progress.finished += await rehearsal.run(wire, framing, steps, replaceable(entries))
+
+
+async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
+    """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
+    waited = False
+    for row in rows:
+        who = partial(backends.runner, held.connection, row)
+        waited |= await backends.until_gone(who, held.budget, f"{row.version} {row.name} is half done")
+    return waited
 
 
 def _wire(held: Held) -> Wire:
@@ -54,19 +66,14 @@ def _wire(held: Held) -> Wire:
 async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
-    _refuse_useless(facts)
+    refuse_useless(facts)
     if not (facts.prepared or facts.pooled):
         await held.connection.execute(settings_sql())
-    writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
-    return Framing(held.records, writer, held.settings.limits, facts)
+    return Framing(held.records, facts.writer(held.settings.tool_version), held.settings.limits, facts)
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
     return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
-
-
-def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:
-    return frozenset(row.version for row in failures(entries))
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
@@ -81,7 +88,8 @@ def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
             )
 
 
-def _refuse_useless(facts: Facts) -> None:
+def refuse_useless(facts: Facts) -> None:
+    """Raise ServerError where nothing can be changed, or the lock is not held after all."""
     if not facts.held:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "

@@ -1,5 +1,6 @@
 """What goes around a script: everything that makes it one claimed, recorded transaction without a trace."""
 
+import platform
 from datetime import datetime
 from typing import NamedTuple
 
@@ -61,6 +62,10 @@ class Facts(NamedTuple):
     now: datetime
     held: bool
 
+    def writer(self, tool_version: str) -> Writer:
+        """Return what rows say about this session."""
+        return Writer(f"{self.role}@{platform.node()} {self.application}", self.started, tool_version)
+
 
 async def facts(connection: Connection, held: str | None) -> Facts:
     """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
@@ -82,8 +87,8 @@ class Framing(NamedTuple):
     def clean(self) -> str:
         """What takes back what a script left behind, and nothing of ours."""
         if self.facts.pooled:
-            return CLEAN + (_OF_A_POOLER if self.facts.plpgsql else "") + _UNLOCK
-        return CLEAN + _OF_A_SESSION + ("" if self.facts.prepared else settings_sql() + ";")
+            return _UNLOCK + (_OF_A_POOLER if self.facts.plpgsql else "") + CLEAN
+        return _OF_A_SESSION + CLEAN + ("" if self.facts.prepared else settings_sql() + ";")
 
     @property
     def reset(self) -> str:
