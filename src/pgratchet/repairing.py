@@ -1,7 +1,7 @@
 """Carries out what a person says of a version that no run can judge, and keeps the reason."""
 
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.model import Catalogue, Entry, State
+from pgratchet.core.model import Catalogue, Entry, Lock, State
 from pgratchet.core.planning import compare
 from pgratchet.core.verdicts import Judgement, settle
 from pgratchet.postgres import backends, frames, lock
@@ -10,7 +10,6 @@ from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.settings import Settings
-from pgratchet.turning import refuse_useless
 
 
 async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement, budget: Budget) -> Entry:
@@ -21,16 +20,15 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     """
     if not judgement.reason.strip():
         raise UsageError("a repair needs a reason: it is what others will read in the history")
-    table = settings.table
-    async with open_session(settings.connect, budget) as connection:
-        while not await lock.acquire(connection, table.lock_key):
-            await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {table}")
-        history = History(table)
-        if not await history.exists(connection):
-            await history.create(connection)
-        entry = await _entry(connection, history, catalogue, judgement.version)
-        await _record(connection, settings, entry, judgement)
-        return await _entry(connection, history, catalogue, judgement.version)
+    key = None if settings.lock is Lock.NONE else settings.table.lock_key
+    async with open_session(settings.direct, budget) as connection:
+        history = History(settings.table)
+        async with lock.exclusively(connection, key, budget):
+            if not await history.exists(connection):
+                await history.create(connection, settings.readers)
+            entry = await _entry(connection, history, catalogue, judgement.version)
+            await _record(connection, settings, entry, judgement)
+            return await _entry(connection, history, catalogue, judgement.version)
 
 
 async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str) -> Entry:
@@ -41,15 +39,14 @@ async def _entry(connection: Connection, history: History, catalogue: Catalogue,
 
 
 async def _record(connection: Connection, settings: Settings, entry: Entry, judgement: Judgement) -> None:
-    facts = await frames.facts(connection, lock.held(settings.table.lock_key))
-    refuse_useless(facts, settings.table)
     settled = settle(entry, judgement.verdict)
     if entry.applied is not None and entry.state is State.RUNNING:
         who = await backends.runner(connection, entry.applied)
         if who:
             raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
+    facts = await frames.facts(connection, None)
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"
-    records = Records(settings.table, lock.still_held(settings.table.lock_key))
+    records = Records(settings.table, lock_held="true")
     await connection.execute(records.settle(entry, settled, writer, reason))

@@ -159,11 +159,10 @@ async def test_are_not_ended_by_a_lock_timeout(
     await tell(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2].partition('?')[0]} SET lock_timeout = '50ms'")
     look = "CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS v;"
     folder = write({"001_i.sql": HEAD + limit + NAMED + look})
-    async with anyio.create_task_group() as tasks:
-        async with an_old_transaction(dsn):
-            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0.05).up)
-            await building(dsn, held_up)
-            await anyio.sleep(0.3)
+    async with anyio.create_task_group() as tasks, an_old_transaction(dsn):
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0.05).up)
+        await building(dsn, held_up)
+        await anyio.sleep(0.3)
     assert await column(dsn, INDEXES) == ["i"]
     assert "trying again" not in caplog.text
     assert await column(dsn, "SELECT v FROM seen") == ["1s" if limit.startswith("RESET") else "50ms"]
