@@ -10,7 +10,6 @@ from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.settings import Settings
-from pgratchet.turning import refuse_useless
 
 
 async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement, budget: Budget) -> Entry:
@@ -21,15 +20,15 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     """
     if not judgement.reason.strip():
         raise UsageError("a repair needs a reason: it is what others will read in the history")
-    table = settings.table
-    key = None if settings.lock is Lock.NONE else table.lock_key
-    async with open_session(settings.direct, budget) as connection, lock.exclusively(connection, key, budget):
-        history = History(table)
-        if not await history.exists(connection):
-            await history.create(connection, settings.readers)
-        entry = await _entry(connection, history, catalogue, judgement.version)
-        await _record(connection, settings, entry, judgement)
-        return await _entry(connection, history, catalogue, judgement.version)
+    key = None if settings.lock is Lock.NONE else settings.table.lock_key
+    async with open_session(settings.direct, budget) as connection:
+        history = History(settings.table)
+        async with lock.exclusively(connection, key, budget):
+            if not await history.exists(connection):
+                await history.create(connection, settings.readers)
+            entry = await _entry(connection, history, catalogue, judgement.version)
+            await _record(connection, settings, entry, judgement)
+            return await _entry(connection, history, catalogue, judgement.version)
 
 
 async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str) -> Entry:
@@ -40,14 +39,14 @@ async def _entry(connection: Connection, history: History, catalogue: Catalogue,
 
 
 async def _record(connection: Connection, settings: Settings, entry: Entry, judgement: Judgement) -> None:
-    facts = await frames.facts(connection, None)
-    refuse_useless(facts)
     settled = settle(entry, judgement.verdict)
     if entry.applied is not None and entry.state is State.RUNNING:
         who = await backends.runner(connection, entry.applied)
         if who:
             raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
+    facts = await frames.facts(connection, None)
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"
-    await connection.execute(Records(settings.table, "true").settle(entry, settled, writer, reason))
+    records = Records(settings.table, lock_held="true")
+    await connection.execute(records.settle(entry, settled, writer, reason))

@@ -29,10 +29,10 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
-        steps = waiting[0].plan(entries).steps
-        _refuse_bare(steps, held.lock)
         if await _let_finish(held, in_flight(entries, waiting[0].direction)):
             continue
+        steps = waiting[0].plan(entries).steps
+        _refuse_bare(steps, held.lock)
         await concurrent.refuse_unjudged(held.connection, steps)
         try:
             await execution.run(steps, _applied_numbers(entries), replaceable(entries))
@@ -88,8 +88,7 @@ def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
             )
 
 
-def refuse_useless(facts: Facts) -> None:
-    """Raise ServerError where nothing can be changed, or the lock is not held after all."""
+def _refuse_useless(facts: Facts) -> None:
     if not facts.held:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "

@@ -203,7 +203,12 @@ async def test_waits_for_the_lock_and_is_refused_while_somebody_is_at_work_witho
     assert await states(dsn) == {"1": "applied"}
     async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
         tasks.start_soon(migrator.repair, 1, Verdict.NOT_APPLIED, "why")
-        await waiters(dsn)
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgratchet' AND query = 'COMMIT;'"
+
+        async def has_asked() -> bool:
+            return bool(await ask(dsn, asked))
+
+        await until(has_asked)
         assert await states(dsn) == {"1": "applied"}
         holder.terminate()
     assert await states(dsn) == {"1": "pending"}

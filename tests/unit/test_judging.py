@@ -112,6 +112,7 @@ def test_a_floor_of_a_version_that_has_its_file_here_forbids_nothing() -> None:
 
 def test_a_failure_that_left_nothing_has_no_floor() -> None:
     assert judging.judge(with_floor([1], "9", RecordState.FAILED, done=0)) == ()
+    assert judging.judge(with_floor([1], "9", RecordState.PENDING, done=0)) == ()
 
 
 def test_status_shows_what_is_below_its_floor_like_any_other() -> None:

@@ -25,9 +25,9 @@ def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = 
                 wrong.append((entry, _changed(entry)))
             case State.LATE if not allow_late:
                 wrong.append((entry, _late(entry)))
-            case State.UNKNOWN | State.RUNNING if entry.migration is None and strict:
+            case State.UNKNOWN | State.RUNNING if strict and not entry.migration:
                 wrong.append((entry, unknown(entry) + "; deploy the release that has it"))
-            case State.UNKNOWN | State.RUNNING if entry.migration is None:
+            case State.UNKNOWN | State.RUNNING if not entry.migration:
                 warnings.append(unknown(entry))
             case _:
                 pass

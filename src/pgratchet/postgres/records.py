@@ -256,10 +256,10 @@ class Records(NamedTuple):
         )
 
 
+def _first_cursor(step: Step) -> dict[str, str]:
+    return {"cursor": literal("" if step.script.mode is Mode.STATEMENTS else None)}
+
+
 def _raise_unless(condition: str, message: str) -> str:
     """Return SQL that raises the message, without plpgsql, unless the condition holds."""
     return f"SELECT CAST(CASE WHEN {condition} THEN '1' ELSE {literal(message)} END AS pg_catalog.int4);"
-
-
-def _first_cursor(step: Step) -> dict[str, str]:
-    return {"cursor": literal("" if step.script.mode is Mode.STATEMENTS else None)}
