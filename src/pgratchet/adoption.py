@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.layouts.homemade import take_over
-from pgratchet.postgres import lock
+from pgratchet.postgres import frames, lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
 from pgratchet.postgres.session import Connection, open_session
@@ -25,6 +25,7 @@ async def adopt(
     table = _target(settings, source)
     key = None if settings.lock is Lock.NONE else table.lock_key
     async with open_session(settings.direct, budget) as connection:
+        frames.refuse_useless(await frames.facts(connection, None))
         history = History(table)
         async with lock.exclusively(connection, key, budget):
             if not await history.exists(connection):

@@ -45,6 +45,7 @@ async def _record(connection: Connection, settings: Settings, entry: Entry, judg
         if who:
             raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
     facts = await frames.facts(connection, None)
+    frames.refuse_useless(facts)
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"

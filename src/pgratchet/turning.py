@@ -11,9 +11,9 @@ from pgratchet.core.planning import Phase, plan_up, replaceable
 from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
-from pgratchet.postgres.frames import Facts, Framing
+from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
-from pgratchet.postgres.session import NotPrimaryError, settings_sql
+from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -66,7 +66,7 @@ def _wire(held: Held) -> Wire:
 async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
-    refuse_useless(facts)
+    frames.refuse_useless(facts)
     if not (facts.prepared or facts.pooled):
         await held.connection.execute(settings_sql())
     return Framing(held.records, facts.writer(held.settings.tool_version), held.settings.limits, facts)
@@ -86,14 +86,3 @@ def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
                 "here, as behind a pooler; give a DSN that leads straight to the server as direct_dsn, or "
                 'lock="session" where the pooler is known to keep sessions apart'
             )
-
-
-def _refuse_useless(facts: Facts) -> None:
-    if not facts.held:
-        raise ServerError(
-            "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
-            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
-        )
-    if facts.standby or facts.read_only:
-        what = "a standby" if facts.standby else "read-only"
-        raise NotPrimaryError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")

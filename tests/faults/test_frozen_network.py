@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 
 import anyio
@@ -22,7 +23,10 @@ from tests.support import Write, ask, column, connected, deserted, sessions, sta
 pytestmark = pytest.mark.anyio
 
 BOUND = VANISHED_AFTER + 3.0
-HERE, THERE, BOTH = "10.213.77.1", "10.213.77.2", "10.213.77.0/30"
+BLOCK = ip_network("10.213.0.0/16")[os.getpid() % (1 << 14) * 4]
+"""The first of the four addresses of a wire; sessions of tests that run at once have each its own."""
+
+HERE, THERE, BOTH = str(BLOCK + 1), str(BLOCK + 2), f"{BLOCK}/30"
 # Without tcp_user_timeout the server would wait a quarter of an hour for its notices to be acknowledged.
 TALKING = """
 INSERT INTO talking DEFAULT VALUES;

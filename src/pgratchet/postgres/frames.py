@@ -4,10 +4,11 @@ import platform
 from datetime import datetime
 from typing import NamedTuple
 
+from pgratchet.core.errors import ServerError
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
-from pgratchet.postgres.session import Connection, settings_sql
+from pgratchet.postgres.session import Connection, NotPrimaryError, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
 CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
@@ -73,6 +74,18 @@ async def facts(connection: Connection, held: str | None) -> Facts:
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
     return Facts(**dict(row), pooled=held is None and row["pid"] != connection.get_server_pid())
+
+
+def refuse_useless(facts: Facts) -> None:
+    """Raise ServerError where nothing can be changed, or the lock is not held after all."""
+    if not facts.held:
+        raise ServerError(
+            "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
+            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
+        )
+    if facts.standby or facts.read_only:
+        what = "a standby" if facts.standby else "read-only"
+        raise NotPrimaryError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")
 
 
 class Framing(NamedTuple):

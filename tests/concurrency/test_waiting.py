@@ -1,0 +1,189 @@
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import BudgetExceededError, Migrator, embedded
+from pgratchet.embedded import Server
+from tests.processes import replicas
+from tests.support import (
+    PASS_GATE,
+    Write,
+    ask,
+    column,
+    connected,
+    deserted,
+    gate,
+    history,
+    sessions,
+    states,
+    tell,
+    until,
+    waiters,
+)
+
+pytestmark = pytest.mark.anyio
+
+HERD = 50
+RELEASED_WITHIN = 0.5
+ROUNDS = 3
+"""A convoy would take many times as long in each of them; a busy machine does not in all."""
+
+
+async def test_fifty_waiters_all_go_on_within_half_a_second_of_the_last_commit(dsn: str, write: Write) -> None:
+    """They are released by the history: one after the other, by the lock, would take a poll each."""
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    delays: list[float] = []
+    for number in range(1, ROUNDS + 1):
+        folder = write({f"{number:03}_m.sql": f"INSERT INTO ledger VALUES ({number}); {PASS_GATE}"})
+        returned: list[datetime] = []
+
+        async def wait(folder: Path = folder, returned: list[datetime] = returned) -> None:
+            assert await Migrator(dsn, folder).up() == ()
+            returned.append(datetime.now(UTC))
+
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+            await closed.reached()
+            for _ in range(HERD):
+                tasks.start_soon(wait)
+            await waiters(dsn, HERD)
+            await closed.open()
+        assert len(returned) == HERD
+        delays.append((max(returned) - (await history(dsn))[str(number)]["finished_at"]).total_seconds())
+        if delays[-1] < RELEASED_WITHIN:
+            break
+    assert min(delays) < RELEASED_WITHIN, delays
+    assert await column(dsn, "SELECT n FROM ledger") == list(range(1, len(delays) + 1))
+
+
+async def test_waiters_log_who_holds_the_lock_and_what_runs_again_and_again(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgratchet.run.TELL_EVERY", 0.1)
+    first, second = PASS_GATE, "SELECT pg_sleep(0.6);"
+    folder = write({"007_first.sql": first, "008_second.sql": "-- pgratchet: no-transaction\n" + second})
+
+    async def told() -> bool:
+        lines = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+        return all(any(f"up {what} (role" in line for line in lines) for what in ("7 first", "8 second"))
+
+    with caplog.at_level(logging.INFO, "pgratchet"):
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+            await closed.reached()
+            tasks.start_soon(Migrator(dsn, folder).up)
+            await waiters(dsn)
+            await anyio.sleep(0.6)  # a line of the log, at the least
+            await closed.open()
+            await until(told)
+    assert await states(dsn) == {"7": "applied", "8": "applied"}
+
+
+CANNOT = {
+    "57P03": asyncpg.CannotConnectNowError("the database system is starting up"),
+    "53300": asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+    "refused": ConnectionRefusedError(111, "refused"),
+    "reset": ConnectionResetError(104, "reset"),
+}
+
+
+@pytest.mark.parametrize("reason", CANNOT)
+async def test_a_server_that_cannot_be_had_now_is_asked_again_until_the_budget_runs_out(
+    dsn: str, write: Write, reason: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    attempts = 0
+
+    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
+        nonlocal attempts
+        attempts += 1
+        raise CANNOT[reason]
+
+    with anyio.fail_after(5), pytest.raises(BudgetExceededError, match="cannot connect"):
+        await Migrator(connect=connect, migrations=folder, budget=0.5).up()
+    assert attempts > 2
+    await Migrator(dsn, folder).up()
+
+
+@contextmanager
+def small_server(folder: Path | None, connections: int) -> Iterator[Server]:
+    settings = {"max_connections": str(connections), "superuser_reserved_connections": "0"}
+    with embedded.server(tcp=True, folder=folder, settings=settings) as own:
+        yield own
+
+
+async def test_everybody_gets_through_a_server_with_far_fewer_connections_than_replicas(
+    memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write({f"{n:03}_m.sql": "SELECT pg_sleep(0.1);" for n in range(1, 6)} | {"006_m.sql": PASS_GATE})
+    with small_server(memory, 6) as own, caplog.at_level(logging.WARNING, "pgratchet"):
+        done: list[int] = []
+
+        async def replica(budget: float) -> None:
+            done.append(len(await Migrator(own.dsn, folder, lock_timeout=0, budget=budget).up()))
+
+        async with gate(own.dsn) as closed:
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(30):
+                        tasks.start_soon(replica, 60.0)
+
+                    async def full() -> bool:
+                        return "53300" in caplog.text
+
+                    await until(full)
+                    # Full it stays: who has a connection keeps it for as long as it waits.
+                    with pytest.raises(BudgetExceededError, match="53300"):
+                        await Migrator(own.dsn, folder, budget=0.2).up()
+                    await closed.open()
+        assert sorted(done) == [0] * 29 + [6]
+        await deserted(own.dsn)
+
+
+async def test_a_server_that_starts_is_waited_for(memory: Path | None, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    with small_server(memory, 20) as own:
+        own.stop()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(Migrator(own.dsn, folder, budget=30).up)
+            await anyio.sleep(0.2)
+            await anyio.to_thread.run_sync(own.start)
+        assert await states(own.dsn) == {"1": "applied"}
+
+
+async def test_twenty_processes_wait_while_an_index_is_built_concurrently(
+    dsn: str, write: Write, server: Server
+) -> None:
+    """The build waits for a snapshot that is older than all of them, and for none of theirs."""
+    await tell(dsn, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
+    folder = write(
+        {
+            "001_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);",
+            "002_j.sql": "CREATE INDEX CONCURRENTLY j ON t (n); REINDEX INDEX CONCURRENTLY i;",
+        }
+    )
+    said_before = len(server.log.read_text(errors="replace"))
+    building = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event = 'virtualxid'"
+    async with connected(dsn) as old, replicas(20, dsn, folder) as herd:
+        await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t")
+        for replica in herd:
+            await replica.go()
+        with anyio.fail_after(40):
+            await until(lambda: ask(dsn, building))
+            await waiters(dsn, 19)
+            assert len(await sessions(dsn)) == 20
+            assert await ask(dsn, building) == 1
+            await old.execute("COMMIT")
+            outcome = [await replica.result() for replica in herd]
+    assert [code for code, _ in outcome] == [0] * 20
+    assert sorted(len(said["finished"]) for _, said in outcome) == [0] * 19 + [2]
+    assert await column(dsn, "SELECT indisvalid FROM pg_index WHERE indrelid = 't'::regclass") == [True, True]
+    assert "deadlock" not in server.log.read_text(errors="replace")[said_before:]
+    await deserted(dsn)

@@ -1,0 +1,77 @@
+"""A lock that is not had in time: who has it, and what they do, is told with each try and with the last."""
+
+import logging
+import re
+
+import anyio
+import pytest
+
+from pgratchet import BudgetExceededError, Migrator
+from tests.support import Connection, Write, a_role, as_role, connected, states, tell
+
+pytestmark = pytest.mark.anyio
+
+QUERY = "LOCK TABLE busy IN ACCESS SHARE MODE"
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+
+
+async def gives_up(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:
+    """Return what a run ends in that waits for the table in vain, and what it says before each other try."""
+    folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
+    caplog.clear()
+    with (
+        caplog.at_level(logging.WARNING, "pgratchet"),
+        anyio.fail_after(20),
+        pytest.raises(BudgetExceededError) as caught,
+    ):
+        await Migrator(dsn, folder, lock_timeout=0.4, budget=0.9).up()
+    tries = [record.getMessage() for record in caplog.records if "trying again" in record.getMessage()]
+    return str(caught.value), tries
+
+
+async def block(connection: Connection) -> int:
+    """Lock the table; return who does."""
+    await connection.execute(f"BEGIN; {QUERY}")
+    return int(await connection.fetchval("SELECT pg_backend_pid() /* still busy */"))
+
+
+async def test_those_who_block_are_named_with_all_that_is_known_of_them(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, "CREATE TABLE busy (n int)")
+    async with connected(dsn, application_name="night batch") as one, connected(dsn) as two:
+        user = await one.fetchval("SELECT current_user")
+        pids = [await block(one), await block(two)]
+        end, tries = await gives_up(dsn, write, caplog)
+    assert tries
+    for text in (end, *tries):
+        for pid, application in zip(pids, ("night batch", "no application name"), strict=True):
+            about = rf"pid {pid} \({user}, {application}, idle in transaction for \d+ s: SELECT pg_backend_pid\(\)"
+            assert re.search(about, text), text
+    await Migrator(dsn, write({})).up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_role_that_may_not_see_what_they_do_is_told_which_grant_shows_it(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_role(dsn) as role:
+        await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}; CREATE TABLE busy (n int)")
+        await tell(dsn, f"ALTER TABLE busy OWNER TO {role}")
+        async with connected(dsn, application_name="night batch") as batch:
+            pid = await block(batch)
+            end, _ = await gives_up(as_role(dsn, role), write, caplog)
+            assert f"pid {pid}" in end
+            assert "GRANT pg_read_all_stats shows what it does" in end
+            assert "still busy" not in end
+
+            await tell(dsn, f"GRANT pg_read_all_stats TO {role}")
+            end, _ = await gives_up(as_role(dsn, role), write, caplog)
+            assert "idle in transaction" in end
+            assert "still busy" in end
+        await Migrator(as_role(dsn, role), write({})).up()
+        assert await states(dsn) == {"1": "applied"}
