@@ -8,7 +8,7 @@ from typing import cast
 from pgratchet.core.model import Step
 from pgratchet.postgres.failures import StepError, from_python
 from pgratchet.postgres.frames import Framing
-from pgratchet.postgres.records import Claim
+from pgratchet.postgres.records import DURABLE, Claim
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.wire import Wire
 
@@ -44,4 +44,4 @@ async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool)
         await connection.execute(framing.opening(claim, over_failed=over_failed))
         await wire.watch(partial(function, connection))
         # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
-        await connection.execute(framing.closing(claim) + framing.clean)
+        await connection.execute(framing.closing(claim, durable=False) + framing.clean + DURABLE)
