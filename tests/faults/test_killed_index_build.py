@@ -1,12 +1,13 @@
 """Files that run statement by statement, cut off at every place where they can be: each statement takes effect once."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
 from pgratchet import Migrator
+from pgratchet.postgres.wire import Wire
 from tests.processes import replicas
 from tests.support import (
     PASS_GATE,
@@ -172,3 +173,27 @@ async def test_on_a_way_down_is_settled_too(dsn: str, write: Write, number: int)
     with anyio.fail_after(20):
         assert [(step.version, step.direction) for step in await migrator.down()] == [("1", "down")]
     await has_all_of_it_once(dsn, {})
+
+
+async def test_inside_what_only_the_server_knows_to_refuse_a_transaction_never_tries_one_again(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tell(dsn, BEFORE)
+    number = STATEMENTS.index("REINDEX TABLE parts") + 1
+    migrator = Migrator(dsn, write({"001_a.sql": with_gate_before(number)}))
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.up)
+        async with inside(dsn, number, closed):
+            tasks.cancel_scope.cancel()
+    await deserted(dsn)
+    sent: list[str] = []
+    send = Wire.send
+
+    async def listen(wire: Wire, text: str, meanwhile: Callable[[], None] | None = None) -> None:
+        sent.append(text)
+        await send(wire, text, meanwhile)
+
+    monkeypatch.setattr(Wire, "send", listen)
+    await migrator.up()
+    assert [text for text in sent if "REINDEX TABLE parts" in text] == ["REINDEX TABLE parts"]
+    await has_all_of_it_once(dsn)
