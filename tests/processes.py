@@ -36,10 +36,19 @@ class Replica:
 
 @asynccontextmanager
 async def replicas(
-    count: int, dsn: str, folder: Path, table: str = HISTORY, prefix: Sequence[str] = ()
+    count: int,
+    dsn: str,
+    folder: Path,
+    table: str = HISTORY,
+    prefix: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[list[Replica]]:
-    """Yield as many replicas, all of them ready; none outlives the block. `prefix` is a command that runs them."""
-    command = [*prefix, sys.executable, str(WORKER), dsn, str(folder), table]
+    """Yield as many replicas, all of them ready, with these options of a migrator; none outlives the block.
+
+    `prefix` is a command that runs them.
+    """
+    given = json.dumps({"table": table, "lock_timeout": 0} | options)
+    command = [*prefix, sys.executable, str(WORKER), dsn, str(folder), given]
     started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
     try:
         for replica in started:
@@ -52,6 +61,21 @@ async def replicas(
         with anyio.CancelScope(shield=True):
             for replica in started:
                 await replica.process.aclose()
+
+
+async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int, Any]]:
+    """Let the replicas go, all at once, and return what they said, in the order of their ends."""
+    found: list[tuple[int, Any]] = []
+
+    async def collect(replica: Replica) -> None:
+        await replica.go()
+        found.append(await replica.result())
+
+    with anyio.fail_after(seconds):
+        async with anyio.create_task_group() as tasks:
+            for replica in racing:
+                tasks.start_soon(collect, replica)
+    return found
 
 
 async def _start(command: list[str]) -> Process:

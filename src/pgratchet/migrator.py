@@ -5,13 +5,14 @@ import os
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import anyio.to_thread
 
 from pgratchet import directory, journal
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Plan
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -38,6 +39,11 @@ class Migrator:
     for none; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
     `journal` names a local file that gets a line for each finished step.
 
+    `direct_dsn` leads straight to the server where `dsn` leads to a pooler: what takes the lock goes there.
+    `lock` forces what keeps runners apart: "session", one lock from the first step to the last; "transaction", one
+    in each step's transaction, which is what is done where a pooler is found in between; "none", for engines
+    without advisory locks, where claims alone keep a migration from being applied twice.
+
     A migrator holds no connection between calls, and each call is a run of its own.
     """
 
@@ -55,11 +61,15 @@ class Migrator:
         strict: bool = False,
         readers: Sequence[str] = (),
         journal: str | os.PathLike[str] | None = None,
+        direct_dsn: str | None = None,
+        lock: Literal["session", "transaction", "none"] | None = None,
     ) -> None:
+        by = _lock(lock)
+        sessions = by is Lock.SESSION
         if dsn is not None and connect is None:
-            connect = connector(dsn)
+            connect = connector(dsn, sessions=sessions)
         elif dsn is None and connect is not None:
-            connect = prepared(connect)
+            connect = prepared(connect, sessions=sessions)
         else:
             raise UsageError("give either a DSN or a connect factory")
         self.migrations = migrations
@@ -67,6 +77,8 @@ class Migrator:
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
             connect=connect,
+            direct=connect if direct_dsn is None else connector(direct_dsn, sessions=sessions),
+            lock=by,
             table=Table.parse(table),
             limits=Limits(lock_timeout, statement_timeout),
             tool_version=__version__,
@@ -152,6 +164,20 @@ class Migrator:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
         return await adopt(self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
 
+    async def repair(self, version: str | int, verdict: Verdict, reason: str) -> Entry:
+        """Record what a person says of a version that no run can judge, and return both sides of it as they are then.
+
+        `applied` and `not-applied` are about the whole migration, and say that it counts as done, or that nothing
+        of it is there; `again` and `skip` are about the one statement in doubt, and say that it did not take effect,
+        or that it did. The row keeps the reason. Raises HistoryError where the verdict makes no sense, or somebody
+        is at work on the version.
+        """
+        from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
+        from pgratchet.repairing import repair  # noqa: PLC0415 - the same
+
+        judgement = Judgement(_canonical(version), Verdict(verdict), reason)
+        return await repair(self._settings, await self._read(), judgement, Budget(self.budget))
+
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
             return own.parse(directory.read(self.migrations), strict=self._settings.strict)
@@ -199,10 +225,17 @@ class _Reverting:
         return planning.plan_again(entries, self._versions or ())
 
 
+def _lock(name: str | None) -> Lock | None:
+    if name is not None and name not in set(Lock):
+        raise UsageError(f"lock is '{name}'; it must be one of {', '.join(Lock)}")
+    return None if name is None else Lock(name)
+
+
 def _version(to: str | int | None) -> str | None:
-    if to is None:
-        return None
-    text = str(to)
-    if not text.isdecimal():
-        raise UsageError(f"'{to}' is no version: versions are numbers")
-    return str(int(text))
+    return None if to is None else _canonical(to)
+
+
+def _canonical(version: str | int) -> str:
+    if not str(version).isdecimal():
+        raise UsageError(f"'{version}' is no version: versions are numbers")
+    return str(int(version))

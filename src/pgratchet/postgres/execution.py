@@ -14,7 +14,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, python_steps
-from pgratchet.postgres.failures import StepError
+from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
@@ -25,10 +25,6 @@ from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
-
-
-class OvertakenError(Exception):
-    """The version has a row already: another runner claimed it, and the history has to be read again."""
 
 
 class _Runner(Protocol):
@@ -44,17 +40,20 @@ class Execution:
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
         self._attempts: dict[str, int] = {}
-        self._overtaken: set[str] = set()
+        self._overtaken: set[tuple[str, str | None]] = set()
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(self, steps: Iterable[Step], failed: frozenset[str]) -> None:
+    async def run(self, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
-        `failed` are the versions that an earlier run has recorded as failed.
+        `applied` are the numbers of the versions that the steps were planned for, `failed` the versions that an
+        earlier run has recorded as failed. Raises OvertakenError where that is no longer so, BusyError where
+        another runner has the lock.
         """
         self._failed = failed
-        self._waiting = deque(_groups(steps))
+        groups = _groups if self._framing.records.take_lock is None else _one_by_one
+        self._waiting = deque(groups(_claims(steps, applied)))
         with self._wire.listening():
             while self._waiting:
                 self._progress.flying = self._waiting.popleft()
@@ -144,8 +143,11 @@ class Execution:
         cause = error.cause
         migration = claim.step.migration
         attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
-        if self._is_taken(cause) and migration.version not in self._overtaken:
-            self._overtaken.add(migration.version)
+        failures.raise_if_not_its_turn(cause)
+        over = claim.step.over
+        claimed = migration.version, over and over.token
+        if claimed not in self._overtaken and await self._is_taken(claim, cause):
+            self._overtaken.add(claimed)
             raise OvertakenError
         if isinstance(cause, asyncpg.PostgresError) and not error.final and may_pass(cause, attempt):
             await self._wire.before_retry(
@@ -156,12 +158,15 @@ class Execution:
         await self._read_seconds()
         raise MigrationFailedError(error.failure, self._progress.finished) from cause
 
-    def _is_taken(self, error: BaseException) -> bool:
+    async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
+        """Say whether the row is another run's: from the start, or because that took us for dead."""
         table = self._framing.records.table
-        return isinstance(error, asyncpg.UniqueViolationError) and (error.schema_name, error.table_name) == (
-            table.schema,
-            table.name,
-        )
+        if isinstance(error, asyncpg.UniqueViolationError):
+            return (error.schema_name, error.table_name) == (table.schema, table.name)
+        if claim.step.script.mode is not Mode.STATEMENTS or not failures.is_fenced(error):
+            return False
+        rows = await History(table).read(self._wire.connection, [claim.step.migration.version])
+        return any(row.token != claim.token for row in rows)
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")
@@ -214,9 +219,23 @@ def _finished(claim: Claim, seconds: float | None) -> Finished:
     return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
 
 
-def _groups(steps: Iterable[Step]) -> Iterator[Group]:
-    """Yield the steps, claimed; neighbours share a group where they may share a message."""
-    claims = [Claim(step, uuid4().hex) for step in steps]
+def _claims(steps: Iterable[Step], applied: Iterable[int]) -> Iterator[Claim]:
+    """Yield the steps, claimed, each with what is the newest version when its turn comes."""
+    there = set(applied)
+    for step in steps:
+        yield Claim(step, uuid4().hex, max(there, default=-1))
+        if step.direction is Direction.UP:
+            there.add(step.migration.number)
+        else:
+            there.discard(step.migration.number)
+
+
+def _one_by_one(claims: Iterable[Claim]) -> Iterator[Group]:
+    return ((claim,) for claim in claims)
+
+
+def _groups(claims: Iterable[Claim]) -> Iterator[Group]:
+    """Yield the claims; neighbours share a group where they may share a message."""
     for shareable, run in groupby(claims, _may_share):
         if shareable:
             yield from share(list(run))

@@ -1,19 +1,27 @@
 """What goes around a script: everything that makes it one claimed, recorded transaction without a trace."""
 
+import platform
 from datetime import datetime
 from typing import NamedTuple
 
+from pgratchet.core.errors import ServerError
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
-from pgratchet.postgres.session import Connection, settings_sql
+from pgratchet.postgres.session import Connection, NotPrimaryError, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
-CLEAN = (
-    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;"
-    "CLOSE ALL;UNLISTEN *;DEALLOCATE ALL;DISCARD SEQUENCES;DISCARD TEMP;"
+CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+"""Takes back what a script may have left in its session, or in a pooler's."""
+
+_OF_A_SESSION = "DEALLOCATE ALL;"
+
+_OF_A_POOLER = (
+    # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
+    "DO $pgratchet$DECLARE n text;BEGIN FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
+    "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
 )
-"""Takes back what a script may have left in its session."""
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
 
 OURSELVES = (
@@ -37,12 +45,14 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 
 
 class Facts(NamedTuple):
-    """What a run needs to know of its session, read once, right after it took the lock.
+    """What a run needs to know of its session, read once, when it is its turn.
 
-    A `prepared` session has our settings as its defaults: RESET ALL brings them back.
+    A `prepared` session has our settings as its defaults: RESET ALL brings them back. `pooled`: each transaction
+    may be another server process's.
     """
 
     pid: int
+    pooled: bool
     role: str
     application: str
     started: str
@@ -53,13 +63,29 @@ class Facts(NamedTuple):
     now: datetime
     held: bool
 
+    def writer(self, tool_version: str) -> Writer:
+        """Return what rows say about this session."""
+        return Writer(f"{self.role}@{platform.node()} {self.application}", self.started, tool_version)
 
-async def facts(connection: Connection, held: str) -> Facts:
-    """Return the facts of a session; `held` is the SQL condition under which it holds the lock."""
-    row = await connection.fetchrow(_FACTS.format(held=held))
+
+async def facts(connection: Connection, held: str | None) -> Facts:
+    """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
+    row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    return Facts(**dict(row))
+    return Facts(**dict(row), pooled=held is None and row["pid"] != connection.get_server_pid())
+
+
+def refuse_useless(facts: Facts) -> None:
+    """Raise ServerError where nothing can be changed, or the lock is not held after all."""
+    if not facts.held:
+        raise ServerError(
+            "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
+            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
+        )
+    if facts.standby or facts.read_only:
+        what = "a standby" if facts.standby else "read-only"
+        raise NotPrimaryError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")
 
 
 class Framing(NamedTuple):
@@ -73,14 +99,16 @@ class Framing(NamedTuple):
     @property
     def clean(self) -> str:
         """What takes back what a script left behind, and nothing of ours."""
-        return CLEAN if self.facts.prepared else f"{CLEAN}{settings_sql()};"
+        if self.facts.pooled:
+            return _UNLOCK + (_OF_A_POOLER if self.facts.plpgsql else "") + CLEAN
+        return _OF_A_SESSION + CLEAN + ("" if self.facts.prepared else settings_sql() + ";")
 
     @property
     def reset(self) -> str:
         """The same as a transaction of its own.
 
-        Joined to the next step's it would be undone together with that, and BEGIN ISOLATION LEVEL would come
-        too late there.
+        Joined to the next step's it would be undone together with that, and BEGIN ISOLATION LEVEL would come too
+        late there.
         """
         return f"BEGIN;{self.clean}COMMIT;"
 
@@ -100,7 +128,9 @@ class Framing(NamedTuple):
         """Return what comes between BEGIN and a script."""
         limits = self.limits.of(claim.step.script.source.options)
         return (
-            f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+            # What else a session of ours has from its start.
+            (settings_sql(local=True) + ";" if self.facts.pooled else "")
+            + f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
             f"SET LOCAL application_name = {literal(self.application(claim))};"
             + self.records.claim(claim, self.writer, over_failed=over_failed)

@@ -38,6 +38,7 @@ async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: froze
             except Exception as error:
                 if connection.is_closed():
                     raise
+                failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
                 raise MigrationFailedError(_failure(claim, error)) from error
     finally:
         if not connection.is_closed():

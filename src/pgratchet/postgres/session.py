@@ -71,8 +71,11 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(dsn: str) -> Connect:
+def connector(dsn: str, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `dsn` that are ready for a run.
+
+    Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
+    to strangers; `sessions` promises that it is not.
 
     Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
     be parsed, any part of it may be a piece of the password.
@@ -82,13 +85,13 @@ def connector(dsn: str) -> Connect:
         raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
     address = f"postgresql://{rest}"
     named = "application_name" in parse_qs(urlsplit(address).query)
-    settings = SETTINGS if named else SETTINGS | {"application_name": "pgratchet"}
+    name = {} if named else {"application_name": "pgratchet"}
 
     async def connect() -> Connection:
         with suppress(*_UNKNOWN_SETTING):
-            return await _open(address, settings)
+            return await _open(address, SETTINGS | name)
         # A pooler passes on few startup parameters, and older servers do not know them all.
-        return await prepared(partial(_open, address, {}))()
+        return await prepared(partial(_open, address, name), sessions=sessions)()
 
     return connect
 
@@ -117,32 +120,49 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     raise UsageError(message)
 
 
-def prepared(connect: Connect) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings."""
+def prepared(connect: Connect, *, sessions: bool = False) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings; `sessions` as above."""
 
     async def connect_and_prepare() -> Connection:
         connection = await connect()
-        await _prepare(connection)
+        await _prepare(connection, None if sessions else connection.get_server_pid())
         return connection
 
     return connect_and_prepare
 
 
-def settings_sql() -> str:
-    """Return the statement that gives a session our settings, those that its server knows."""
+def settings_sql(*, local: bool = False) -> str:
+    """Return the statement that gives a session, or its transaction, our settings, those that its server knows."""
     wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
     return (
-        "SELECT pg_catalog.set_config(s.name, wanted.value, false) FROM pg_catalog.pg_settings s "
+        f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
     )
 
 
-async def _prepare(connection: Connection) -> None:
+async def _prepare(connection: Connection, pid: int | None) -> None:
+    """Give a session our settings, unless another server process answers than `pid`."""
     try:
-        await connection.execute(settings_sql())
+        await connection.execute(
+            settings_sql() + ("" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}")
+        )
     except BaseException:
         connection.terminate()
         raise
+
+
+async def refuse_statement_pooling(connection: Connection) -> None:
+    """Raise ServerError where a pooler in between hands every statement to another session."""
+    try:
+        await connection.execute("BEGIN")
+        await connection.execute("COMMIT")
+    except asyncpg.PostgresError as error:
+        if "statement pooling" not in str(error):
+            raise
+        raise ServerError(
+            f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
+            "server as direct_dsn, or one to a pool in transaction or session mode"
+        ) from error
 
 
 @asynccontextmanager

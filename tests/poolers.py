@@ -1,0 +1,128 @@
+"""A real PgBouncer before a PostgreSQL server, on a free port, gone with the process that started it."""
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import asyncpg
+import pytest
+
+from pgratchet import embedded
+
+Mode = Literal["session", "transaction", "statement"]
+
+REQUIRED = "PGRATCHET_REQUIRE_ALL"
+"""When this variable is set, what is not installed fails a test that it would skip otherwise."""
+
+
+class Pooler:
+    """A PgBouncer that runs; made by `pgbouncer()`. Whoever connects is let in, as the role of its DSN."""
+
+    def __init__(self, dsn: str, program: str, keeper: embedded._Keeper, settings: dict[str, object]) -> None:
+        self.log = keeper.root / "log"
+        self.port = 0
+        self.pid = 0
+        self._dsn = dsn
+        self._settings = settings
+        self._keeper = keeper
+        self._command = [program, str(keeper.root / "pgbouncer.ini")]
+
+    @property
+    def dsn(self) -> str:
+        """To the database it was made for, through it."""
+        return self.dsn_for(urlsplit(self._dsn).path.removeprefix("/"))
+
+    def dsn_for(self, database: str) -> str:
+        """Return the DSN that leads through it to a database of the same server, or to its console: `pgbouncer`."""
+        parts = urlsplit(self._dsn)
+        query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
+        user = parts.netloc.rpartition("@")[0]
+        return parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", path=f"/{database}", query=query).geturl()
+
+    async def tell(self, command: str) -> None:
+        """Run a command of the console, such as PAUSE, which returns when no server is in use, RESUME or RECONNECT."""
+        console = await asyncpg.connect(self.dsn_for("pgbouncer"))
+        try:
+            await console.execute(command)
+        finally:
+            console.terminate()
+
+    def start(self, attempts: int = 5) -> None:
+        """Return when connections are accepted, at the port of the last time unless somebody has taken it."""
+        for _ in range(attempts):
+            self.port = self.port or _free_port()
+            self._configure()
+            self.pid = self._keeper.order(self._command)[0]
+            if self._keeper.wait("PgBouncer's start", self._accepts) is None:
+                return
+            if "Address already in use" not in self.log.read_text():
+                break
+            self.port = 0
+        raise self._keeper.error("PgBouncer did not start")
+
+    def stop(self) -> None:
+        """Cut all connections, as the death of its machine would."""
+        self._keeper.order(signal.SIGKILL)
+        self._keeper.wait("PgBouncer's end")
+
+    def restart(self) -> None:
+        """Cut all connections, and accept new ones."""
+        self.stop()
+        self.start()
+
+    def _configure(self) -> None:
+        lines = [f"{name} = {value}" for name, value in {**self._settings, "listen_port": self.port}.items()]
+        text = "\n".join(["[databases]", f"* = {_target(self._dsn)}", "[pgbouncer]", *lines, ""])
+        Path(self._command[1]).write_text(text)
+
+    def _accepts(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@asynccontextmanager
+async def pgbouncer(dsn: str, mode: Mode = "transaction", size: int = 5, **settings: object) -> AsyncIterator[Pooler]:
+    """Yield a pooler with at most that many server connections for each database; settings as in pgbouncer.ini."""
+    account = embedded._account()
+    with embedded._kept(account, embedded._folder(account, None)) as keeper:
+        fixed = {
+            "listen_addr": "127.0.0.1",
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "admin_users": urlsplit(dsn).username,
+            "pool_mode": mode,
+            "default_pool_size": size,
+        }
+        pooler = Pooler(dsn, _program(), keeper, {**fixed, **settings})
+        pooler.start()
+        yield pooler
+
+
+def _program() -> str:
+    """Return where PgBouncer is; ordinary accounts do not always have its folder in PATH."""
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if not found:
+        reason = "PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)"
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+    return found
+
+
+def _target(dsn: str) -> str:
+    """Return what PgBouncer needs to reach the server as the DSN's role; the database is the client's."""
+    parts = urlsplit(dsn)
+    values = {"host": parts.hostname, "port": parts.port or 5432, "user": parts.username, "password": parts.password}
+    values |= {key: value for key, value in parse_qsl(parts.query) if key in {"host", "port"}}
+    pairs = {key: unquote(str(value)).replace("'", "''") for key, value in values.items() if value}
+    return " ".join(f"{key}='{value}'" for key, value in pairs.items())
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
