@@ -278,6 +278,7 @@ class _Link:
 def _reset(writer: asyncio.StreamWriter) -> None:
     plug = writer.get_extra_info("socket")
     if plug is not None and plug.family == socket.AF_INET:
-        # A socket that does not linger says RST instead of FIN when it is closed.
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # A socket that does not linger says RST instead of FIN when it is closed; it may be closed already.
+        with suppress(OSError):
+            plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
