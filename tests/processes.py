@@ -35,9 +35,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def replicas(count: int, dsn: str, folder: Path, table: str = HISTORY) -> AsyncIterator[list[Replica]]:
-    """Yield as many replicas, all of them ready; none outlives the block."""
-    command = [sys.executable, str(WORKER), dsn, str(folder), table]
+async def replicas(
+    count: int, dsn: str, folder: Path, table: str = HISTORY, **options: Any
+) -> AsyncIterator[list[Replica]]:
+    """Yield as many replicas, all of them ready, with these options of a migrator; none outlives the block."""
+    command = [sys.executable, str(WORKER), dsn, str(folder), json.dumps({"table": table, "lock_timeout": 0} | options)]
     started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
     try:
         for replica in started:
@@ -50,6 +52,21 @@ async def replicas(count: int, dsn: str, folder: Path, table: str = HISTORY) -> 
         with anyio.CancelScope(shield=True):
             for replica in started:
                 await replica.process.aclose()
+
+
+async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int, Any]]:
+    """Let the replicas go, all at once, and return what they said, in the order of their ends."""
+    found: list[tuple[int, Any]] = []
+
+    async def collect(replica: Replica) -> None:
+        await replica.go()
+        found.append(await replica.result())
+
+    with anyio.fail_after(seconds):
+        async with anyio.create_task_group() as tasks:
+            for replica in racing:
+                tasks.start_soon(collect, replica)
+    return found
 
 
 async def _start(command: list[str]) -> Process:

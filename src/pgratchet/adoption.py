@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pgratchet.core.model import Adoption, Migration
+from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.layouts.homemade import take_over
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget
@@ -18,18 +18,18 @@ TARGET = "pgratchet_migrations"
 async def adopt(
     settings: Settings, migrations: Mapping[str, Migration], source: Table, budget: Budget, *, skip_failed: bool
 ) -> Adoption:
-    """Record under the lock what the table `source` says is applied, and return what that was.
+    """Record under the lock, and all at once, what the table `source` says is applied; return what that was.
 
     Doing it again adds only what is new there.
     """
     table = _target(settings, source)
-    async with open_session(settings.connect, budget) as connection:
-        while not await lock.acquire(connection, table.lock_key):
-            await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {table}")
+    key = None if settings.lock is Lock.NONE else table.lock_key
+    async with open_session(settings.direct, budget) as connection:
         history = History(table)
-        if not await history.exists(connection):
-            await history.create(connection)
-        return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
+        async with lock.exclusively(connection, key, budget):
+            if not await history.exists(connection):
+                await history.create(connection)
+            return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
 
 
 async def foresee(

@@ -5,13 +5,14 @@ import os
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import anyio.to_thread
 
 from pgratchet import directory, journal
-from pgratchet.core import planning
+from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Plan
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -38,6 +39,11 @@ class Migrator:
     for none; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
     `journal` names a local file that gets a line for each finished step.
 
+    `direct_dsn` leads straight to the server where `dsn` leads to a pooler: what takes the lock goes there.
+    `lock` forces what keeps runners apart: "session", one lock from the first step to the last; "transaction", one
+    in each step's transaction, which is what is done where a pooler is found in between; "none", for engines
+    without advisory locks, where claims alone keep a migration from being applied twice.
+
     A migrator holds no connection between calls, and each call is a run of its own.
     """
 
@@ -55,11 +61,15 @@ class Migrator:
         strict: bool = False,
         readers: Sequence[str] = (),
         journal: str | os.PathLike[str] | None = None,
+        direct_dsn: str | None = None,
+        lock: Literal["session", "transaction", "none"] | None = None,
     ) -> None:
+        by = _lock(lock)
+        sessions = by is Lock.SESSION
         if dsn is not None and connect is None:
-            connect = connector(dsn)
+            connect = connector(dsn, sessions=sessions)
         elif dsn is None and connect is not None:
-            connect = prepared(connect)
+            connect = prepared(connect, sessions=sessions)
         else:
             raise UsageError("give either a DSN or a connect factory")
         self.migrations = migrations
@@ -67,6 +77,8 @@ class Migrator:
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
             connect=connect,
+            direct=connect if direct_dsn is None else connector(direct_dsn, sessions=sessions),
+            lock=by,
             table=Table.parse(table),
             limits=Limits(lock_timeout, statement_timeout),
             tool_version=__version__,
@@ -117,7 +129,7 @@ class Migrator:
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection)
         plan = planning.plan_up(entries, _version(to))
-        return plan._replace(warnings=planning.judge(entries, allow_late=True))
+        return plan._replace(warnings=judging.judge(entries, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
@@ -197,6 +209,12 @@ class _Reverting:
 
     def plan_again(self, entries: Sequence[Entry]) -> Plan:
         return planning.plan_again(entries, self._versions or ())
+
+
+def _lock(name: str | None) -> Lock | None:
+    if name is not None and name not in set(Lock):
+        raise UsageError(f"lock is '{name}'; it must be one of {', '.join(Lock)}")
+    return None if name is None else Lock(name)
 
 
 def _version(to: str | int | None) -> str | None:

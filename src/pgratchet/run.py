@@ -1,12 +1,16 @@
-"""One run: look, lock, compare again, apply. Nothing is ever applied on an unlocked read of the history."""
+"""One run: look, lock, compare again, apply. Nothing is ever applied on an unlocked read of the history.
+
+Where a lock lasts for a transaction only, it is each step's own transaction that locks and compares.
+"""
 
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
-from pgratchet.core import planning
+from pgratchet.core import judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -14,14 +18,17 @@ from pgratchet.core.model import (
     Direction,
     Entry,
     Failure,
+    Lock,
     RecordState,
+    State,
 )
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.history import History, HistoryBusyError
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Records
-from pgratchet.postgres.session import Connection, open_session
+from pgratchet.postgres.session import Connect, Connection, open_session, refuse_statement_pooling
+from pgratchet.postgres.sql import Table
 from pgratchet.settings import Held, Settings
 
 MOST_LOSSES = 5
@@ -40,7 +47,8 @@ class Run:
         self.progress = Progress()
         self._settings = settings
         self._budget = budget
-        self._records = Records(settings.table, lock.still_held(settings.table.lock_key))
+        self._by = settings.lock or Lock.SESSION
+        self._records = _records(settings.table, self._by)
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = History(settings.table)
         self._old_failures: dict[str, datetime | None] | None = None
@@ -51,9 +59,9 @@ class Run:
         phase = planning.Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))
 
         async def work(connection: Connection) -> None:
+            waiting = deque([phase])
             while missing := planning.missing(await self.look(connection), to):
-                if await self._lock(connection, missing):
-                    await self._turn(connection, deque([phase]))
+                if await self._lock(connection, missing) and await self._turn(connection, waiting):
                     return
             await self._resolve(connection)
 
@@ -65,8 +73,8 @@ class Run:
 
         async def work(connection: Connection) -> None:
             await self.look(connection)
-            await self._lock(connection)
-            await self._turn(connection, waiting)
+            while not (await self._lock(connection) and await self._turn(connection, waiting)):
+                pass
 
         await self._through_losses(work)
 
@@ -75,10 +83,13 @@ class Run:
 
         async def work(connection: Connection) -> None:
             await self.look(connection)
-            await self._lock(connection)
             from pgratchet import turning  # noqa: PLC0415 - as in _turn
 
-            await turning.rehearse(self._held(connection), to)
+            rehearsed = False
+            while not rehearsed and await self._lock(connection):
+                with suppress(lock.BusyError):
+                    await turning.rehearse(self._held(connection), to)
+                    rehearsed = True
 
         await self._through_losses(work)
 
@@ -92,7 +103,7 @@ class Run:
                     reason = f"waiting for somebody to apply {', '.join(missing)}"
                     await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
 
-        await self._through_losses(work)
+        await self._through_losses(work, self._settings.connect)
 
     def _tell_failures(self, rows: Iterable[AppliedMigration]) -> None:
         for row in rows:
@@ -106,7 +117,7 @@ class Run:
         if self._old_failures is None:
             self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
         settings = self._settings
-        for warning in planning.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
+        for warning in judging.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
             _log.warning("%s", warning)
         return entries
 
@@ -120,15 +131,22 @@ class Run:
             except HistoryBusyError as error:
                 await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, str(error))
 
-    async def _turn(self, connection: Connection, waiting: deque[planning.Phase]) -> None:
+    async def _turn(self, connection: Connection, waiting: deque[planning.Phase]) -> bool:
+        """Do what the phases say. False: another runner came in between, and some are left."""
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
         from pgratchet import turning  # noqa: PLC0415
 
         await self._resolve(connection)
-        await turning.turn(self._held(connection), waiting)
+        try:
+            await turning.turn(self._held(connection), waiting)
+        except lock.BusyError:
+            return False
+        return True
 
     def _held(self, connection: Connection) -> Held:
-        return Held(connection, self._settings, self._records, self._budget, self.progress, self._look_under_lock)
+        return Held(
+            connection, self._by, self._settings, self._records, self._budget, self.progress, self._look_under_lock
+        )
 
     async def _resolve(self, connection: Connection) -> None:
         """Find out what became of the steps that a lost connection has left unanswered.
@@ -142,12 +160,14 @@ class Run:
             self.progress.finished += await resolve(connection, self._records, self.progress.flying)
             self.progress.flying = ()
 
-    async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
+    async def _through_losses(
+        self, work: Callable[[Connection], Awaitable[None]], connect: Connect | None = None
+    ) -> None:
         """Do work in a session, and in a new one for as long as sessions are lost and the budget lasts."""
         losses, finished = 0, 0
         while True:
             try:
-                async with open_session(self._settings.connect, self._budget) as connection:
+                async with open_session(connect or self._settings.direct, self._budget) as connection:
                     return await work(connection)
             except ConnectionLostError as error:
                 losses = 1 if len(self.progress.finished) > finished else losses + 1
@@ -166,10 +186,10 @@ class Run:
         return MigrationFailedError(failure, self.progress.finished)
 
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
-        """Wait for the lock. True: it is held. False: all that was missing is applied, without it."""
+        """Wait for this run's turn. True: it is. False: all that was missing is applied by others."""
         holder: object = "another session"
         told = -TELL_EVERY
-        while not await lock.acquire(connection, self._settings.table.lock_key):
+        while not await self._try(connection):
             await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
             if missing:
                 # Before the next try: who has nothing left to do shall not take the lock from those who wait.
@@ -183,12 +203,35 @@ class Run:
                 _log.info("waiting for %s", holder)
         return True
 
+    async def _try(self, connection: Connection) -> bool:
+        """Say whether it is this run's turn: it holds the lock, or could have it for a transaction."""
+        key = self._settings.table.lock_key
+        if self._by is Lock.SESSION:
+            pid = None if self._settings.lock else connection.get_server_pid()
+            try:
+                return await lock.acquire(connection, key, pid)
+            except lock.PooledError:
+                _log.info("a pooler is in between: the lock is taken by each transaction for itself")
+                await refuse_statement_pooling(connection)
+                self._by = Lock.TRANSACTION
+                self._records = _records(self._settings.table, self._by)
+        return self._by is Lock.NONE or await lock.is_free(connection, key)
+
     async def _look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
-        """Return what files and history say now that nobody else may change it; only this decides what is done."""
+        """Return what files and history say now that nobody else may change it; only this decides what is done.
+
+        Where nothing is held that is not yet so: raises BusyError where another runner is at work.
+        """
         entries = await self.look(connection)
         self._raise_new_failure(planning.failures(entries))
+        if self._by is Lock.TRANSACTION and any(entry.state is State.RUNNING for entry in entries):
+            await self._raise_if_busy(connection)
         planning.refuse_interrupted(entries, direction)
         return entries
+
+    async def _raise_if_busy(self, connection: Connection) -> None:
+        if not await lock.is_free(connection, self._settings.table.lock_key):
+            raise lock.BusyError
 
     def _raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:
         """Raise for a version that another run has failed at since this one first looked.
@@ -204,6 +247,17 @@ class Run:
                 message = f"{row.error} (in another runner: {row.applied_by})"
                 failure = Failure(row.version, row.name, Direction.UP, migration.up.path, message)
                 raise MigrationFailedError(failure, self.progress.finished)
+
+
+def _records(table: Table, by: Lock) -> Records:
+    key = table.lock_key
+    match by:
+        case Lock.SESSION:
+            return Records(table, lock.still_held(key))
+        case Lock.TRANSACTION:
+            return Records(table, "true", lock.taken_for_transaction(key))
+        case Lock.NONE:
+            return Records(table, "true", "")
 
 
 def _all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:

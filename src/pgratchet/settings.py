@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from pgratchet.core.model import Direction, Entry
+from pgratchet.core.model import Direction, Entry, Lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.progress import Progress
@@ -13,21 +13,28 @@ from pgratchet.postgres.sql import Table
 
 
 class Settings(NamedTuple):
-    """Everything that stays the same from run to run."""
+    """Everything that stays the same from run to run.
+
+    `direct` leads past poolers, for what takes the lock. `lock` is what keeps runners apart, None for what the
+    connection allows.
+    """
 
     connect: Connect
+    direct: Connect
     table: Table
     limits: Limits
     tool_version: str
     allow_late: bool = False
     strict: bool = False
     readers: tuple[str, ...] = ()
+    lock: Lock | None = None
 
 
 class Held(NamedTuple):
-    """A session that has taken the lock, and what a run knows there; `look` compares again, for one direction."""
+    """A session whose turn it is, and what a run knows there; `look` compares again, for one direction."""
 
     connection: Connection
+    lock: Lock
     settings: Settings
     records: Records
     budget: Budget

@@ -5,14 +5,15 @@ from collections import deque
 from collections.abc import Iterable
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.model import Direction, Entry
+from pgratchet.core.model import Direction, Entry, Lock, Mode, RecordState, Step
 from pgratchet.core.planning import Phase, failures, plan_up
 from pgratchet.postgres import frames, lock, rehearsal
-from pgratchet.postgres.execution import Execution, OvertakenError
+from pgratchet.postgres.execution import Execution
+from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Writer
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -24,11 +25,13 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     if not await history.exists(held.connection):
         await history.create(held.connection)
     await history.grant(held.connection, held.settings.readers)
-    execution = Execution(_wire(held, framing), framing, held.progress)
+    execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
+        steps = waiting[0].plan(entries).steps
+        _refuse_bare(steps, held.lock)
         try:
-            await execution.run(waiting[0].plan(entries).steps, _failed_versions(entries))
+            await execution.run(steps, _applied_numbers(entries), _failed_versions(entries))
         except OvertakenError:
             continue
         waiting.popleft()
@@ -39,30 +42,49 @@ async def rehearse(held: Held, to: str | None) -> None:
     framing = await _framing(held)
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
-    wire = _wire(held, framing)
+    wire = _wire(held)
     held.progress.finished += await rehearsal.run(wire, framing, steps, _failed_versions(entries))
 
 
-def _wire(held: Held, framing: Framing) -> Wire:
-    return Wire(held.connection, held.settings.connect, framing.facts.pid, held.budget)
+def _wire(held: Held) -> Wire:
+    return Wire(held.connection, held.settings.direct, held.settings.table.lock_key, held.budget)
 
 
 async def _framing(held: Held) -> Framing:
-    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key))
-    _refuse_useless(facts, held.settings.table)
+    session = held.lock is Lock.SESSION
+    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
+    _refuse_useless(facts)
+    if not (facts.prepared or facts.pooled):
+        await held.connection.execute(settings_sql())
     writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
     return Framing(held.records, writer, held.settings.limits, facts)
+
+
+def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
+    return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
 
 
 def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:
     return frozenset(row.version for row in failures(entries))
 
 
-def _refuse_useless(facts: Facts, table: Table) -> None:
+def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
+    """Raise where a step needs a lock that lasts longer than a transaction."""
+    for step in steps:
+        if step.script.mode is Mode.STATEMENTS and by is not Lock.SESSION:
+            why = next((segment.refuses for segment in step.script.segments if segment.refuses), "its directive")
+            raise ServerError(
+                f"{step.script.source.path} runs outside a transaction ({why}), and there is no lock of a session "
+                "here, as behind a pooler; give a DSN that leads straight to the server as direct_dsn, or "
+                'lock="session" where the pooler is known to keep sessions apart'
+            )
+
+
+def _refuse_useless(facts: Facts) -> None:
     if not facts.held:
         raise ServerError(
-            f"the server does not hold the lock of {table} for this session, although it said so: a pooler in "
-            "transaction mode, or an engine without advisory locks; give a DSN that leads straight to the server"
+            "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
+            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
         )
     if facts.standby or facts.read_only:
         what = "a standby" if facts.standby else "read-only"

@@ -8,7 +8,7 @@ import pytest
 
 from pgratchet import HistoryError, Migrator
 from pgratchet.embedded import Server
-from tests.processes import Replica, replicas
+from tests.processes import replicas, results
 from tests.support import (
     HISTORY,
     PASS_GATE,
@@ -45,20 +45,6 @@ def history_of_files() -> Mapping[str, str]:
         "006_m.sql": "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON ledger (n);",
         "009_m.sql": "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (9);\nVACUUM ledger;\nANALYZE ledger;",
     }
-
-
-async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int, Any]]:
-    found: list[tuple[int, Any]] = []
-
-    async def collect(replica: Replica) -> None:
-        await replica.go()
-        found.append(await replica.result())
-
-    with anyio.fail_after(seconds):
-        async with anyio.create_task_group() as tasks:
-            for replica in racing:
-                tasks.start_soon(collect, replica)
-    return found
 
 
 async def race(dsn: str, folder: Path, table: str = HISTORY) -> list[tuple[int, Any]]:

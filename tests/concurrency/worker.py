@@ -9,8 +9,8 @@ from pgratchet import Migrator, PgratchetError
 
 
 async def main(*arguments: str) -> int:
-    dsn, folder, table = arguments
-    migrator = Migrator(dsn, folder, table=table, lock_timeout=0)
+    dsn, folder, options = arguments
+    migrator = Migrator(dsn, folder, **json.loads(options))
     try:
         finished = await migrator.up()
     except PgratchetError as error:

@@ -10,13 +10,19 @@ import asyncpg
 import pytest
 
 from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
-from pgratchet.postgres.session import SETTINGS, connector, open_session, prepared
+from pgratchet.postgres.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
 from tests.support import Connection, Write, column, deserted, exists, sessions, states, tell
 
 pytestmark = pytest.mark.anyio
 
 SETTING = "SELECT setting || COALESCE(unit, '') FROM pg_settings WHERE name = $1"
-SHOWN = {"client_connection_check_interval": "500ms", "lock_timeout": "1000ms", "idle_session_timeout": "0ms"}
+SHOWN = {
+    "client_connection_check_interval": "500ms",
+    "tcp_keepalives_idle": "5s",
+    "tcp_user_timeout": "14000ms",
+    "lock_timeout": "1000ms",
+    "idle_session_timeout": "0ms",
+}
 
 
 class TestASession:
@@ -53,6 +59,8 @@ class TestASession:
             transport: Any = connection._transport  # type: ignore[attr-defined]  # no public way
             plug = transport.get_extra_info("socket")
             assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+                assert plug.getsockopt(socket.IPPROTO_TCP, option) == VANISHED_AFTER * 1000
 
     async def test_is_closed_whatever_happens_inside(self, dsn: str) -> None:
         for error in (KeyError("x"), asyncio.CancelledError(), KeyboardInterrupt()):

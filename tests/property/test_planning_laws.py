@@ -4,7 +4,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgratchet.core import planning
+from pgratchet.core import judging, planning
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -107,7 +107,7 @@ def test_nothing_is_pending_after_everything_was_applied(world: World) -> None:
 
     assert planning.pending(after.entries) == ()
     assert {entry.state for entry in after.entries} <= {State.APPLIED}
-    assert planning.judge(after.entries, strict=True) == ()
+    assert judging.judge(after.entries, strict=True) == ()
     assert planning.plan_up(after.entries) == Plan(())
 
 
@@ -218,16 +218,34 @@ def test_only_what_is_late_is_ever_refused_of_files_that_nobody_edited(world: Wo
     late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
     unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
 
-    assert len(planning.judge(world.entries, allow_late=True)) == len(unknown)
+    assert len(judging.judge(world.entries, allow_late=True)) == len(unknown)
     assert refused(world.entries) == late
 
 
 def refused(entries: Sequence[Entry]) -> tuple[str, ...]:
     try:
-        planning.judge(entries)
+        judging.judge(entries)
     except HistoryError as error:
         return error.versions
     return ()
+
+
+@quick
+@given(worlds(unknown=True), st.data())
+def test_a_floor_forbids_exactly_the_images_whose_newest_file_lies_below_it(world: World, data: st.DataObject) -> None:
+    floors = st.none() | VERSIONS.map(str)
+    history = tuple(row._replace(compatible_with=data.draw(floors)) for row in world.history)
+    entries = planning.compare(world.migrations, history)
+    newest = max((migration.number for migration in world.migrations), default=-1)
+
+    forbidding = tuple(
+        entry.version
+        for entry in entries
+        if entry.state is State.UNKNOWN and entry.applied and int(entry.applied.compatible_with or -1) > newest
+    )
+    late = {entry.version for entry in entries if entry.state is State.LATE}
+
+    assert tuple(version for version in refused(entries) if version not in late) == forbidding
 
 
 def by_statement(statements: Iterable[str]) -> Source:

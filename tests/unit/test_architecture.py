@@ -26,7 +26,7 @@ RINGS = (
     {"core.lexing"},
     {"core.classification"},
     {"core.statements"},
-    {"core.parsing"},
+    {"core.parsing", "core.judging"},
     {"core.scripts"},
     {"core.planning"},
     {"layouts.own", "layouts.homemade", "directory", "journal", "embedded"},

@@ -139,6 +139,16 @@ def test_a_directive_in_the_head_is_an_option(directive: str, expected: Options)
     assert read_sql(f"-- pgratchet: {directive}\nSELECT 1;").source.options == expected
 
 
+@pytest.mark.parametrize(("floor", "fine"), [("0", True), ("7", True), ("007", True), ("8", False), ("10", False)])
+def test_a_floor_above_the_files_own_version_is_refused(floor: str, *, fine: bool) -> None:
+    text = f"-- Migration: x\n-- pgratchet: compatible-with={floor}\nSELECT 1;"
+
+    problems = [(problem.line, problem.message.partition(",")[0]) for problem in content_of(text).problems]
+
+    refusal = (2, f"compatible-with={floor} lies above the file's own version")
+    assert problems == ([] if fine else [refusal])
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -166,64 +166,6 @@ def test_the_newest_applied_version_counts_only_what_is_applied() -> None:
     assert planning.newest_applied([row(9), row(10), row(11, RecordState.FAILED)]) == 10
 
 
-def test_nothing_is_wrong_with_files_and_history_that_agree() -> None:
-    assert planning.judge(entries([1, 2, 3], [1, 2]), strict=True) == ()
-
-
-def test_an_edited_migration_is_refused_with_its_file_and_time() -> None:
-    compared = planning.compare([migration(1, checksum="edited"), migration(2)], [row(1)])
-
-    with pytest.raises(HistoryError) as caught:
-        planning.judge(compared, allow_late=True)
-
-    assert caught.value.versions == ("1",)
-    assert "m/001_name.sql was edited after it had been applied on 2026-03-01 12:30:45" in str(caught.value)
-    assert "new migration" in str(caught.value)
-
-
-def test_a_late_migration_is_refused() -> None:
-    with pytest.raises(HistoryError) as caught:
-        planning.judge(entries([1, 2, 3], [1, 3]))
-
-    assert caught.value.versions == ("2",)
-    assert "m/002_name.sql" in str(caught.value)
-
-
-def test_a_late_migration_is_fine_where_allowed() -> None:
-    assert planning.judge(entries([1, 2, 3], [1, 3]), allow_late=True, strict=True) == ()
-
-
-def test_an_unknown_version_is_a_warning() -> None:
-    (warning,) = planning.judge(entries([1], [1, 2]))
-
-    assert "2 name2" in warning
-    assert "no file" in warning
-
-
-def test_an_unknown_version_is_refused_under_strict() -> None:
-    with pytest.raises(HistoryError) as caught:
-        planning.judge(entries([1], [1, 2]), strict=True)
-
-    assert caught.value.versions == ("2",)
-
-
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    compared = planning.compare(
-        [migration(1, checksum="edited"), migration(2), migration(3)], [row(1), row(3), row(4), row(5)]
-    )
-
-    with pytest.raises(HistoryError) as caught:
-        planning.judge(compared, strict=True)
-
-    assert caught.value.versions == ("1", "2", "4", "5")
-    assert len(str(caught.value).splitlines()) == 4
-
-
-@pytest.mark.parametrize("state", [RecordState.RUNNING, RecordState.REVERTING, RecordState.FAILED])
-def test_what_is_half_done_is_for_those_to_judge_who_hold_the_lock(state: RecordState) -> None:
-    assert planning.judge(planning.compare([migration(1)], [row(1, state)]), strict=True) == ()
-
-
 def test_an_interrupted_migration_is_refused_with_the_facts() -> None:
     compared = planning.compare([migration(1), migration(2)], [row(1), row(2, RecordState.RUNNING, statements_done=1)])
 

@@ -8,7 +8,7 @@ import typer
 from pgratchet import migrator
 from pgratchet.cli import reports
 from pgratchet.cli.interruption import run
-from pgratchet.cli.options import Common, Judging, Waiting, Writing
+from pgratchet.cli.options import Common, Judging, Locking, Waiting, Writing
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
@@ -81,7 +81,7 @@ def adopt(
     *,
     yes: Yes = False,
     skip_failed: SkipFailed = False,
-    **flags: Unpack[Waiting],
+    **flags: Unpack[Locking],
 ) -> Report:
     """Take over the history of a home-made runner."""
     work = partial(open_migrator(flags).adopt, source, dry_run=not yes, skip_failed=skip_failed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 import typer
 
@@ -21,7 +21,9 @@ _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
 _LATE = _setting("ALLOW_LATE", None, "Apply also what is pending below a version that is applied.")
 _STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database that have no file.")
 _BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.", min=0)
-_LOCK = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
+_DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.")
+_LOCK = _setting("LOCK", None, "What keeps runners apart; what the connection allows if not given.")
+_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
 _STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.", min=0)
 _JOURNAL = _setting("JOURNAL", "FILE", "Gets a line for each finished step.")
 _READERS = typer.Option(
@@ -55,10 +57,17 @@ class Waiting(Judging, total=False):
     budget: Annotated[float | None, _BUDGET]
 
 
-class Writing(Waiting, total=False):
+class Locking(Waiting, total=False):
+    """What commands take that take the lock."""
+
+    direct_dsn: Annotated[str | None, _DIRECT]
+    lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
+
+
+class Writing(Locking, total=False):
     """What commands take that change the database."""
 
-    lock_timeout: Annotated[float | None, _LOCK]
+    lock_timeout: Annotated[float | None, _LOCK_TIMEOUT]
     statement_timeout: Annotated[float | None, _STATEMENT]
     readers: Annotated[list[str] | None, _READERS]
     journal: Annotated[str | None, _JOURNAL]

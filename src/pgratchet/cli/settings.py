@@ -38,6 +38,8 @@ FORMS = {
     "strict": _SWITCH,
     "readers": _TEXTS,
     "journal": _TEXT,
+    "direct_dsn": _TEXT,
+    "lock": _TEXT,
 }
 
 

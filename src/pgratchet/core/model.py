@@ -30,6 +30,14 @@ class Mode(StrEnum):
     STATEMENTS = "statements"
 
 
+class Lock(StrEnum):
+    """What keeps runners apart, beside the claims in the history."""
+
+    SESSION = "session"
+    TRANSACTION = "transaction"
+    NONE = "none"
+
+
 class State(StrEnum):
     """What files and history together say of one version."""
 

@@ -60,7 +60,7 @@ def read(file: File, kind: Kind, version: str) -> Content:
         return Content(Source(file.path, ""), checksum, (text,))
     head = _HEAD[kind].match(text)
     end = head.end() if head else 0
-    options, problems = _options(file.path, text, kind, end)
+    options, problems = _options(file.path, text, kind, version, end)
     problems += _contradiction(file.path, text, kind, version, end)
     if "pgratchet" in text or "PGRATCHET" in text:
         problems += _stray_directives(file.path, text, kind, end)
@@ -98,12 +98,12 @@ def _canonical(digits: str) -> str | None:
     return (digits.lstrip("0") or "0") if fits else None
 
 
-def _options(path: str, text: str, kind: Kind, end: int) -> tuple[Options, list[Problem]]:
+def _options(path: str, text: str, kind: Kind, version: str, end: int) -> tuple[Options, list[Problem]]:
     options, problems = Options(), []
     for found in _DIRECTIVE[kind].finditer(text, 0, end):
         directive = _Directive(line_of(text, found.start()), found[1], found[2])
         try:
-            options = _apply(options, directive)
+            options = _apply(options, directive, version)
         except ValueError as error:
             message, cure = error.args
             problems.append(Problem(path, message, cure, directive.line))
@@ -128,7 +128,7 @@ def _stray_directives(path: str, text: str, kind: Kind, end: int) -> list[Proble
     return [Problem(path, message, cure, line_of(text, offset)) for offset in found]
 
 
-def _apply(options: Options, directive: _Directive) -> Options:
+def _apply(options: Options, directive: _Directive, version: str) -> Options:
     key, equals, value = (part.strip() for part in directive.text.partition("="))
     if not directive.colon:
         if key not in DIRECTIVES:
@@ -143,12 +143,20 @@ def _apply(options: Options, directive: _Directive) -> Options:
             return options._replace(lock_timeout=_seconds(key, value))
         case "statement-timeout":
             return options._replace(statement_timeout=_seconds(key, value))
-        case "compatible-with" if version := _canonical(value):
-            return options._replace(compatible_with=version)
         case "compatible-with":
-            raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
+            return options._replace(compatible_with=_floor(value, version))
         case _:
             raise ValueError(f"unknown directive '{key}'", _suggestion(key))
+
+
+def _floor(value: str, version: str) -> str:
+    floor = _canonical(value)
+    if floor is None:
+        raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
+    if int(floor) > int(version):
+        message = f"compatible-with={floor} lies above the file's own version, which is {version}"
+        raise ValueError(message, "write the number of the oldest version whose code can live with this file")
+    return floor
 
 
 def _seconds(key: str, value: str) -> float:

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
+from pgratchet.core.judging import label, unknown
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
@@ -96,54 +97,6 @@ def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
     )
 
 
-def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
-    """Return the warnings that files and history give rise to.
-
-    Raises HistoryError with all that is wrong: an edited migration; a late one, unless late ones are allowed;
-    where `strict`, a version that has no file (otherwise a warning: an older image has to start after a
-    rollback, see sqlalchemy/alembic#691).
-    """
-    wrong: list[tuple[Entry, str]] = []
-    warnings: list[str] = []
-    for entry in entries:
-        match entry.state:
-            case State.CHANGED:
-                wrong.append((entry, _changed(entry)))
-            case State.LATE if not allow_late:
-                wrong.append((entry, _late(entry)))
-            case State.UNKNOWN if strict:
-                wrong.append((entry, _unknown(entry) + "; deploy the release that has it"))
-            case State.UNKNOWN:
-                warnings.append(_unknown(entry))
-            case _:
-                pass
-    if wrong:
-        raise HistoryError("\n".join(text for _, text in wrong), [entry.version for entry, _ in wrong])
-    return tuple(warnings)
-
-
-def _label(entry: Entry) -> str:
-    return f"{entry.version} {entry.name}"
-
-
-def _changed(entry: Entry) -> str:
-    when = entry.applied.finished_at if entry.applied else None
-    moment = f" on {when:%Y-%m-%d %H:%M:%S%z}" if when else ""
-    path = entry.migration.up.path if entry.migration else entry.name
-    return (
-        f"{path} was edited after it had been applied{moment}; restore the file and put the change into a new migration"
-    )
-
-
-def _late(entry: Entry) -> str:
-    path = entry.migration.up.path if entry.migration else entry.name
-    return f"{path} is pending, but later versions are applied; give it a number above them, or allow late migrations"
-
-
-def _unknown(entry: Entry) -> str:
-    return f"{_label(entry)} is in the database, but has no file here"
-
-
 def refuse_interrupted(entries: Iterable[Entry], direction: Direction) -> None:
     """Raise HistoryError where a version is half done and this run cannot go on with it; to be asked under the lock.
 
@@ -171,7 +124,7 @@ def _interrupted(entry: Entry, row: AppliedMigration) -> str:
     started = f"{row.started_at:%Y-%m-%d %H:%M:%S%z}" if row.started_at else "an unknown time"
     reason = f" It ended with: {row.error}." if row.error else ""
     return (
-        f"{direction} {_label(entry)} was started at {started} by {row.applied_by} "
+        f"{direction} {label(entry)} was started at {started} by {row.applied_by} "
         f"(server process {row.backend_pid}) and not finished: {row.statements_done} of "
         f"{row.statements_total} statements are recorded as committed, the next one is in doubt.{reason}"
     )
@@ -203,10 +156,10 @@ def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int |
         raise UsageError(f"{steps} steps down are none; the least is 1")
     _known(entries, to)
     chosen = [entry for entry in _revertible(entries) if to is None or int(entry.version) > int(to)][:steps]
-    unknown = [entry for entry in chosen if entry.state is State.UNKNOWN]
-    if unknown:
-        text = "\n".join(f"{_unknown(entry)}; revert it with the release that has it" for entry in unknown)
-        raise HistoryError(text, [entry.version for entry in unknown])
+    strangers = [entry for entry in chosen if entry.state is State.UNKNOWN]
+    if strangers:
+        text = "\n".join(f"{unknown(entry)}; revert it with the release that has it" for entry in strangers)
+        raise HistoryError(text, [entry.version for entry in strangers])
     return tuple(entry.version for entry in chosen)
 
 
@@ -265,7 +218,7 @@ def _step(entry: Entry, direction: Direction) -> Step:
 
     migration = entry.migration
     if migration is None:
-        raise HistoryError(_unknown(entry), [entry.version])
+        raise HistoryError(unknown(entry), [entry.version])
     source = migration.up if direction is Direction.UP else migration.down
     if source is None:
         cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"

@@ -14,7 +14,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, python_steps
-from pgratchet.postgres.failures import StepError
+from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
@@ -25,10 +25,6 @@ from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
-
-
-class OvertakenError(Exception):
-    """The version has a row already: another runner claimed it, and the history has to be read again."""
 
 
 class _Runner(Protocol):
@@ -48,13 +44,16 @@ class Execution:
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(self, steps: Iterable[Step], failed: frozenset[str]) -> None:
+    async def run(self, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
-        `failed` are the versions that an earlier run has recorded as failed.
+        `applied` are the numbers of the versions that the steps were planned for, `failed` the versions that an
+        earlier run has recorded as failed. Raises OvertakenError where that is no longer so, BusyError where
+        another runner has the lock.
         """
         self._failed = failed
-        self._waiting = deque(_groups(steps))
+        groups = _groups if self._framing.records.take_lock is None else _one_by_one
+        self._waiting = deque(groups(_claims(steps, applied)))
         with self._wire.listening():
             while self._waiting:
                 self._progress.flying = self._waiting.popleft()
@@ -144,6 +143,7 @@ class Execution:
         cause = error.cause
         migration = claim.step.migration
         attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
+        failures.raise_if_not_its_turn(cause)
         if self._is_taken(cause) and migration.version not in self._overtaken:
             self._overtaken.add(migration.version)
             raise OvertakenError
@@ -214,9 +214,23 @@ def _finished(claim: Claim, seconds: float | None) -> Finished:
     return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
 
 
-def _groups(steps: Iterable[Step]) -> Iterator[Group]:
-    """Yield the steps, claimed; neighbours share a group where they may share a message."""
-    claims = [Claim(step, uuid4().hex) for step in steps]
+def _claims(steps: Iterable[Step], applied: Iterable[int]) -> Iterator[Claim]:
+    """Yield the steps, claimed, each with what is the newest version when its turn comes."""
+    there = set(applied)
+    for step in steps:
+        yield Claim(step, uuid4().hex, max(there, default=-1))
+        if step.direction is Direction.UP:
+            there.add(step.migration.number)
+        else:
+            there.discard(step.migration.number)
+
+
+def _one_by_one(claims: Iterable[Claim]) -> Iterator[Group]:
+    return ((claim,) for claim in claims)
+
+
+def _groups(claims: Iterable[Claim]) -> Iterator[Group]:
+    """Yield the claims; neighbours share a group where they may share a message."""
     for shareable, run in groupby(claims, _may_share):
         if shareable:
             yield from share(list(run))

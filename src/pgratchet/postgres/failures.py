@@ -9,8 +9,9 @@ import asyncpg
 from pgratchet.core.model import Failure, Mode
 from pgratchet.core.parsing import line_of
 from pgratchet.core.statements import scan
+from pgratchet.postgres.lock import BusyError
 from pgratchet.postgres.message import Message, Part, part_at
-from pgratchet.postgres.records import FENCE, Claim
+from pgratchet.postgres.records import BUSY, FENCE, MOVED, Claim
 
 EXCERPT_LINES = 2
 """How many lines before and after the one that failed are shown."""
@@ -28,6 +29,19 @@ class StepError(Exception):
         self.cause = cause
         self.final = final or in_doubt
         self.in_doubt = in_doubt
+
+
+class OvertakenError(Exception):
+    """Another runner has been at work: the history has to be read again."""
+
+
+def raise_if_not_its_turn(error: BaseException) -> None:
+    """Raise BusyError or OvertakenError where a step's own transaction has found out that it must not begin."""
+    if isinstance(error, asyncpg.InvalidTextRepresentationError):
+        if BUSY in str(error):
+            raise BusyError
+        if MOVED in str(error):
+            raise OvertakenError
 
 
 class Spot(NamedTuple):

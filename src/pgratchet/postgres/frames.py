@@ -9,11 +9,17 @@ from pgratchet.postgres.records import Claim, Records, Writer
 from pgratchet.postgres.session import Connection, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
-CLEAN = (
-    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;"
-    "CLOSE ALL;UNLISTEN *;DEALLOCATE ALL;DISCARD SEQUENCES;DISCARD TEMP;"
+CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+"""Takes back what a script may have left in its session, or in a pooler's."""
+
+_OF_A_SESSION = "DEALLOCATE ALL;"
+
+_OF_A_POOLER = (
+    # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
+    "DO $pgratchet$DECLARE n text;BEGIN FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
+    "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
 )
-"""Takes back what a script may have left in its session."""
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
 
 OURSELVES = (
@@ -26,7 +32,8 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        session_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
-       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'lock_timeout') = '1000' AS prepared,
+       (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
+        FROM pg_catalog.pg_settings WHERE name IN ('lock_timeout', 'transaction_timeout')) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
@@ -36,9 +43,14 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 
 
 class Facts(NamedTuple):
-    """What a run needs to know of its session, read once, right after it took the lock."""
+    """What a run needs to know of its session, read once, when it is its turn.
+
+    A `prepared` session has our settings as its defaults: RESET ALL brings them back. `pooled`: each transaction
+    may be another server process's.
+    """
 
     pid: int
+    pooled: bool
     role: str
     application: str
     started: str
@@ -50,12 +62,12 @@ class Facts(NamedTuple):
     held: bool
 
 
-async def facts(connection: Connection, held: str) -> Facts:
-    """Return the facts of a session; `held` is the SQL condition under which it holds the lock."""
-    row = await connection.fetchrow(_FACTS.format(held=held))
+async def facts(connection: Connection, held: str | None) -> Facts:
+    """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
+    row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    return Facts(**dict(row))
+    return Facts(**dict(row), pooled=held is None and row["pid"] != connection.get_server_pid())
 
 
 class Framing(NamedTuple):
@@ -67,13 +79,20 @@ class Framing(NamedTuple):
     facts: Facts
 
     @property
-    def reset(self) -> str:
-        """What takes back what a script left behind, and nothing of ours.
+    def clean(self) -> str:
+        """What takes back what a script left behind, and nothing of ours."""
+        if self.facts.pooled:
+            return CLEAN + (_OF_A_POOLER if self.facts.plpgsql else "") + _UNLOCK
+        return CLEAN + _OF_A_SESSION + ("" if self.facts.prepared else settings_sql() + ";")
 
-        It is a transaction of its own: joined to the next step's it would be undone together with that, and
-        BEGIN ISOLATION LEVEL would come too late there.
+    @property
+    def reset(self) -> str:
+        """The same as a transaction of its own.
+
+        Joined to the next step's it would be undone together with that, and BEGIN ISOLATION LEVEL would come too
+        late there.
         """
-        return f"BEGIN;{CLEAN}{'' if self.facts.prepared else settings_sql() + ';'}COMMIT;"
+        return f"BEGIN;{self.clean}COMMIT;"
 
     def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
         """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""
@@ -91,7 +110,9 @@ class Framing(NamedTuple):
         """Return what comes between BEGIN and a script."""
         limits = self.limits.of(claim.step.script.source.options)
         return (
-            f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
+            # What else a session of ours has from its start.
+            (settings_sql(local=True) + ";" if self.facts.pooled else "")
+            + f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
             f"SET LOCAL application_name = {literal(self.application(claim))};"
             + self.records.claim(claim, self.writer, over_failed=over_failed)

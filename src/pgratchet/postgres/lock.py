@@ -1,7 +1,10 @@
 """At most one runner at a time, and who that is."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
 
 LEAST_PAUSE = 0.1
@@ -13,12 +16,24 @@ LOCK_ROWS = "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.clas
 
 _WORD = 0xFFFFFFFF
 
-_HOLDER = (
-    "SELECT a.pid, a.usename, a.application_name "
-    "FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid "
-    "JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database() "
-    f"WHERE {LOCK_ROWS}"
+HOLDERS = (
+    "pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database "
+    f"AND d.datname = pg_catalog.current_database() WHERE {LOCK_ROWS}"
 )
+"""The rows of pg_locks in this database that stand for the key with the halves $1 and $2."""
+
+_HOLDER = (
+    "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a "
+    f"WHERE a.pid IN (SELECT l.pid FROM {HOLDERS})"
+)
+
+
+class BusyError(Exception):
+    """Another runner has the lock."""
+
+
+class PooledError(Exception):
+    """Another server process answers than the one that took the connection: something stands in between."""
 
 
 class Holder(NamedTuple):
@@ -32,15 +47,38 @@ class Holder(NamedTuple):
         return f"{self.application or 'a session without a name'} (role {self.role}, server process {self.pid})"
 
 
-async def acquire(connection: Connection, key: int) -> bool:
+async def acquire(connection: Connection, key: int, pid: int | None = None) -> bool:
     """Say whether the session holds the lock now; never waits for it.
+
+    Raises PooledError, and takes nothing, where `pid` is given and another server process answers: a lock that
+    is taken through a pooler in transaction mode stays with a session that is handed to strangers.
 
     Callers poll, because a session that blocks inside pg_advisory_lock() keeps a snapshot open, and the
     holder's CREATE INDEX CONCURRENTLY would wait for that snapshot: a deadlock (golang-migrate/migrate#960).
     It is taken twice, for the sake of `still_held`.
     """
     twice = "CASE WHEN pg_catalog.pg_try_advisory_lock($1) THEN pg_catalog.pg_try_advisory_lock($1) ELSE false END"
-    return bool(await connection.fetchval(f"SELECT {twice}", key))
+    here = "COALESCE(pg_catalog.pg_backend_pid() = $2, true)"
+    held: bool | None = await connection.fetchval(f"SELECT CASE WHEN {here} THEN {twice} END", key, pid)
+    if held is None:
+        raise PooledError
+    return held
+
+
+async def is_free(connection: Connection, key: int) -> bool:
+    """Say whether nobody else holds the lock; has it itself until the transaction ends, and no longer."""
+    return bool(await connection.fetchval("SELECT pg_catalog.pg_try_advisory_xact_lock($1)", key))
+
+
+@asynccontextmanager
+async def exclusively(connection: Connection, key: int | None, budget: Budget) -> AsyncIterator[None]:
+    """Run the block as one transaction that holds the lock, as soon as that can be had; no lock without a key."""
+    while True:
+        async with connection.transaction(isolation="read_committed"):
+            if key is None or await is_free(connection, key):
+                yield
+                return
+        await budget.pause(LEAST_PAUSE, MOST_PAUSE, "waiting for another runner to give back the lock")
 
 
 async def holder(connection: Connection, key: int) -> Holder | None:
@@ -62,6 +100,14 @@ def still_held(key: int) -> str:
     """
     back, again = f"pg_catalog.pg_advisory_unlock({key})", f"pg_catalog.pg_try_advisory_lock({key})"
     return f"CASE WHEN {back} THEN {again} ELSE false END"
+
+
+def taken_for_transaction(key: int) -> str:
+    """Return the SQL condition that takes the lock until the transaction ends, false where somebody has it.
+
+    The same lock as the session's: runners with and without a pooler exclude each other.
+    """
+    return f"pg_catalog.pg_try_advisory_xact_lock({key})"
 
 
 def held(key: int) -> str:

@@ -33,7 +33,6 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
             raise
         await wire.roll_back(framing.reset)
         raise StepError(from_python(claim, error), error) from error
-    await wire.send(framing.reset)
 
 
 async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
@@ -44,4 +43,5 @@ async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool)
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(framing.opening(claim, over_failed=over_failed))
         await wire.watch(partial(function, connection))
-        await connection.execute(framing.closing(claim))
+        # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
+        await connection.execute(framing.closing(claim) + framing.clean)

@@ -8,6 +8,10 @@ from pgratchet.postgres.sql import Table, literal
 FENCE = "pgratchet fence: "
 """How the errors begin that our own statements raise when a migration has broken its bounds."""
 
+BUSY = "pgratchet: another runner is at work"
+MOVED = "pgratchet: another runner has been at work"
+"""What our own statements raise when it is not a step's turn, now or any more."""
+
 
 class Writer(NamedTuple):
     """Who writes: what a row says about the runner that made it."""
@@ -18,17 +22,27 @@ class Writer(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A step that a run is about to do, and the random token by which it knows its own row again."""
+    """A step that a run is about to do, and the random token by which it knows its own row again.
+
+    `newest` is the number of the newest applied version that it is to be done after, -1 for none.
+    """
 
     step: Step
     token: str
+    newest: int | None = None
 
 
 class Records(NamedTuple):
-    """The SQL of one history table. `lock_held` is the condition under which a run still holds its lock."""
+    """The SQL of one history table.
+
+    `lock_held` is the condition under which a run still holds its lock. Where none is held from step to step,
+    `take_lock` takes it for the length of a transaction, or is empty where there is none at all; then each
+    transaction finds out for itself whether it still is that step's turn.
+    """
 
     table: Table
     lock_held: str
+    take_lock: str | None = None
 
     def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
         """Return the SQL that claims a version: the first thing in its transaction.
@@ -36,6 +50,21 @@ class Records(NamedTuple):
         The primary key makes the claim a second lock: of two runners one waits here for the other's COMMIT,
         and then fails with 23505, or on the fence where it goes down or on.
         """
+        return self._turn(claim) + self._claim(claim, writer, over_failed=over_failed)
+
+    def _turn(self, claim: Claim) -> str:
+        """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
+        if self.take_lock is None:
+            return ""
+        taken = _raise_unless(self.take_lock, BUSY) if self.take_lock else ""
+        if claim.newest is None:
+            return taken
+        # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
+        newest = f"SELECT COALESCE(pg_catalog.max(version::pg_catalog.numeric), -1) FROM {self.table.quoted}"
+        applied = f"({newest} WHERE state = {literal(RecordState.APPLIED)}) = {claim.newest}"
+        return taken + _raise_unless(applied, MOVED)
+
+    def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
         step = claim.step
         if step.direction is Direction.DOWN:
             # Before its first statement is counted, a way down that failed is as good as not begun.
@@ -126,6 +155,7 @@ class Records(NamedTuple):
         if step.direction is Direction.UP:
             # What comes after the finished statements may have been mended since.
             values["checksum"] = literal(step.migration.checksum)
+            values["compatible_with"] = literal(step.migration.up.options.compatible_with)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
         where = f"{self._version(claim)} AND state IN ({', '.join(map(literal, was))})"
         return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")
@@ -164,3 +194,8 @@ class Records(NamedTuple):
             f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
             f"WHEN pg_catalog.count(*) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
+
+
+def _raise_unless(condition: str, message: str) -> str:
+    """Return SQL that raises the message, without plpgsql, unless the condition holds."""
+    return f"SELECT CAST(CASE WHEN {condition} THEN '1' ELSE {literal(message)} END AS pg_catalog.int4);"

@@ -10,7 +10,7 @@ from pgratchet.core.errors import MigrationFailedError, UsageError
 from pgratchet.core.model import Failure, Finished, Kind, Mode, Step
 from pgratchet.postgres import failures, python_steps
 from pgratchet.postgres.failures import StepError
-from pgratchet.postgres.frames import CLEAN, Framing
+from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Frame, Part, compose
 from pgratchet.postgres.records import Claim
@@ -38,6 +38,7 @@ async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: froze
             except Exception as error:
                 if connection.is_closed():
                     raise
+                failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
                 raise MigrationFailedError(_failure(claim, error)) from error
     finally:
         if not connection.is_closed():
@@ -58,7 +59,7 @@ def _refuse(steps: Sequence[Step]) -> None:
 async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
     opening = framing.opening(claim, over_failed=over_failed)
     # Deferred again: otherwise the checks of one file's end would hold for all that is left of the transaction.
-    closing = framing.closing(claim) + CLEAN + "SET CONSTRAINTS ALL DEFERRED;"
+    closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(opening)
         await python_steps.load(claim.step)(wire.connection)

@@ -28,12 +28,18 @@ CLOSE_SECONDS = 5.0
 LEAST_CONNECTING = 1.0
 """Seconds that connecting may take whatever is left of a budget."""
 
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 5, 3, 3
+VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES
+"""Seconds after which either side gives up a peer that vanished without a word, idle or with data under way."""
+
 SETTINGS = {
     # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
     "client_connection_check_interval": "500ms",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
+    "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
+    "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
+    "tcp_keepalives_count": str(KEEPALIVE_PROBES),
+    # Keepalives are silent while data waits for its acknowledgement, such as a notice in mid-statement.
+    "tcp_user_timeout": f"{VANISHED_AFTER}s",
     # Reads of the history never queue for long behind a migration that has locked it: a blocked statement
     # keeps a snapshot, and CREATE INDEX CONCURRENTLY would wait for that. Steps set their own limits.
     "lock_timeout": "1s",
@@ -42,8 +48,8 @@ SETTINGS = {
     "idle_session_timeout": "0",
 }
 
-KEEPALIVE_SECONDS = 10
-KEEPALIVE_PROBES = 3
+LATER_SETTINGS = {"transaction_timeout": "0"}
+"""What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
@@ -61,8 +67,11 @@ _NOT_NOW = (
 _log = logging.getLogger("pgratchet")
 
 
-def connector(dsn: str) -> Connect:
+def connector(dsn: str, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `dsn` that are ready for a run.
+
+    Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
+    to strangers; `sessions` promises that it is not.
 
     Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
     be parsed, any part of it may be a piece of the password.
@@ -72,13 +81,13 @@ def connector(dsn: str) -> Connect:
         raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
     address = f"postgresql://{rest}"
     named = "application_name" in parse_qs(urlsplit(address).query)
-    settings = SETTINGS if named else SETTINGS | {"application_name": "pgratchet"}
+    name = {} if named else {"application_name": "pgratchet"}
 
     async def connect() -> Connection:
         with suppress(*_UNKNOWN_SETTING):
-            return await _open(address, settings)
+            return await _open(address, SETTINGS | name)
         # A pooler passes on few startup parameters, and older servers do not know them all.
-        return await prepared(partial(_open, address, {}))()
+        return await prepared(partial(_open, address, name), sessions=sessions)()
 
     return connect
 
@@ -107,32 +116,49 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     raise UsageError(message)
 
 
-def prepared(connect: Connect) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings."""
+def prepared(connect: Connect, *, sessions: bool = False) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings; `sessions` as above."""
 
     async def connect_and_prepare() -> Connection:
         connection = await connect()
-        await _prepare(connection)
+        await _prepare(connection, None if sessions else connection.get_server_pid())
         return connection
 
     return connect_and_prepare
 
 
-def settings_sql() -> str:
-    """Return the statement that gives a session our settings, those that its server knows."""
-    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in SETTINGS.items())
+def settings_sql(*, local: bool = False) -> str:
+    """Return the statement that gives a session, or its transaction, our settings, those that its server knows."""
+    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
     return (
-        "SELECT pg_catalog.set_config(s.name, wanted.value, false) FROM pg_catalog.pg_settings s "
+        f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
     )
 
 
-async def _prepare(connection: Connection) -> None:
+async def _prepare(connection: Connection, pid: int | None) -> None:
+    """Give a session our settings, unless another server process answers than `pid`."""
     try:
-        await connection.execute(settings_sql())
+        await connection.execute(
+            settings_sql() + ("" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}")
+        )
     except BaseException:
         connection.terminate()
         raise
+
+
+async def refuse_statement_pooling(connection: Connection) -> None:
+    """Raise ServerError where a pooler in between hands every statement to another session."""
+    try:
+        await connection.execute("BEGIN")
+        await connection.execute("COMMIT")
+    except asyncpg.PostgresError as error:
+        if "statement pooling" not in str(error):
+            raise
+        raise ServerError(
+            f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
+            "server as direct_dsn, or one to a pool in transaction or session mode"
+        ) from error
 
 
 @asynccontextmanager
@@ -214,10 +240,10 @@ def _keep_alive(connection: Connection) -> None:
         return
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
-        "TCP_KEEPIDLE": KEEPALIVE_SECONDS,
-        "TCP_KEEPINTVL": KEEPALIVE_SECONDS // 2,
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
         "TCP_KEEPCNT": KEEPALIVE_PROBES,
-        "TCP_USER_TIMEOUT": KEEPALIVE_SECONDS * KEEPALIVE_PROBES * 1000,
+        "TCP_USER_TIMEOUT": VANISHED_AFTER * 1000,
     }
     for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 
+from pgratchet.postgres.lock import HOLDERS, halves
 from pgratchet.postgres.session import Connect, Connection, describe, open_session
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ _BLOCKERS = (
     "SELECT a.pid, a.usename, a.application_name, a.state, "
     "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - COALESCE(a.xact_start, a.backend_start))::int AS age, "
     "a.query FROM pg_catalog.pg_stat_activity a "
-    "WHERE a.pid = ANY (pg_catalog.pg_blocking_pids($1))"
+    f"WHERE a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) FROM {HOLDERS})"
 )
 
 QUERY_CHARACTERS = 100
@@ -25,13 +26,16 @@ QUERY_CHARACTERS = 100
 
 
 class Blockers:
-    """Who was last `seen` to block one server process, empty where nobody was; looked for `every` so many seconds."""
+    """Who was last `seen` to block the lock's holder, empty where nobody was; looked for `every` so many seconds.
 
-    def __init__(self, connect: Connect, pid: int) -> None:
+    The holder is who works: behind a pooler each transaction may be another server process's.
+    """
+
+    def __init__(self, connect: Connect, key: int) -> None:
         self.seen = ""
         self.every = 1.0
         self._connect = connect
-        self._pid = pid
+        self._key = key
 
     async def look_out(self) -> None:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
@@ -45,7 +49,7 @@ class Blockers:
             _log.debug("cannot see who blocks: %s", describe(error))
 
     async def _look(self, connection: Connection) -> None:
-        rows = await connection.fetch(_BLOCKERS, self._pid)
+        rows = await connection.fetch(_BLOCKERS, *halves(self._key))
         if seen := "; ".join(_blocker(row) for row in rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)

