@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import anyio
+
 from tests.chaos.history import History
 from tests.support import Connection, connected
 
@@ -15,6 +17,17 @@ KNOWN_ERRORS = (
     ("InterruptedBySignalError", r""),
 )
 """How a replica may fail that was hurt: the error, and what its text contains."""
+
+
+GONE_SECONDS = 5.0
+
+_LEFT = (
+    "SELECT format('session %s of %s: %s', pid, usename, query) FROM pg_stat_activity WHERE datname = current_database() "
+    # A pooler keeps its sessions, which have to be idle then.
+    "AND application_name LIKE 'pgratchet%' AND (usename LIKE 'replica%' OR state <> 'idle') "
+    "UNION ALL SELECT format('advisory lock of %s', l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+    "WHERE l.locktype = 'advisory' AND datname = current_database()"
+)
 
 
 class Report(NamedTuple):
@@ -35,10 +48,22 @@ async def audit(dsn: str, history: History, reports: Sequence[Report], log: str)
             *judge_ledger(history, await connection.fetch("SELECT version, statement FROM ledger ORDER BY id")),
             *judge_rows(history, await connection.fetch("SELECT * FROM schema_migrations")),
             *await _judge_catalogue(connection, history),
-            *await _judge_sessions(connection),
             *judge_reports(history, reports),
             *judge_log(log),
         ]
+
+
+async def abandoned(dsn: str) -> list[str]:
+    """Return what is left on the server some seconds after everybody has gone; nothing else may have happened since."""
+    wrong: list[str] = []
+    with anyio.move_on_after(GONE_SECONDS):
+        while True:
+            async with connected(dsn) as connection:
+                wrong = [f"left on the server: {row[0]}" for row in await connection.fetch(_LEFT)]
+            if not wrong:
+                break
+            await anyio.sleep(0.1)
+    return wrong
 
 
 def judge_ledger(history: History, rows: Iterable[Sequence[int]]) -> list[str]:
@@ -114,14 +139,3 @@ async def _judge_catalogue(connection: Connection, history: History) -> list[str
         if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", name):
             wrong.append(f"the table {name} is missing")
     return wrong
-
-
-async def _judge_sessions(connection: Connection) -> list[str]:
-    sessions = await connection.fetch(
-        "SELECT pid, query FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgratchet%'"
-    )
-    locks = await connection.fetch(
-        "SELECT pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-        "WHERE locktype = 'advisory' AND datname = current_database()"
-    )
-    return [f"a session is left: {tuple(row)}" for row in sessions] + [f"a lock is left: {row['pid']}" for row in locks]

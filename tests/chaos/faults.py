@@ -24,6 +24,7 @@ class Kind(Enum):
     FREEZE = "network frozen for a while"
     RESTART_FAST = "server restarted, fast"
     RESTART_IMMEDIATE = "server restarted, immediate"
+    RESTART_POOLER = "pooler restarted"
     OLD_TRANSACTION = "an old transaction in the way"
     TABLE_LOCK = "a table locked by a stranger"
 
@@ -96,9 +97,10 @@ class Fault(NamedTuple):
     table: str
 
 
-def schedule(random: Random, history: History, replicas: int) -> tuple[Fault, ...]:
+def schedule(random: Random, history: History, replicas: int, *, pooled: bool) -> tuple[Fault, ...]:
     """Return 4 to 9 faults."""
-    kinds = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()), k=random.randint(4, 9))
+    weights = _WEIGHTS | ({Kind.RESTART_POOLER: 3} if pooled else {})
+    kinds = random.choices(list(weights), list(weights.values()), k=random.randint(4, 9))
     return tuple(_fault(random, history, replicas, kind) for kind in kinds)
 
 

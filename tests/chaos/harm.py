@@ -1,19 +1,21 @@
 """Doing harm: waits for the moment of a fault, and has it happen to processes, sessions, network or server."""
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from typing import Literal, NamedTuple
 
 import anyio
 import anyio.to_thread
 import asyncpg
-from anyio.abc import Process
 
 from pgratchet import embedded
 from tests.chaos.faults import NETWORK, After, Fault, Kind, Passing, Seen
 from tests.faults.proxy import Harm, Proxy
+from tests.poolers import Pooler
 from tests.support import connected
 
 GLANCE = 0.01
@@ -38,7 +40,7 @@ _SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERM: signal.SIGTERM, Kind.STOP: sig
 
 
 class Session(NamedTuple):
-    """One session of a replica, as it was last seen."""
+    """One session of a replica, as it was last seen; the pooler's sessions are nobody's in particular, below 0."""
 
     pid: int
     replica: int
@@ -55,7 +57,8 @@ class Scene:
     dsn: str
     database: str
     proxy: Proxy
-    processes: dict[int, Process] = field(default_factory=dict)
+    pooler: Pooler | None
+    processes: dict[int, BaseProcess] = field(default_factory=dict)
     sessions: list[Session] = field(default_factory=list)
     began: anyio.Event = field(default_factory=anyio.Event)
     injected: Counter[Kind] = field(default_factory=Counter)
@@ -68,7 +71,7 @@ class Scene:
                 async with connected(self.server.dsn, application_name=STRANGER) as connection:
                     while True:
                         rows = await connection.fetch(_SESSIONS, self.database)
-                        self.sessions = [_session(row) for row in rows if row["usename"].startswith(ROLE)]
+                        self.sessions = [_session(row) for row in rows]
                         if self.sessions:
                             self.began.set()
                         await anyio.sleep(GLANCE)
@@ -106,6 +109,9 @@ class Scene:
             async with self.restarting:
                 self.injected[kind] += 1
                 await anyio.to_thread.run_sync(self.server.restart, _MODES[kind])
+        elif kind is Kind.RESTART_POOLER and self.pooler:
+            self.injected[kind] += 1
+            self.pooler.restart()
         elif kind in (Kind.OLD_TRANSACTION, Kind.TABLE_LOCK):
             await self._stand_in_the_way(fault)
         elif kind in (Kind.TERMINATE, Kind.CANCEL):
@@ -133,15 +139,15 @@ class Scene:
             await anyio.sleep(fault.seconds)
 
     async def _signal(self, fault: Fault, replica: int) -> None:
-        process = self.processes.get(replica)
-        if process is None or process.returncode is not None:
+        living = [number for number, process in self.processes.items() if process.is_alive()]
+        process = self.processes.get(replica if replica >= 0 or not living else living[len(living) // 2])
+        if process is None or not _send(process, _SIGNALS[fault.kind]):
             return
-        process.send_signal(_SIGNALS[fault.kind])
         self.injected[fault.kind] += 1
         if fault.kind is Kind.STOP:
-            await self._last(fault.seconds, lambda: _go_on(process))
+            await self._last(fault.seconds, lambda: _send(process, signal.SIGCONT))
 
-    async def _last(self, seconds: float, end: Callable[[], None]) -> None:
+    async def _last(self, seconds: float, end: Callable[[], object]) -> None:
         try:
             await anyio.sleep(seconds)
         finally:
@@ -161,10 +167,13 @@ class Scene:
 
 
 def _session(row: asyncpg.Record) -> Session:
-    replica = int(row["usename"].removeprefix(ROLE))
+    role = row["usename"] or ""
+    replica = int(role.removeprefix(ROLE)) if role.startswith(ROLE) else -1
     return Session(row["pid"], replica, row["text"], row["state"] == "active", row["holds"])
 
 
-def _go_on(process: Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGCONT)
+def _send(process: BaseProcess, number: signal.Signals) -> bool:
+    if process.pid is None or not process.is_alive():
+        return False
+    os.kill(process.pid, number)
+    return True

@@ -13,6 +13,7 @@ class Route(Enum):
 
     DIRECT = "direct"
     PROXY = "through the proxy"
+    POOLER = "through a pooler"
 
 
 class Replica(NamedTuple):
@@ -28,22 +29,28 @@ class Plan(NamedTuple):
 
     seed: int
     history: History
+    pooling: str
+    """The mode of the pooler, empty where there is none."""
     replicas: tuple[Replica, ...]
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
         replicas = [f"replica {number}: {replica}" for number, replica in enumerate(self.replicas)]
-        return "\n".join([f"seed {self.seed}", *replicas, *map(str, self.faults)]) + "\n"
+        return "\n".join([f"seed {self.seed}", f"pooler: {self.pooling or 'none'}", *replicas, *map(str, self.faults)]) + "\n"
 
 
 def plan(seed: int) -> Plan:
     """Return the trial of a seed; it is always the same."""
     random = Random(seed)  # noqa: S311 - chance that can be had again
-    history = generate(random, bare=random.random() < 0.0)
-    replicas = tuple(_replica(random) for _ in range(random.randint(3, 5)))
-    return Plan(seed, history, replicas, schedule(random, history, len(replicas)))
+    bare = random.random() < 0.0
+    history = generate(random, bare=bare)
+    modes = ["", "", "session"] if bare else ["", "session", "transaction", "transaction"]
+    pooling = random.choice(modes)
+    replicas = tuple(_replica(random, pooled=bool(pooling)) for _ in range(random.randint(3, 5)))
+    faults = schedule(random, history, len(replicas), pooled=bool(pooling))
+    return Plan(seed, history, pooling, replicas, faults)
 
 
-def _replica(random: Random) -> Replica:
-    route = Route.PROXY if random.random() < 0.6 else Route.DIRECT
-    return Replica(route, random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))
+def _replica(random: Random, *, pooled: bool) -> Replica:
+    routes = [Route.PROXY, Route.PROXY, Route.DIRECT] + ([Route.POOLER] * 4 if pooled else [])
+    return Replica(random.choice(routes), random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))

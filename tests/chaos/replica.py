@@ -2,8 +2,12 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import sys
 from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from pgratchet import Migrator, PgratchetError
 from pgratchet.cli.interruption import InterruptedBySignalError, run
@@ -11,8 +15,28 @@ from pgratchet.cli.interruption import InterruptedBySignalError, run
 LOCK_TIMEOUT = 0.4
 
 
-def main(dsn: str, folder: str, budget: str) -> int:
-    migrator = Migrator(dsn, folder, budget=float(budget), lock_timeout=LOCK_TIMEOUT)
+def start(dsn: str, folder: Path, budget: float, path: Path) -> BaseProcess:
+    """Return a new process that writes to `path`.out and .log.
+
+    It is forked from one that has everything imported, which is most of what a start costs: replicas get to the
+    server together, not one after the other as there are processors to import with.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=live, args=(dsn, folder, budget, path), daemon=True)
+    process.start()
+    return process
+
+
+def live(dsn: str, folder: Path, budget: float, path: Path) -> None:
+    """Be one replica, to the end of the process."""
+    for number, suffix in ((1, ".out"), (2, ".log")):
+        os.dup2(os.open(path.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    sys.exit(_migrate(Migrator(dsn, folder, budget=budget, lock_timeout=LOCK_TIMEOUT)))
+
+
+def _migrate(migrator: Migrator) -> int:
     try:
         finished = run(partial(migrator.up))
     except PgratchetError as error:
@@ -27,8 +51,3 @@ def main(dsn: str, folder: str, budget: str) -> int:
 
 def _say(finished: list[str], error: str = "", text: str = "") -> None:
     print(json.dumps({"finished": finished, "error": error, "text": text}), flush=True)  # noqa: T201 - to the trial
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    sys.exit(main(*sys.argv[1:]))

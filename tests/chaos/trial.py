@@ -1,27 +1,26 @@
 """One trial: replicas that are hurt and started again, then one calm run, then the audit."""
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import anyio
+import pytest
 
 from pgratchet import HistoryError, Migrator, PgratchetError, embedded
-from tests.chaos.audit import Report, audit
+from tests.chaos.audit import Report, abandoned, audit
 from tests.chaos.harm import ROLE, STRANGER, Scene
 from tests.chaos.history import FOUNDATION
 from tests.chaos.plan import Plan, Route
+from tests.chaos.replica import start
 from tests.conftest import create, drop
 from tests.faults.proxy import proxy
+from tests.poolers import Pooler, pooler
 from tests.support import connected, tell
 
-REPLICA = Path(__file__).parent / "replica.py"
 PATIENCE = 60.0
 """Seconds after which a replica that is still there hangs; all harm is over long before."""
 
@@ -29,6 +28,10 @@ HARM_SECONDS = 8.0
 """Seconds after which no more harm is begun, and what lasts ends."""
 
 CALM_BUDGET = 30.0
+
+POOL = 3
+"""How many sessions the pooler has."""
+
 MOST_LIVES = 12
 MOST_DOUBTS = 10
 
@@ -69,8 +72,10 @@ class Trial:
             (self._files / name).write_text(text)
         logged = self._server.log.stat().st_size
         async with self._a_database():
-            await self._hurt()
-            await self._calm()
+            with self._a_pooler() as between:
+                await self._hurt(between)
+                await self._calm()
+                self._violations += await abandoned(self._dsn)
             log = self._server.log.read_bytes()[logged:].decode(errors="replace")
             self._violations += await audit(self._dsn, self._plan.history, self._reports, log)
             if self._violations:
@@ -90,10 +95,21 @@ class Trial:
         finally:
             await drop(self._server.dsn, self._database)
 
-    async def _hurt(self) -> None:
+    @contextmanager
+    def _a_pooler(self) -> Iterator[Pooler | None]:
+        """Yield one if the trial is to have one, and it is installed."""
+        with ExitStack() as stack:
+            between = None
+            if self._plan.pooling:
+                with suppress(pytest.skip.Exception):
+                    settings = {"server_login_retry": "0.2"}
+                    between = stack.enter_context(pooler(self._dsn, self._plan.pooling, POOL, **settings))
+            yield between
+
+    async def _hurt(self, between: Pooler | None) -> None:
         """Run the replicas, and do the harm, until all of them have come to their end."""
         async with proxy(self._dsn) as way, anyio.create_task_group() as observing:
-            scene = Scene(self._server, self._dsn, self._database, way)
+            scene = Scene(self._server, self._dsn, self._database, way, between)
             observing.start_soon(scene.observe)
             with anyio.move_on_after(PATIENCE) as patience:
                 async with anyio.create_task_group() as harm:
@@ -127,18 +143,25 @@ class Trial:
     async def _live(self, scene: Scene, number: int, life: int) -> Report:
         plan = self._plan.replicas[number]
         path = self._folder / f"replica-{number}-{life}"
-        dsn = scene.proxy.dsn_for(self._dsn) if plan.route is Route.PROXY else self._dsn
-        dsn = urlsplit(dsn)._replace(netloc=urlsplit(dsn).netloc.replace("postgres@", f"{ROLE}{number}@")).geturl()
-        command = [sys.executable, str(REPLICA), dsn, str(self._files), str(plan.budget)]
-        with path.with_suffix(".out").open("wb") as out, path.with_suffix(".log").open("wb") as log:
-            process = await anyio.open_process(command, stdin=subprocess.DEVNULL, stdout=out, stderr=log)
-            scene.processes[number] = process
-            try:
-                code = await process.wait()
-            finally:
-                with suppress(ProcessLookupError):
-                    process.kill()
-        return _report(number, life, code, path.with_suffix(".out").read_text())
+        process = start(self._route(scene, number), self._files, plan.budget, path)
+        scene.processes[number] = process
+        try:
+            await anyio.wait_readable(process.sentinel)
+        finally:
+            process.kill()
+            process.join()
+        code = process.exitcode
+        if code is None:
+            raise AssertionError("a process that was joined has an exit code")
+        return _report(number, life, code, path.with_suffix(".out"))
+
+    def _route(self, scene: Scene, number: int) -> str:
+        """Return the DSN of a replica, whose role tells its sessions from others'."""
+        route = self._plan.replicas[number].route
+        if route is Route.POOLER and scene.pooler:
+            return scene.pooler.dsn
+        dsn = scene.proxy.dsn_for(self._dsn) if route is Route.PROXY else self._dsn
+        return dsn.replace("//postgres@", f"//{ROLE}{number}@")
 
     async def _calm(self) -> None:
         """Run once more with nothing in the way; what is in doubt is settled as a person would."""
@@ -162,7 +185,8 @@ class Trial:
                 (self._folder / f"{table}.json").write_text(json.dumps(rows, indent=1, default=str))
 
 
-def _report(number: int, life: int, code: int, said: str) -> Report:
+def _report(number: int, life: int, code: int, path: Path) -> Report:
+    said = path.read_text() if path.exists() else ""
     if not said.strip():
         return Report(number, life, code)
     answer = json.loads(said)
