@@ -80,7 +80,6 @@ class Scene:
 
     async def inject(self, fault: Fault) -> None:
         """Do one fault's harm when its moment has come, and count it if there was somebody to do it to."""
-        await self.began.wait()
         victim = await self._moment(fault)
         try:
             await self._hurt(fault, victim)

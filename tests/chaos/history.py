@@ -85,7 +85,7 @@ class _Draft:
 def _transaction(draft: _Draft, version: int) -> File:
     lines, effects = [], []
     for number in range(1, draft.random.randint(1, 5) + 1):
-        kind = draft.random.choice(["insert", "insert", "insert", "slow", "table", "items", "column"])
+        kind = draft.random.choice(["insert", "insert", "insert", "table", "items", "column"])
         if kind == "table":
             draft.tables.append(f"t_{version}_{number}")
             lines.append(f"CREATE TABLE t_{version}_{number} (n int);")
@@ -104,7 +104,7 @@ def _python(draft: _Draft, version: int) -> File:
 async def up(connection):
     await connection.execute("INSERT INTO ledger (version, statement) VALUES ({version}, 1)")
     async with connection.transaction():
-        await connection.execute("SELECT pg_sleep({draft.seconds(0.2)})")
+        await connection.execute("SELECT pg_sleep({draft.seconds(0.4)})")
         await connection.execute("INSERT INTO ledger (version, statement) VALUES ($1, $2)", {version}, 2)
     await connection.fetch("SELECT * FROM items WHERE n = {version}")
 '''
@@ -129,7 +129,7 @@ def _mixture(draft: _Draft, version: int) -> File:
             effects.append(number)
             if kind == "call":
                 calls.append(number)
-                lines.append(f"CALL effect({version}, {number}, {draft.seconds(0.15)}, {draft.seconds(0.15)});")
+                lines.append(f"CALL effect({version}, {number}, {draft.seconds(0.25)}, {draft.seconds(0.25)});")
             else:
                 lines.append(_insert(draft, version, number))
     text = DIRECTIVE + "\n".join(lines) + "\n"
@@ -137,7 +137,7 @@ def _mixture(draft: _Draft, version: int) -> File:
 
 
 def _insert(draft: _Draft, version: int, number: int) -> str:
-    sleep = f" FROM pg_sleep({draft.seconds(0.2)})" if draft.chance(0.6) else ""
+    sleep = f" FROM pg_sleep({draft.seconds(0.3)})" if draft.chance(0.7) else ""
     return f"INSERT INTO ledger (version, statement) SELECT {version}, {number}{sleep};"
 
 
@@ -145,7 +145,7 @@ def _build(draft: _Draft, version: int, number: int) -> str:
     name = f"i_{version}_{number}"
     draft.indexes.append(name)
     unless = "IF NOT EXISTS " if draft.chance(0.5) else ""
-    what = "items (n)" if draft.chance(0.3) else f"few (slowly(n, {draft.seconds(0.03)}))"
+    what = "items (n)" if draft.chance(0.3) else f"few (slowly(n, {draft.seconds(0.06)}))"
     return f"CREATE INDEX CONCURRENTLY {unless}{name} ON {what};"
 
 

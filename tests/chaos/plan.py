@@ -42,15 +42,17 @@ class Plan(NamedTuple):
 def plan(seed: int) -> Plan:
     """Return the trial of a seed; it is always the same."""
     random = Random(seed)  # noqa: S311 - chance that can be had again
-    bare = random.random() < 0.0
+    bare = random.random() < 0.7
     history = generate(random, bare=bare)
     modes = ["", "", "session"] if bare else ["", "session", "transaction", "transaction"]
     pooling = random.choice(modes)
-    replicas = tuple(_replica(random, pooled=bool(pooling)) for _ in range(random.randint(3, 5)))
+    replicas = tuple(_replica(random, number, pooled=bool(pooling)) for number in range(random.randint(3, 5)))
     faults = schedule(random, history, len(replicas), pooled=bool(pooling))
     return Plan(seed, history, pooling, replicas, faults)
 
 
-def _replica(random: Random, *, pooled: bool) -> Replica:
-    routes = [Route.PROXY, Route.PROXY, Route.DIRECT] + ([Route.POOLER] * 4 if pooled else [])
+def _replica(random: Random, number: int, *, pooled: bool) -> Replica:
+    routes = [Route.PROXY]
+    if number:
+        routes += [Route.PROXY, Route.DIRECT] + ([Route.POOLER] * 4 if pooled else [])
     return Replica(random.choice(routes), random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))
