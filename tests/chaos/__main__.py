@@ -26,18 +26,23 @@ def main() -> int:
     jobs = min(arguments.jobs, arguments.trials)
     for outcome in run(range(arguments.seed, arguments.seed + arguments.trials), jobs, folder):
         outcomes.append(outcome)
-        print(_line(outcome), flush=True)
-    print(_summary(outcomes, time.monotonic() - began))
+        _tell(_line(outcome))
+    _tell(_summary(outcomes, time.monotonic() - began))
     if any(outcome.violations for outcome in outcomes):
-        print(f"the evidence is in {folder}")
+        _tell(f"the evidence is in {folder}; `--seed N --trials 1` repeats the plan of one trial")
         return 1
     if arguments.keep is None:
         folder.rmdir()
     return 0
 
 
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _line(outcome: Outcome) -> str:
-    faults = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.injected.items()))
+    faults = ", ".join(f"{kind} {count}" for kind, count in sorted(outcome.injected.items()) if count)
     text = f"seed {outcome.seed}: {outcome.seconds:.1f} s; {faults or 'no fault came'}; in doubt {outcome.doubts}"
     return "\n".join([text, *(f"  VIOLATION: {violation}" for violation in outcome.violations)])
 

@@ -22,9 +22,10 @@ KNOWN_ERRORS = (
 GONE_SECONDS = 5.0
 
 _LEFT = (
-    "SELECT format('session %s of %s: %s', pid, usename, query) FROM pg_stat_activity WHERE datname = current_database() "
+    "SELECT format('session %s of %s: %s', pid, usename, query) FROM pg_stat_activity "
     # A pooler keeps its sessions, which have to be idle then.
-    "AND application_name LIKE 'pgratchet%' AND (usename LIKE 'replica%' OR state <> 'idle') "
+    "WHERE datname = current_database() AND application_name LIKE 'pgratchet%' "
+    "AND (usename LIKE 'replica%' OR state <> 'idle') "
     "UNION ALL SELECT format('advisory lock of %s', l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
     "WHERE l.locktype = 'advisory' AND datname = current_database()"
 )
@@ -94,7 +95,7 @@ def judge_rows(history: History, rows: Iterable[Mapping[str, Any]]) -> list[str]
             done = f"{row['statements_done']} of {row['statements_total']}"
             wrong.append(f"version {file.version} is {row['state']}, with {done} statements: {row['error']}")
         elif file.statements not in (0, row["statements_total"]):
-            wrong.append(f"version {file.version} has {file.statements} statements, and {row['statements_total']} there")
+            wrong.append(f"version {file.version} has {file.statements} statements, not {row['statements_total']}")
     return wrong + [f"the history has a row of version {version}" for version in by_version]
 
 
@@ -128,7 +129,8 @@ def _is_known(history: History, report: Report) -> bool:
 
 async def _judge_catalogue(connection: Connection, history: History) -> list[str]:
     rows = await connection.fetch(
-        "SELECT c.relname, i.indisvalid AND i.indisready AS valid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "SELECT c.relname, i.indisvalid AND i.indisready AS valid "
+        "FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "JOIN pg_class t ON t.oid = i.indrelid WHERE t.relname IN ('items', 'few') AND NOT i.indisprimary"
     )
     wrong = [f"the index {row['relname']} is invalid" for row in rows if not row["valid"]]

@@ -80,11 +80,13 @@ class Scene:
 
     async def inject(self, fault: Fault) -> None:
         """Do one fault's harm when its moment has come, and count it if there was somebody to do it to."""
-        victim = await self._moment(fault)
         try:
-            await self._hurt(fault, victim)
+            await self._hurt(fault, await self._moment(fault))
         except SERVER_GONE:
             return
+        finally:
+            if fault.kind is Kind.FREEZE:
+                self.proxy.resume()
 
     async def _moment(self, fault: Fault) -> Session | None:
         """Return when the moment has come, with the session in which it has, if there is one."""
@@ -97,7 +99,11 @@ class Scene:
         await anyio.sleep(moment.seconds)
         if isinstance(moment, Passing):
             harm = _HARMS.get(fault.kind, Harm.NONE)
-            await self.proxy.trap(moment.way, moment.at, harm, forward=moment.forward).sprung.wait()
+            trap = self.proxy.trap(moment.way, moment.at, harm, forward=moment.forward)
+            try:
+                await trap.sprung.wait()
+            finally:
+                self.proxy.disarm(trap)
         return None
 
     async def _hurt(self, fault: Fault, seen: Session | None) -> None:
@@ -126,7 +132,7 @@ class Scene:
         if isinstance(fault.moment, After):
             self.proxy.freeze() if fault.kind is Kind.FREEZE else self.proxy.cut(_HARMS[fault.kind])
         if fault.kind is Kind.FREEZE:
-            await self._last(fault.seconds, self.proxy.resume)
+            await anyio.sleep(fault.seconds)
 
     async def _stand_in_the_way(self, fault: Fault) -> None:
         async with connected(self.dsn, application_name=STRANGER, lock_timeout="1s") as connection:
@@ -144,13 +150,10 @@ class Scene:
             return
         self.injected[fault.kind] += 1
         if fault.kind is Kind.STOP:
-            await self._last(fault.seconds, lambda: _send(process, signal.SIGCONT))
-
-    async def _last(self, seconds: float, end: Callable[[], object]) -> None:
-        try:
-            await anyio.sleep(seconds)
-        finally:
-            end()
+            try:
+                await anyio.sleep(fault.seconds)
+            finally:
+                _send(process, signal.SIGCONT)
 
     async def _victim(self, fault: Fault) -> Session:
         """Return a session of the replica the fault is meant for, or the one that has the lock, once it is there."""

@@ -100,14 +100,14 @@ def _transaction(draft: _Draft, version: int) -> File:
 
 
 def _python(draft: _Draft, version: int) -> File:
-    text = f'''
+    text = f"""
 async def up(connection):
     await connection.execute("INSERT INTO ledger (version, statement) VALUES ({version}, 1)")
     async with connection.transaction():
         await connection.execute("SELECT pg_sleep({draft.seconds(0.4)})")
         await connection.execute("INSERT INTO ledger (version, statement) VALUES ($1, $2)", {version}, 2)
     await connection.fetch("SELECT * FROM items WHERE n = {version}")
-'''
+"""
     return File(version, f"{version:03}_python.py", text, (1, 2), 0)
 
 

@@ -36,7 +36,10 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         replicas = [f"replica {number}: {replica}" for number, replica in enumerate(self.replicas)]
-        return "\n".join([f"seed {self.seed}", f"pooler: {self.pooling or 'none'}", *replicas, *map(str, self.faults)]) + "\n"
+        return (
+            "\n".join([f"seed {self.seed}", f"pooler: {self.pooling or 'none'}", *replicas, *map(str, self.faults)])
+            + "\n"
+        )
 
 
 def plan(seed: int) -> Plan:

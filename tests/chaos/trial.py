@@ -83,9 +83,7 @@ class Trial:
                 await self._keep(log)
         violations, seconds = tuple(self._violations), time.monotonic() - began
         faults = len(self._plan.faults)
-        return Outcome(
-            self._plan.seed, faults, self._injected, self._doubts, violations, seconds, str(self._folder)
-        )
+        return Outcome(self._plan.seed, faults, self._injected, self._doubts, violations, seconds, str(self._folder))
 
     @asynccontextmanager
     async def _a_database(self) -> AsyncIterator[None]:

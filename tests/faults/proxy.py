@@ -109,6 +109,11 @@ class Proxy:
         self._traps.append(trap)
         return trap
 
+    def disarm(self, trap: Trap) -> None:
+        """Take a trap away, if it is still there."""
+        if trap in self._traps:
+            self._traps.remove(trap)
+
     def freeze(self) -> None:
         """Stop forwarding. Connections stay open, and new ones are accepted."""
         self.flowing.clear()
