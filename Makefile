@@ -1,15 +1,22 @@
 PYTHON ?= python3
 ARGS ?=
+# More than there are processors: half of what the tests do is wait.
+JOBS ?= 4
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
+TEST := $(RUN) -m pytest --numprocesses $(JOBS)
+SERVERS := .servers
+MAJORS := 14 15 16 17 18
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test test-matrix lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
 	@echo "make test    the whole test suite (make test ARGS='-k lifespan' for a part)"
+	@echo "make test-18 what needs a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
+	@echo "make test-matrix  the same on all of them, one after the other"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   the numbers"
@@ -19,7 +26,13 @@ demo: $(VENV)/.demo
 	@$(RUN) examples/demo.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest $(ARGS)
+	$(TEST) $(ARGS)
+
+test-matrix: $(MAJORS:%=test-%)
+
+test-%: $(VENV)/.dev $(SERVERS)/.installed
+	PGRATCHET_POSTGRES_BIN=$(CURDIR)/$(SERVERS)/node_modules/pg$*/native/bin \
+		$(TEST) tests/integration tests/faults tests/concurrency $(ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check
@@ -32,12 +45,18 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/all.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
+	rm -rf $(VENV) $(SERVERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
 	find src tests examples benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(SERVERS)/.installed: tests/servers/package.json tests/servers/package-lock.json
+	mkdir -p $(SERVERS)
+	cp $^ $(SERVERS)
+	npm ci --prefix $(SERVERS) --silent --no-audit --no-fund
+	@touch $@
 
 # pip first: what comes with Python 3.11 does not know dependency groups.
 $(VENV)/.demo: pyproject.toml | $(RUN)

@@ -1,122 +1,128 @@
-"""A real PgBouncer before a server, gone with the block that started it."""
+"""A real PgBouncer before a PostgreSQL server, on a free port, gone with the process that started it."""
 
 import os
-import pwd
 import shutil
+import signal
 import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+import asyncpg
 import pytest
 
+from pgratchet import embedded
+
+Mode = Literal["session", "transaction", "statement"]
+
 REQUIRED = "PGRATCHET_REQUIRE_ALL"
-"""A variable that makes a failure of what would be skipped because a program is not installed."""
+"""When this variable is set, what is not installed fails a test that it would skip otherwise."""
 
 
 class Pooler:
-    """Leads to the server of a DSN, from a port of 127.0.0.1; made by `pooler()`."""
+    """A PgBouncer that runs; made by `pgbouncer()`. Whoever connects is let in, as the role of its DSN."""
 
-    def __init__(self, command: list[str], folder: Path, port: int, dsn: str) -> None:
-        self.log = folder / "log"
-        self.port = port
-        self._command = command
+    def __init__(self, dsn: str, program: str, keeper: embedded._Keeper, settings: dict[str, object]) -> None:
+        self.log = keeper.root / "log"
+        self.port = 0
+        self.pid = 0
         self._dsn = dsn
-        self._account = account()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._settings = settings
+        self._keeper = keeper
+        self._command = [program, str(keeper.root / "pgbouncer.ini")]
 
     @property
     def dsn(self) -> str:
-        """To the same database, through the pooler."""
-        parts = urlsplit(self._dsn)
-        return parts._replace(netloc=f"{parts.username}@127.0.0.1:{self.port}").geturl()
+        """To the database it was made for, through it."""
+        return self.dsn_for(urlsplit(self._dsn).path.removeprefix("/"))
 
-    def start(self) -> None:
-        """Return when it accepts connections."""
-        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, **self._account)
-        deadline = time.monotonic() + 10
-        while not self._accepts():
-            assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+    def dsn_for(self, database: str) -> str:
+        """Return the DSN that leads through it to a database of the same server, or to its console: `pgbouncer`."""
+        parts = urlsplit(self._dsn)
+        query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
+        user = parts.netloc.rpartition("@")[0]
+        return parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", path=f"/{database}", query=query).geturl()
+
+    async def tell(self, command: str) -> None:
+        """Run a command of the console, such as PAUSE, which returns when no server is in use, RESUME or RECONNECT."""
+        console = await asyncpg.connect(self.dsn_for("pgbouncer"))
+        try:
+            await console.execute(command)
+        finally:
+            console.terminate()
+
+    def start(self, attempts: int = 5) -> None:
+        """Return when connections are accepted, at the port of the last time unless somebody has taken it."""
+        for _ in range(attempts):
+            self.port = self.port or _free_port()
+            self._configure()
+            self.pid = self._keeper.order(self._command)[0]
+            if self._keeper.wait("PgBouncer's start", self._accepts) is None:
+                return
+            if "Address already in use" not in self.log.read_text():
+                break
+            self.port = 0
+        raise self._keeper.error("PgBouncer did not start")
 
     def stop(self) -> None:
-        """End at once, and all connections with it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """Cut all connections, as the death of its machine would."""
+        self._keeper.order(signal.SIGKILL)
+        self._keeper.wait("PgBouncer's end")
 
     def restart(self) -> None:
-        """Stop and start; the address stays."""
+        """Cut all connections, and accept new ones."""
         self.stop()
         self.start()
 
+    def _configure(self) -> None:
+        lines = [f"{name} = {value}" for name, value in {**self._settings, "listen_port": self.port}.items()]
+        text = "\n".join(["[databases]", f"* = {_target(self._dsn)}", "[pgbouncer]", *lines, ""])
+        Path(self._command[1]).write_text(text)
+
     def _accepts(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        except OSError:
-            return False
-        return True
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-@contextmanager
-def pooler(dsn: str, mode: str, size: int, **settings: str) -> Iterator[Pooler]:
-    """Yield a pooler in a mode (session, transaction, statement) with at most so many server connections."""
-    program = found("pgbouncer")
-    folder, port = Path(mkdtemp(prefix="pooler-")), free_port()
-    target = urlsplit(dsn)
-    wanted = {
-        "listen_addr": "127.0.0.1",
-        "listen_port": str(port),
-        "unix_socket_dir": "",
-        "auth_type": "any",
-        "pool_mode": mode,
-        "default_pool_size": str(size),
-        "max_client_conn": "500",
-        "logfile": str(folder / "log"),
-    } | settings
-    lines = [f"{name} = {value}" for name, value in wanted.items()]
-    database = f"* = host={target.hostname} port={target.port} user={target.username}"
-    (folder / "log").touch()
-    (folder / "ini").write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
-    between = Pooler([program, str(folder / "ini")], folder, port, dsn)
-    try:
-        for path in (folder, *folder.iterdir()):
-            own(path)
-        between.start()
-        yield between
-    finally:
-        between.stop()
-        shutil.rmtree(folder)
+@asynccontextmanager
+async def pgbouncer(dsn: str, mode: Mode = "transaction", size: int = 5, **settings: object) -> AsyncIterator[Pooler]:
+    """Yield a pooler with at most that many server connections for each database; settings as in pgbouncer.ini."""
+    account = embedded._account()
+    with embedded._kept(account, embedded._folder(account, None)) as keeper:
+        fixed = {
+            "listen_addr": "127.0.0.1",
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "admin_users": urlsplit(dsn).username,
+            "pool_mode": mode,
+            "default_pool_size": size,
+        }
+        pooler = Pooler(dsn, _program(), keeper, {**fixed, **settings})
+        pooler.start()
+        yield pooler
 
 
-def found(program: str) -> str:
-    """Return where a program is; a test that needs it is skipped where it is not installed."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        message = f"{program} is not installed"
-        (pytest.fail if REQUIRED in os.environ else pytest.skip)(message)
-    return path
+def _program() -> str:
+    """Return where PgBouncer is; ordinary accounts do not always have its folder in PATH."""
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if not found:
+        reason = "PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)"
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+    return found
 
 
-def account() -> dict[str, Any]:
-    """Return who runs it, as Popen wants it: like PostgreSQL, it refuses root."""
-    if os.geteuid() != 0:
-        return {}
-    entry = pwd.getpwnam("nobody")
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+def _target(dsn: str) -> str:
+    """Return what PgBouncer needs to reach the server as the DSN's role; the database is the client's."""
+    parts = urlsplit(dsn)
+    values = {"host": parts.hostname, "port": parts.port or 5432, "user": parts.username, "password": parts.password}
+    values |= {key: value for key, value in parse_qsl(parts.query) if key in {"host", "port"}}
+    pairs = {key: unquote(str(value)).replace("'", "''") for key, value in values.items() if value}
+    return " ".join(f"{key}='{value}'" for key, value in pairs.items())
 
 
-def own(path: Path) -> None:
-    for who in [account()] if account() else []:
-        os.chown(path, who["user"], who["group"])
-
-
-def free_port() -> int:
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+        port: int = probe.getsockname()[1]
+        return port

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,19 @@ class Replica:
 
 @asynccontextmanager
 async def replicas(
-    count: int, dsn: str, folder: Path, table: str = HISTORY, **options: Any
+    count: int,
+    dsn: str,
+    folder: Path,
+    table: str = HISTORY,
+    prefix: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[list[Replica]]:
-    """Yield as many replicas, all of them ready, with these options of a migrator; none outlives the block."""
-    command = [sys.executable, str(WORKER), dsn, str(folder), json.dumps({"table": table, "lock_timeout": 0} | options)]
+    """Yield as many replicas, all of them ready, with these options of a migrator; none outlives the block.
+
+    `prefix` is a command that runs them.
+    """
+    given = json.dumps({"table": table, "lock_timeout": 0} | options)
+    command = [*prefix, sys.executable, str(WORKER), dsn, str(folder), given]
     started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
     try:
         for replica in started:

@@ -28,7 +28,7 @@ async def adopt(
         history = History(table)
         async with lock.exclusively(connection, key, budget):
             if not await history.exists(connection):
-                await history.create(connection)
+                await history.create(connection, settings.readers)
             return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
 
 

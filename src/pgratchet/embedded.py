@@ -160,7 +160,7 @@ class Server:
         # The first line matters: after a crash the file of the server before is still there, and says ready.
         with suppress(OSError, IndexError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return lines[0] == str(pid) and lines[7].strip() == "ready"
+            return lines[0] == str(pid) and lines[7].strip() in {"ready", "standby"}
         return False
 
 

@@ -27,12 +27,15 @@ from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.history import History, HistoryBusyError
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Records
-from pgratchet.postgres.session import Connect, Connection, open_session, refuse_statement_pooling
+from pgratchet.postgres.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
 from pgratchet.postgres.sql import Table
 from pgratchet.settings import Held, Settings
 
 MOST_LOSSES = 5
 """How many sessions in a row a step may lose before it is taken for their end."""
+
+PRIMARY_PAUSE = 0.5, 1.0
+"""Bounds, in seconds, of the pause before a server that was a standby is looked at again."""
 
 TELL_EVERY = 5.0
 """Seconds between two lines of a waiter's log."""
@@ -136,7 +139,6 @@ class Run:
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
         from pgratchet import turning  # noqa: PLC0415
 
-        await self._resolve(connection)
         try:
             await turning.turn(self._held(connection), waiting)
         except lock.BusyError:
@@ -169,6 +171,13 @@ class Run:
             try:
                 async with open_session(connect or self._settings.direct, self._budget) as connection:
                     return await work(connection)
+            except NotPrimaryError as error:
+                # A first contact is somebody's mistake. A run that has lost its server sees a failover, and the
+                # standby may take over soon.
+                if not losses:
+                    raise
+                _log.warning("%s; waiting for a primary", error)
+                await self._budget.pause(*PRIMARY_PAUSE, str(error))
             except ConnectionLostError as error:
                 losses = 1 if len(self.progress.finished) > finished else losses + 1
                 finished = len(self.progress.finished)
@@ -222,6 +231,7 @@ class Run:
 
         Where nothing is held that is not yet so: raises BusyError where another runner is at work.
         """
+        await self._resolve(connection)
         entries = await self.look(connection)
         self._raise_new_failure(planning.failures(entries))
         if self._by is Lock.TRANSACTION and any(entry.state is State.RUNNING for entry in entries):

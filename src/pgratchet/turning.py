@@ -13,7 +13,7 @@ from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Writer
-from pgratchet.postgres.session import settings_sql
+from pgratchet.postgres.session import NotPrimaryError, settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -22,9 +22,10 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
     framing = await _framing(held)
     history = History(held.settings.table)
-    if not await history.exists(held.connection):
-        await history.create(held.connection)
-    await history.grant(held.connection, held.settings.readers)
+    if await history.exists(held.connection):
+        await history.grant(held.connection, held.settings.readers)
+    else:
+        await history.create(held.connection, held.settings.readers)
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
@@ -88,4 +89,4 @@ def _refuse_useless(facts: Facts) -> None:
         )
     if facts.standby or facts.read_only:
         what = "a standby" if facts.standby else "read-only"
-        raise ServerError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")
+        raise NotPrimaryError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")

@@ -49,13 +49,14 @@ class Trap:
     """Harm done once, to the first connection that comes to a place: so many bytes, or a byte string.
 
     With `forward` the byte string passes first, otherwise it does not: where it came in pieces, all but the
-    last one are through.
+    last one are through. The first `skip` byte strings pass unharmed.
     """
 
     way: Way
     at: int | bytes
     harm: Harm
     forward: bool
+    skip: int = 0
     sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def place(self, passed: int, tail: bytes, chunk: bytes) -> int | None:
@@ -64,6 +65,9 @@ class Trap:
             return self.at - passed if passed <= self.at < passed + len(chunk) else None
         before = tail[-(len(self.at) - 1) :] if len(self.at) > 1 else b""
         found = (before + chunk).find(self.at)
+        while found >= 0 and self.skip:
+            self.skip -= 1
+            found = (before + chunk).find(self.at, found + len(self.at))
         if found < 0:
             return None
         return max(0, found - len(before) + (len(self.at) if self.forward else 0))
@@ -101,11 +105,15 @@ class Proxy:
         user, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}", query=query).geturl()
 
-    def trap(self, way: Way, at: int | bytes, harm: Harm, *, forward: bool = True) -> Trap:
+    def lead_to(self, dsn: str) -> None:
+        """Lead new connections to another server."""
+        self._dsn = dsn
+
+    def trap(self, way: Way, at: int | bytes, harm: Harm, *, forward: bool = True, skip: int = 0) -> Trap:
         """Set a trap. One that does no harm only tells, by `sprung`, that something came there."""
         if isinstance(at, bytes) and not 0 < len(at) <= LONGEST_PATTERN:
             raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} bytes")
-        trap = Trap(way, at, harm, forward)
+        trap = Trap(way, at, harm, forward, skip)
         self._traps.append(trap)
         return trap
 

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from pgratchet import HistoryError, Migrator, ServerError
-from tests.poolers import Pooler, pooler
+from tests.poolers import Mode, Pooler, pgbouncer
 from tests.processes import replicas, results
 from tests.support import (
     HISTORY,
@@ -30,7 +30,7 @@ from tests.support import (
 pytestmark = pytest.mark.anyio
 
 COUNT = 6
-MODES = [("session", 20), ("transaction", 5), ("transaction", 1)]
+MODES: list[tuple[Mode, int]] = [("session", 20), ("transaction", 5), ("transaction", 1)]
 every_mode = pytest.mark.parametrize(("mode", "size"), MODES, ids=str)
 
 LEAKY = (
@@ -93,10 +93,10 @@ async def clean(between: Pooler, most: int) -> None:
 
 @every_mode
 async def test_a_herd_applies_each_migration_once_and_leaves_no_trace(
-    dsn: str, write: Write, mode: str, size: int
+    dsn: str, write: Write, mode: Mode, size: int
 ) -> None:
     folder = write(FILES)
-    with pooler(dsn, mode, size) as between:
+    async with pgbouncer(dsn, mode, size) as between:
         async with replicas(COUNT, between.dsn, folder) as racing:
             outcome = await results(racing)
         assert [code for code, _ in outcome] == [0] * COUNT
@@ -110,21 +110,21 @@ async def test_a_herd_applies_each_migration_once_and_leaves_no_trace(
 
 async def test_runners_with_and_without_it_keep_each_other_out(dsn: str, write: Write) -> None:
     folder = write(FILES)
-    with pooler(dsn, "transaction", 5) as between:
-        async with (
-            replicas(3, between.dsn, folder) as pooled,
-            replicas(3, dsn, folder) as direct,
-        ):
-            outcome = await results([*pooled, *direct])
-            await clean(between, 5)
+    async with (
+        pgbouncer(dsn, "transaction", 5) as between,
+        replicas(3, between.dsn, folder) as pooled,
+        replicas(3, dsn, folder) as direct,
+    ):
+        outcome = await results([*pooled, *direct])
+        await clean(between, 5)
     assert [code for code, _ in outcome] == [0] * 6
     assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
 
 
 @every_mode
-async def test_a_migration_that_fails_leaves_no_trace_either(dsn: str, write: Write, mode: str, size: int) -> None:
+async def test_a_migration_that_fails_leaves_no_trace_either(dsn: str, write: Write, mode: Mode, size: int) -> None:
     folder = write({"001_a.sql": LEAKY + "SELECT 1/0;"})
-    with pooler(dsn, mode, size) as between:
+    async with pgbouncer(dsn, mode, size) as between:
         failed = await failure_of(Migrator(between.dsn, folder))
         assert failed.failure.sqlstate == "22012"
         assert await states(dsn) == {"1": "failed"}
@@ -136,14 +136,14 @@ async def test_a_migration_that_fails_leaves_no_trace_either(dsn: str, write: Wr
 async def test_a_setting_that_the_pooler_lets_through_at_start_up_is_not_left_behind(dsn: str, write: Write) -> None:
     folder = write(FILES)
     ignored = "extra_float_digits,lock_timeout,statement_timeout,idle_in_transaction_session_timeout"
-    with pooler(dsn, "transaction", 2, ignore_startup_parameters=ignored) as between:
+    async with pgbouncer(dsn, "transaction", 2, ignore_startup_parameters=ignored) as between:
         assert len(await Migrator(between.dsn, folder).up()) == 4
         await clean(between, 2)
 
 
 async def test_what_runs_outside_a_transaction_is_refused_before_anything_ran(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
-    with pooler(dsn, "transaction", 2) as between:
+    async with pgbouncer(dsn, "transaction", 2) as between:
         with pytest.raises(ServerError, match=r"005_e\.sql.*direct_dsn"):
             await Migrator(between.dsn, folder).up()
         assert not await exists(dsn, "ledger")
@@ -155,7 +155,7 @@ async def test_what_runs_outside_a_transaction_is_refused_before_anything_ran(ds
 
 async def test_a_pool_of_sessions_that_is_said_to_be_one_runs_everything(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
-    with pooler(dsn, "session", 20) as between:
+    async with pgbouncer(dsn, "session", 20) as between:
         async with replicas(COUNT, between.dsn, folder, lock="session") as racing:
             outcome = await results(racing)
         assert [code for code, _ in outcome] == [0] * COUNT
@@ -176,7 +176,7 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
     dsn: str, write: Write
 ) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
-    with pooler(dsn, "statement", 2) as between:
+    async with pgbouncer(dsn, "statement", 2) as between:
         with pytest.raises(ServerError, match="direct_dsn"):
             await Migrator(between.dsn, folder).up()
         assert not await exists(dsn, HISTORY)
@@ -188,61 +188,61 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
 
 
 @every_mode
-async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, mode: str, size: int) -> None:
+async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, mode: Mode, size: int) -> None:
     folder = write(FILES | {"002_b.py": "async def up(c):\n    pass\n", "003_c.sql": FILES["003_c.sql"] + PASS_GATE})
     finished: list[str] = []
-    with pooler(dsn, mode, size) as between:
-        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+    async with pgbouncer(dsn, mode, size) as between, gate(dsn) as closed, anyio.create_task_group() as tasks:
 
-            async def run() -> None:
-                finished.extend(step.version for step in await Migrator(between.dsn, folder, lock_timeout=0).up())
+        async def run() -> None:
+            finished.extend(step.version for step in await Migrator(between.dsn, folder, lock_timeout=0).up())
 
-            tasks.start_soon(run)
-            first = await closed.reached()
-            between.restart()
-            await closed.reached_by_another(first)
-            await closed.open()
+        tasks.start_soon(run)
+        first = await closed.reached()
+        between.restart()
+        await closed.reached_by_another(first)
+        await closed.open()
     assert finished == ["1", "2", "3", "4"]
     assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 3, 4]
 
 
 @every_mode
 async def test_a_runner_killed_in_mid_statement_frees_the_lock_within_two_seconds(
-    dsn: str, write: Write, mode: str, size: int
+    dsn: str, write: Write, mode: Mode, size: int
 ) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a (); SELECT pg_sleep(600);"})
-    with pooler(dsn, mode, size) as between:
-        async with replicas(1, between.dsn, folder) as (replica,):
-            await replica.go()
-            await until(lambda: ask(dsn, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
-            replica.process.kill()
-            await until(lambda: unlocked(dsn), 2.5)
-            write({"001_a.sql": "CREATE TABLE a ();"})
-            with anyio.fail_after(10):
-                assert [step.version for step in await Migrator(between.dsn, folder).up()] == ["1"]
+    async with pgbouncer(dsn, mode, size) as between, replicas(1, between.dsn, folder) as (replica,):
+        await replica.go()
+        await until(lambda: ask(dsn, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+        replica.process.kill()
+        await until(lambda: unlocked(dsn), 2.5)
+        write({"001_a.sql": "CREATE TABLE a ();"})
+        with anyio.fail_after(10):
+            assert [step.version for step in await Migrator(between.dsn, folder).up()] == ["1"]
 
 
 async def test_who_blocks_is_told_through_it_too(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     await tell(dsn, "CREATE TABLE t (n int)")
     folder = write({"001_a.sql": "ALTER TABLE t ADD m int;"})
-    with pooler(dsn, "transaction", 5) as between:
-        async with connected(dsn, application_name="the blocker") as blocker:
-            await blocker.execute("BEGIN; LOCK TABLE t")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(Migrator(between.dsn, folder, lock_timeout=1).up)
+    async with (
+        pgbouncer(dsn, "transaction", 5) as between,
+        connected(dsn, application_name="the blocker") as blocker,
+    ):
+        await blocker.execute("BEGIN; LOCK TABLE t")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(between.dsn, folder, lock_timeout=1).up)
 
-                async def told() -> bool:
-                    return "the blocker" in caplog.text
+            async def told() -> bool:
+                return "the blocker" in caplog.text
 
-                await until(told)
-                await blocker.execute("ROLLBACK")
+            await until(told)
+            await blocker.execute("ROLLBACK")
     assert await states(dsn) == {"1": "applied"}
 
 
 @pytest.mark.parametrize("verb", ["down", "redo", "rehearse"])
 async def test_every_way_leads_through_it(dsn: str, write: Write, verb: str) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": "DROP TABLE a;", "002_b.sql": "SELECT 1;"})
-    with pooler(dsn, "transaction", 1) as between:
+    async with pgbouncer(dsn, "transaction", 1) as between:
         migrator = Migrator(between.dsn, folder)
         await migrator.up(to=1)
         done = await getattr(migrator, verb)()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
-from pgratchet.postgres.records import Claim, Records, Writer
+from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.session import Connection, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
 
@@ -104,7 +104,7 @@ class Framing(NamedTuple):
             + ("" if durable else "SET LOCAL synchronous_commit = off;")
             + self.opening(claim, over_failed=over_failed)
         )
-        return Frame(claim, head, self.closing(claim) + "COMMIT;" + self.reset)
+        return Frame(claim, head, self.closing(claim, durable=durable) + "COMMIT;" + self.reset)
 
     def opening(self, claim: Claim, *, over_failed: bool) -> str:
         """Return what comes between BEGIN and a script."""
@@ -118,13 +118,14 @@ class Framing(NamedTuple):
             + self.records.claim(claim, self.writer, over_failed=over_failed)
         )
 
-    def closing(self, claim: Claim) -> str:
+    def closing(self, claim: Claim, *, durable: bool = True) -> str:
         """Return what comes between a script and COMMIT."""
-        return "SET CONSTRAINTS ALL IMMEDIATE;" + OURSELVES + self.records.record(claim)
+        constraints = "SET CONSTRAINTS ALL IMMEDIATE;"
+        return constraints + OURSELVES + (DURABLE if durable else "") + self.records.record(claim)
 
     def recording(self, sql: str) -> str:
         """Return statements of ours as a transaction of their own, in a session without traces."""
-        return f"BEGIN;{OURSELVES}{sql}COMMIT;{self.reset}"
+        return f"BEGIN;{OURSELVES}{DURABLE}{sql}COMMIT;{self.reset}"
 
     def application(self, claim: Claim) -> str:
         """Return how the session is called meanwhile: whoever waits reads here what runs, and since when."""

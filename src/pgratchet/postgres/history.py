@@ -111,10 +111,10 @@ class History(NamedTuple):
             raise ServerError(f"the role may not write the history: it needs {', '.join(missing)} on {self.table}")
         return missing is not None
 
-    async def create(self, connection: Connection) -> None:
+    async def create(self, connection: Connection, readers: Sequence[str] = ()) -> None:
         """Make the table, and its schema where that is missing; to be called under the lock.
 
-        One message without BEGIN is one transaction.
+        One message without BEGIN is one transaction: readers that wait already see no table that they may not read.
         """
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         schema = identifier(self.table.schema)
@@ -124,7 +124,8 @@ class History(NamedTuple):
                 connection,
                 ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
                 + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
-                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';",
+                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
+                + "".join(map(self._grants, readers)),
             )
         except asyncpg.InsufficientPrivilegeError as error:
             needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
@@ -133,11 +134,13 @@ class History(NamedTuple):
     async def grant(self, connection: Connection, readers: Sequence[str]) -> None:
         """Let roles that may do nothing else wait for migrations and check them."""
         for role in readers:
-            await through_races(
-                connection,
-                f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
-                f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};",
-            )
+            await through_races(connection, self._grants(role))
+
+    def _grants(self, role: str) -> str:
+        return (
+            f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
+            f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
+        )
 
     async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:
         """Return the rows that a home-made runner has written; raises ForeignTableError for any other table."""

@@ -5,6 +5,15 @@ from typing import NamedTuple
 from pgratchet.core.model import Direction, Mode, RecordState, Step
 from pgratchet.postgres.sql import Table, literal
 
+DURABLE = (
+    "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
+    "WHERE pg_catalog.current_setting('synchronous_commit') = 'off';"
+)
+"""Has the transaction's COMMIT, and all its session's before it, survive a crash, whatever a role or a script has set.
+
+Only `off` is weaker than that; `local` and up stay as somebody wants them.
+"""
+
 FENCE = "pgratchet fence: "
 """How the errors begin that our own statements raise when a migration has broken its bounds."""
 
@@ -122,7 +131,7 @@ class Records(NamedTuple):
 
     def flush(self, claim: Claim) -> str:
         """Return SQL whose COMMIT makes everything durable that its session has committed before."""
-        return f"UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
+        return f"{DURABLE}UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None) -> str:
         migration = claim.step.migration

@@ -67,6 +67,10 @@ _NOT_NOW = (
 _log = logging.getLogger("pgratchet")
 
 
+class NotPrimaryError(ServerError):
+    """The server is a standby, or read-only; during a failover that may pass."""
+
+
 def connector(dsn: str, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `dsn` that are ready for a run.
 
@@ -167,7 +171,7 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
 
     A server that is not there, starting or full is tried again while the budget lasts, or not at all where
     there is none. Raises ServerError when it cannot be had, ConnectionLostError when it is lost inside, and
-    ServerError for what the server says inside and nobody has dealt with.
+    ServerError for what the server says inside and nobody has dealt with: NotPrimaryError where it takes no changes.
     """
     connection = await _connected(connect, budget)
     try:
@@ -177,6 +181,8 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
         # Not told by its class: a script can raise what it likes, and open files and connections of its own.
         if connection.is_closed() and not isinstance(error, PgratchetError):
             raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            raise NotPrimaryError(describe(error)) from error
         if isinstance(error, asyncpg.PostgresError):
             raise ServerError(describe(error)) from error
         raise
@@ -200,7 +206,7 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
     if budget is None:
         try:
             return await connect()
-        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+        except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
             raise ServerError(f"cannot connect: {describe(error)}") from error
     for attempt in count():
         reason = "cannot connect: the server does not answer"
@@ -209,6 +215,8 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
             # Even of an empty budget: a server that is there takes less.
             with budget.waiting(), anyio.move_on_after(None if left is None else max(left, LEAST_CONNECTING)):
                 return await connect()
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise NotPrimaryError(f"cannot connect: {describe(error)}") from error
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
             reason = f"cannot connect: {describe(error)}"
             if not _may_pass(error):

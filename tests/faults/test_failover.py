@@ -1,0 +1,187 @@
+import logging
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from pgratchet import BudgetExceededError, Migrator, ServerError
+from pgratchet.embedded import Server
+from pgratchet.embedded import server as embedded_server
+from tests.faults.pairs import pair
+from tests.faults.proxy import Proxy, proxy
+from tests.support import PASS_GATE, Write, ask, column, connected, deserted, gate, states, tell, until
+
+pytestmark = pytest.mark.anyio
+
+LAST = 40
+
+
+def many() -> dict[str, str]:
+    """Return many small migrations, each of which would succeed twice, and be seen to; some are Python."""
+    insert = "INSERT INTO ledger VALUES ({0}); SELECT pg_sleep(0.03);"
+    python = "async def up(connection):\n    await connection.execute('" + insert + "')\n"
+    kinds = {n: ("py", python) if n % 4 == 0 else ("sql", insert) for n in range(1, LAST + 1)}
+    return {f"{n:03}_m.{suffix}": text.format(n) for n, (suffix, text) in kinds.items()}
+
+
+class Runs:
+    """Several runs at once, as of several replicas, and what they say they finished."""
+
+    def __init__(self, folder: Path, *dsns: str, budget: float | None = None) -> None:
+        self.finished: list[int] = []
+        self.running = len(dsns)
+        self._migrators = [Migrator(dsn, folder, lock_timeout=0, budget=budget) for dsn in dsns]
+
+    async def go(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for migrator in self._migrators:
+                tasks.start_soon(self._run, migrator)
+
+    async def _run(self, migrator: Migrator) -> None:
+        self.finished += [int(step.version) for step in await migrator.up()]
+        self.running -= 1
+
+
+async def applied_once(dsn: str, runs: Runs, last: int = LAST) -> None:
+    """Assert that each migration had its effect once, and was reported once, by whichever run."""
+    everything = list(range(1, last + 1))
+    assert sorted(await column(dsn, "SELECT n FROM ledger")) == everything
+    assert sorted(runs.finished) == everything
+    assert set((await states(dsn)).values()) == {"applied"}
+    await deserted(dsn)
+
+
+async def progress(dsn: str) -> int:
+    return int(await ask(dsn, "SELECT count(*) FROM ledger"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_sessions_that_are_ended_at_random_moments_lose_and_repeat_nothing(
+    dsn: str, write: Write, seed: int
+) -> None:
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    chance = random.Random(seed)  # noqa: S311 - the same moments each time, as far as a clock can have that
+    runs = Runs(write(many()), dsn, dsn)
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name LIKE 'pgratchet%'"
+    )
+    async with connected(dsn) as killer:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runs.go)
+                kills = 0
+                while runs.running and kills < 8:
+                    await anyio.sleep(chance.uniform(0.02, 0.3))
+                    kills += len(await killer.fetch(kill)) > 0
+    assert kills > 2
+    await applied_once(dsn, runs)
+
+
+@pytest.fixture
+def own(memory: Path | None) -> Iterator[Server]:
+    with embedded_server(tcp=True, folder=memory) as own:
+        yield own
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_server_that_restarts_again_and_again_while_others_wait_is_survived(
+    own: Server, write: Write, mode: Literal["fast", "immediate"]
+) -> None:
+    await tell(own.dsn, "CREATE TABLE ledger (n int)")
+    runs = Runs(write(many()), own.dsn, own.dsn, own.dsn)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runs.go)
+            for least in (1, 10, 25):
+
+                async def far_enough(least: int = least) -> bool:
+                    return await progress(own.dsn) >= least
+
+                await until(far_enough)
+                await anyio.to_thread.run_sync(own.restart, mode)
+    await applied_once(own.dsn, runs)
+
+
+class TestAFailover:
+    @pytest.fixture
+    def servers(self, memory: Path | None) -> Iterator[tuple[Server, Server]]:
+        with pair(memory) as servers:
+            yield servers
+
+    @pytest.fixture
+    async def endpoint(self, servers: tuple[Server, Server]) -> AsyncIterator[Proxy]:
+        """One address, as clouds have it, that leads to the primary, and later to the standby."""
+        async with proxy(servers[0].dsn) as endpoint:
+            yield endpoint
+
+    @pytest.mark.parametrize("way", ["two hosts", "two hosts, primary wanted", "one endpoint, primary wanted"])
+    async def test_in_mid_run_is_followed(
+        self,
+        servers: tuple[Server, Server],
+        endpoint: Proxy,
+        write: Write,
+        way: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        primary, standby = servers
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}" if "two" in way else f"127.0.0.1:{endpoint.port}"
+        dsn = f"postgresql://postgres@{hosts}/postgres" + ("?target_session_attrs=primary" if "wanted" in way else "")
+        await tell(primary.dsn, "CREATE TABLE ledger (n int)")
+        files = {f"{n:03}_m.sql": f"INSERT INTO ledger VALUES ({n});" for n in range(1, 8)}
+        runs = Runs(write(files | {"004_m.sql": "INSERT INTO ledger VALUES (4);" + PASS_GATE}), dsn, dsn)
+        with caplog.at_level(logging.WARNING, "pgratchet"), anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks, gate(primary.dsn) as closed:
+                tasks.start_soon(runs.go)
+                await closed.reached()
+                endpoint.lead_to(standby.dsn)
+                await anyio.to_thread.run_sync(primary.stop, "immediate")
+                endpoint.cut()
+                await told(caplog, "cannot connect" if way == "two hosts, primary wanted" else "waiting for a primary")
+                assert runs.running == 2
+                assert await ask(standby.dsn, "SELECT pg_promote()")
+        await applied_once(standby.dsn, runs, 7)
+
+
+@pytest.mark.parametrize("budget", [None, 1.5], ids=["until it is over", "while the budget lasts"])
+async def test_a_server_that_has_become_read_only_in_mid_run_is_waited_for(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, budget: float | None
+) -> None:
+    folder = write({"001_a.sql": PASS_GATE})
+    migrator = Migrator(dsn, folder, lock_timeout=0, budget=budget)
+    setting = f"DATABASE {urlsplit(dsn).path[1:]} SET default_transaction_read_only"
+    with caplog.at_level(logging.WARNING, "pgratchet"):
+        async with anyio.create_task_group() as tasks, gate(dsn) as closed:
+
+            async def run() -> None:
+                if budget is None:
+                    assert [step.version for step in await migrator.up()] == ["1"]
+                else:
+                    with pytest.raises(BudgetExceededError, match="read-only"):
+                        await migrator.up()
+
+            tasks.start_soon(run)
+            pid = await closed.reached()
+            await tell(dsn, f"ALTER {setting} = on")
+            await closed.connection.execute(f"SELECT pg_terminate_backend({pid})")
+            await told(caplog, "waiting for a primary")
+            if budget is None:
+                await tell(dsn, f"BEGIN READ WRITE; ALTER {setting} = off; COMMIT")
+                await closed.open()
+    with pytest.raises(ServerError, match="read-only") if budget else nullcontext():
+        await migrator.up()
+    await tell(dsn, f"BEGIN READ WRITE; ALTER {setting} = off; COMMIT")
+    await migrator.up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def told(caplog: pytest.LogCaptureFixture, what: str) -> None:
+    async def said() -> bool:
+        return what in caplog.text
+
+    await until(said)

@@ -1,0 +1,193 @@
+"""The connection ends while a COMMIT is under way: only the history knows, nothing is guessed, nothing is run twice."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pgratchet import HistoryError, Migrator
+from pgratchet.postgres.session import SETTINGS
+from tests.faults.proxy import Harm, Proxy, Way, proxy
+from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell
+
+pytestmark = pytest.mark.anyio
+
+COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
+"""What the server answers to a COMMIT (CommandComplete)."""
+
+BEFORE_THE_SERVER = b"DISCARD TEMP;COMMIT;\0"
+"""How a message ends that holds a step's COMMIT; without its last byte the server does nothing of it."""
+
+INSERT = "INSERT INTO ledger VALUES ({});"
+PYTHON = f"async def up(connection):\n    await connection.execute('{INSERT}')\n"
+PYTHON_DOWN = "\n\nasync def down(connection):\n    await connection.execute('DELETE FROM ledger WHERE n = {}')\n"
+FIVE = {f"{n:03}_m.sql": INSERT.format(n) for n in range(1, 6)}
+STATEMENTS = "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (1);\nINSERT INTO ledger VALUES (2);"
+
+both_ways = pytest.mark.parametrize("harm", [Harm.RESET, Harm.CLOSE], ids=lambda harm: harm.name)
+
+
+@pytest.fixture
+async def between(dsn: str) -> AsyncIterator[Proxy]:
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    async with proxy(dsn) as it:
+        yield it
+
+
+async def finished(between: Proxy, folder: Path) -> list[int]:
+    with anyio.fail_after(20):
+        return [int(step.version) for step in await Migrator(plain(between), folder).up()]
+
+
+def plain(between: Proxy) -> str:
+    """Return the DSN through the proxy, without a negotiation of TLS before the start-up."""
+    return f"{between.dsn}{'&' if '?' in between.dsn else '?'}sslmode=disable"
+
+
+async def applied_once(dsn: str, versions: int) -> None:
+    await deserted(dsn)
+    assert sorted(await column(dsn, "SELECT n FROM ledger")) == list(range(1, versions + 1))
+    assert await states(dsn) == {str(n): "applied" for n in range(1, versions + 1)}
+    assert await ask(dsn, "SELECT count(*) FROM schema_migrations WHERE error IS NOT NULL") == 0
+
+
+@both_ways
+@pytest.mark.parametrize("count", [1, 5])
+class TestAMessage:
+    async def test_that_did_not_reach_the_server_is_sent_again(
+        self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
+    ) -> None:
+        folder = write(dict(list(FIVE.items())[:count]))
+        trap = between.trap(Way.TO_SERVER, BEFORE_THE_SERVER, harm, forward=False)
+
+        assert await finished(between, folder) == list(range(1, count + 1))
+        assert trap.sprung.is_set()
+        await applied_once(dsn, count)
+
+    async def test_that_reached_the_server_and_was_not_answered_is_looked_up(
+        self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
+    ) -> None:
+        folder = write(dict(list(FIVE.items())[:count]))
+        trap = between.trap(Way.TO_SERVER, BEFORE_THE_SERVER, harm)
+
+        assert await finished(between, folder) == list(range(1, count + 1))
+        assert trap.sprung.is_set()
+        await applied_once(dsn, count)
+
+
+@both_ways
+@pytest.mark.parametrize("commits", [1, 2, 3, 4, 5, 6])
+async def test_five_migrations_that_share_a_message_are_each_applied_and_reported_once(
+    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
+) -> None:
+    """The connection is cut at the answer to COMMIT number so many; each step has two, its own and its reset's."""
+    folder = write(FIVE | {"000_first.sql": "SELECT 0;"})
+    await Migrator(dsn, folder).up(to=0)
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=2 * commits - 2)
+
+    assert await finished(between, folder) == [1, 2, 3, 4, 5]
+    assert trap.sprung.is_set() == (commits < 6)
+    await tell(dsn, "DELETE FROM schema_migrations WHERE version = '0'")
+    await applied_once(dsn, 5)
+
+
+@both_ways
+@pytest.mark.parametrize("commits", [1, 2, 3])
+async def test_python_migrations_are_each_applied_and_reported_once(
+    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
+) -> None:
+    folder = write({f"{n:03}_m.py": PYTHON.format(n) for n in (1, 2, 3)})
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=commits - 1)
+
+    assert await finished(between, folder) == [1, 2, 3]
+    assert trap.sprung.is_set()
+    await applied_once(dsn, 3)
+
+
+@both_ways
+@pytest.mark.parametrize("to_server", [False, True], ids=["before the server", "before the answer"])
+@pytest.mark.parametrize("suffix", ["sql", "py"])
+async def test_a_way_down_is_gone_once_and_reported_once(  # noqa: PLR0913 - where the cut is
+    dsn: str, between: Proxy, write: Write, harm: Harm, suffix: str, *, to_server: bool
+) -> None:
+    sql = {f"{n:03}_m.down.sql": f"DELETE FROM ledger WHERE n = {n};" for n in range(1, 6)} | FIVE
+    python = {f"{n:03}_m.py": PYTHON.format(n) + PYTHON_DOWN.format(n) for n in range(1, 6)}
+    folder = write(sql if suffix == "sql" else python)
+    await Migrator(dsn, folder).up()
+    await tell(dsn, "INSERT INTO ledger SELECT n FROM ledger")  # twice each: a second DELETE could not be seen else
+    place = (Way.TO_SERVER, b"COMMIT;") if to_server else (Way.TO_CLIENT, COMMITTED)
+    trap = between.trap(*place, harm, forward=False)
+
+    with anyio.fail_after(20):
+        done = await Migrator(plain(between), folder).down(steps=3)
+
+    assert trap.sprung.is_set()
+    assert [step.version for step in done] == ["5", "4", "3"]
+    assert sorted(await states(dsn)) == ["1", "2"]
+    assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 1, 2, 2]
+
+
+@both_ways
+async def test_the_record_of_a_script_that_runs_statement_by_statement_is_looked_up(
+    dsn: str, between: Proxy, write: Write, harm: Harm
+) -> None:
+    """The answer to the last COMMIT of all is lost, which says that the script is finished."""
+    folder = write({"001_m.sql": STATEMENTS})
+    # Claim, reset, two statements with their counts, and then the record.
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=4)
+
+    assert await finished(between, folder) == [1]
+    assert trap.sprung.is_set()
+    assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 2]
+    assert await states(dsn) == {"1": "applied"}
+
+
+@both_ways
+@pytest.mark.parametrize("statement", [1, 2])
+async def test_a_count_is_never_lost_and_never_doubled(
+    dsn: str, between: Proxy, write: Write, harm: Harm, statement: int
+) -> None:
+    """The answer to a statement's COMMIT, which is its count's as well, is lost; whoever goes on has the truth."""
+    folder = write({"001_m.sql": STATEMENTS})
+    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=1 + statement)
+    try:
+        await finished(between, folder)
+    except HistoryError:
+        # It stops here for a person, where it is not gone on with.
+        counted = await ask(dsn, "SELECT statements_done FROM schema_migrations")
+        assert counted == statement
+        assert await column(dsn, "SELECT n FROM ledger") == list(range(1, statement + 1))
+    else:
+        assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 2]
+        assert await states(dsn) == {"1": "applied"}
+    assert trap.sprung.is_set()
+
+
+@both_ways
+@pytest.mark.parametrize("suffix", ["sql", "py"])
+async def test_a_server_that_finishes_after_its_client_is_back_applies_nothing_twice(  # noqa: PLR0913, PLR0917 - where the cut is
+    dsn: str, between: Proxy, write: Write, monkeypatch: pytest.MonkeyPatch, harm: Harm, suffix: str
+) -> None:
+    """It does not look for its client in mid-statement: the new session has to wait for the old one's lock."""
+    monkeypatch.setitem(SETTINGS, "client_connection_check_interval", "0")
+    sql = INSERT.format(2) + PASS_GATE.strip()
+    slow = {"sql": sql, "py": f"async def up(connection):\n    await connection.execute('{sql}')\n"}
+    folder = write({"001_m.sql": INSERT.format(1), f"002_m.{suffix}": slow[suffix], "003_m.sql": INSERT.format(3)})
+    done: list[int] = []
+
+    async def run() -> None:
+        done.extend(int(step.version) for step in await Migrator(plain(between), folder, lock_timeout=0).up())
+
+    async with anyio.create_task_group() as tasks, gate(dsn) as closed:
+        tasks.start_soon(run)
+        await closed.reached()
+        connections = between.connections
+        between.cut(harm)
+
+        while between.connections == connections:  # noqa: ASYNC110 - of the proxy
+            await anyio.sleep(0.02)
+        await anyio.sleep(0.5)  # the new session polls for the lock meanwhile
+        await closed.open()
+    assert done == [1, 2, 3]
+    await applied_once(dsn, 3)
