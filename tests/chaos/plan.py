@@ -14,12 +14,14 @@ class Route(Enum):
     DIRECT = "direct"
     PROXY = "through the proxy"
     POOLER = "through a pooler"
+    BOTH = "through a pooler, and to the server for what needs a session"
 
 
 class Replica(NamedTuple):
-    """One replica: its route, its budget, and how many seconds after the first one it starts."""
+    """One replica: its route, its lock, its budget, and how many seconds after the first one it starts."""
 
     route: Route
+    lock: str | None
     budget: float
     late: float
 
@@ -47,15 +49,27 @@ def plan(seed: int) -> Plan:
     random = Random(seed)  # noqa: S311 - chance that can be had again
     bare = random.random() < 0.7
     history = generate(random, bare=bare)
-    modes = ["", "", "session"] if bare else ["", "session", "transaction", "transaction"]
-    pooling = random.choice(modes)
-    replicas = tuple(_replica(random, number, pooled=bool(pooling)) for number in range(random.randint(3, 5)))
-    faults = schedule(random, history, len(replicas), pooled=bool(pooling))
+    pooling = random.choice(["", "session", "transaction"])
+    lock = "none" if not bare and random.random() < 0.2 else None
+    count = random.randint(3, 5)
+    replicas = tuple(_replica(random, number, _routes(pooling, bare=bare), lock) for number in range(count))
+    faults = schedule(random, history, count, pooled=bool(pooling))
     return Plan(seed, history, pooling, replicas, faults)
 
 
-def _replica(random: Random, number: int, *, pooled: bool) -> Replica:
-    routes = [Route.PROXY]
-    if number:
-        routes += [Route.PROXY, Route.DIRECT] + ([Route.POOLER] * 4 if pooled else [])
-    return Replica(random.choice(routes), random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))
+def _routes(pooling: str, *, bare: bool) -> list[tuple[Route, str | None]]:
+    """Return the ways to the server that can do the work, each with what it has to know about its lock."""
+    routes: list[tuple[Route, str | None]] = [(Route.PROXY, None), (Route.PROXY, None), (Route.DIRECT, None)]
+    if pooling:
+        routes += [(Route.BOTH, None)] * 2
+    if pooling and not bare:
+        routes += [(Route.POOLER, None)] * 2
+    if pooling == "session":
+        routes += [(Route.POOLER, "session")] * 2
+    return routes
+
+
+def _replica(random: Random, number: int, routes: list[tuple[Route, str | None]], lock: str | None) -> Replica:
+    # One of them is always within the network's reach.
+    route, needed = random.choice(routes) if number else routes[0]
+    return Replica(route, lock or needed, random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))

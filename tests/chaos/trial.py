@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -141,9 +141,8 @@ class Trial:
         self._violations.append(f"replica {number} did not come to its end in {MOST_LIVES} lives")
 
     async def _live(self, scene: Scene, number: int, life: int) -> Report:
-        plan = self._plan.replicas[number]
         path = self._folder / f"replica-{number}-{life}"
-        process = start(self._route(scene, number), self._files, plan.budget, path)
+        process = start(self._options(scene, number), path)
         scene.processes[number] = process
         try:
             await anyio.wait_readable(process.sentinel)
@@ -155,13 +154,16 @@ class Trial:
             raise AssertionError("a process that was joined has an exit code")
         return _report(number, life, code, path.with_suffix(".out"))
 
-    def _route(self, scene: Scene, number: int) -> str:
-        """Return the DSN of a replica, whose role tells its sessions from others'."""
-        route = self._plan.replicas[number].route
-        if route is Route.POOLER and scene.pooler:
-            return scene.pooler.dsn
-        dsn = scene.proxy.dsn_for(self._dsn) if route is Route.PROXY else self._dsn
-        return dsn.replace("//postgres@", f"//{ROLE}{number}@")
+    def _options(self, scene: Scene, number: int) -> dict[str, Any]:
+        """Return what a replica's migrator is given. Its role tells its sessions from others', but for the pooler's."""
+        replica = self._plan.replicas[number]
+        direct = self._dsn.replace("//postgres@", f"//{ROLE}{number}@")
+        options = {"dsn": direct, "migrations": self._files, "budget": replica.budget, "lock": replica.lock}
+        if replica.route is Route.PROXY:
+            options["dsn"] = scene.proxy.dsn_for(direct)
+        elif replica.route is not Route.DIRECT and scene.pooler:
+            options["dsn"] = scene.pooler.dsn
+        return options | ({"direct_dsn": direct} if replica.route is Route.BOTH else {})
 
     async def _calm(self) -> None:
         """Run once more with nothing in the way; what is in doubt is settled as a person would."""
