@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from tests.chaos.faults import Fault, schedule
 from tests.chaos.history import History, generate
+from tests.poolers import Mode
+
+_POOLING: list[Mode | None] = [None, "session", "transaction"]
 
 
 class Route(Enum):
@@ -31,17 +34,14 @@ class Plan(NamedTuple):
 
     seed: int
     history: History
-    pooling: str
-    """The mode of the pooler, empty where there is none."""
+    pooling: Mode | None
+    """The mode of the pooler, if there is one."""
     replicas: tuple[Replica, ...]
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
         replicas = [f"replica {number}: {replica}" for number, replica in enumerate(self.replicas)]
-        return (
-            "\n".join([f"seed {self.seed}", f"pooler: {self.pooling or 'none'}", *replicas, *map(str, self.faults)])
-            + "\n"
-        )
+        return "\n".join([f"seed {self.seed}", f"pooler: {self.pooling}", *replicas, *map(str, self.faults)]) + "\n"
 
 
 def plan(seed: int) -> Plan:
@@ -49,7 +49,7 @@ def plan(seed: int) -> Plan:
     random = Random(seed)  # noqa: S311 - chance that can be had again
     bare = random.random() < 0.7
     history = generate(random, bare=bare)
-    pooling = random.choice(["", "session", "transaction"])
+    pooling = random.choice(_POOLING)
     lock = "none" if not bare and random.random() < 0.2 else None
     count = random.randint(3, 5)
     replicas = tuple(_replica(random, number, _routes(pooling, bare=bare), lock) for number in range(count))
@@ -57,7 +57,7 @@ def plan(seed: int) -> Plan:
     return Plan(seed, history, pooling, replicas, faults)
 
 
-def _routes(pooling: str, *, bare: bool) -> list[tuple[Route, str | None]]:
+def _routes(pooling: Mode | None, *, bare: bool) -> list[tuple[Route, str | None]]:
     """Return the ways to the server that can do the work, each with what it has to know about its lock."""
     routes: list[tuple[Route, str | None]] = [(Route.PROXY, None), (Route.PROXY, None), (Route.DIRECT, None)]
     if pooling:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from tests.chaos.plan import Plan, Route
 from tests.chaos.replica import start
 from tests.conftest import create, drop
 from tests.faults.proxy import proxy
-from tests.poolers import Pooler, pooler
+from tests.poolers import Pooler, pgbouncer
 from tests.support import connected, tell
 
 PATIENCE = 60.0
@@ -73,7 +73,7 @@ class Trial:
             (self._files / name).write_text(text)
         logged = self._server.log.stat().st_size
         async with self._a_database():
-            with self._a_pooler() as between:
+            async with self._a_pooler() as between:
                 await self._hurt(between)
                 await self._calm()
                 self._violations += await abandoned(self._dsn)
@@ -94,15 +94,15 @@ class Trial:
         finally:
             await drop(self._server.dsn, self._database)
 
-    @contextmanager
-    def _a_pooler(self) -> Iterator[Pooler | None]:
+    @asynccontextmanager
+    async def _a_pooler(self) -> AsyncIterator[Pooler | None]:
         """Yield one if the trial is to have one, and it is installed."""
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             between = None
             if self._plan.pooling:
                 with suppress(pytest.skip.Exception):
-                    settings = {"server_login_retry": "0.2"}
-                    between = stack.enter_context(pooler(self._dsn, self._plan.pooling, POOL, **settings))
+                    made = pgbouncer(self._dsn, self._plan.pooling, POOL, server_login_retry=0.2)
+                    between = await stack.enter_async_context(made)
             yield between
 
     async def _hurt(self, between: Pooler | None) -> None:
