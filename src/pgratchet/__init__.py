@@ -13,7 +13,7 @@ from pgratchet.core.errors import (
     ServerError,
     UsageError,
 )
-from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step
+from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step, Verdict
 from pgratchet.migrator import Migrator
 from pgratchet.version import __version__
 from pgratchet.web.lifespan import migrated
@@ -40,6 +40,7 @@ __all__ = [
     "State",
     "Step",
     "UsageError",
+    "Verdict",
     "__version__",
     "migrated",
 ]

@@ -12,7 +12,7 @@ import anyio.to_thread
 from pgratchet import directory, journal
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -164,6 +164,20 @@ class Migrator:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
         return await adopt(self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
 
+    async def repair(self, version: str | int, verdict: Verdict, reason: str) -> Entry:
+        """Record what a person says of a version that no run can judge, and return both sides of it as they are then.
+
+        `applied` and `not-applied` are about the whole migration, and say that it counts as done, or that nothing
+        of it is there; `again` and `skip` are about the one statement in doubt, and say that it did not take effect,
+        or that it did. The row keeps the reason. Raises HistoryError where the verdict makes no sense, or somebody
+        is at work on the version.
+        """
+        from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
+        from pgratchet.repairing import repair  # noqa: PLC0415 - the same
+
+        judgement = Judgement(_canonical(version), Verdict(verdict), reason)
+        return await repair(self._settings, await self._read(), judgement, Budget(self.budget))
+
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
             return own.parse(directory.read(self.migrations), strict=self._settings.strict)
@@ -218,9 +232,10 @@ def _lock(name: str | None) -> Lock | None:
 
 
 def _version(to: str | int | None) -> str | None:
-    if to is None:
-        return None
-    text = str(to)
-    if not text.isdecimal():
-        raise UsageError(f"'{to}' is no version: versions are numbers")
-    return str(int(text))
+    return None if to is None else _canonical(to)
+
+
+def _canonical(version: str | int) -> str:
+    if not str(version).isdecimal():
+        raise UsageError(f"'{version}' is no version: versions are numbers")
+    return str(int(version))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from pgratchet.core import judging, planning
+from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -236,7 +236,7 @@ class Run:
         self._raise_new_failure(planning.failures(entries))
         if self._by is Lock.TRANSACTION and any(entry.state is State.RUNNING for entry in entries):
             await self._raise_if_busy(connection)
-        planning.refuse_interrupted(entries, direction)
+        halfway.refuse_interrupted(entries, direction)
         return entries
 
     async def _raise_if_busy(self, connection: Connection) -> None:

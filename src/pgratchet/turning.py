@@ -1,18 +1,18 @@
 """What a run does while it holds the lock: the half of it that most starts never need."""
 
-import platform
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.model import Direction, Entry, Lock, Mode, RecordState, Step
-from pgratchet.core.planning import Phase, failures, plan_up
-from pgratchet.postgres import frames, lock, rehearsal
+from pgratchet.core.halfway import in_flight
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
+from pgratchet.core.planning import Phase, plan_up, replaceable
+from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Writer
 from pgratchet.postgres.session import NotPrimaryError, settings_sql
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
@@ -29,10 +29,13 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
+        if await _let_finish(held, in_flight(entries, waiting[0].direction)):
+            continue
         steps = waiting[0].plan(entries).steps
         _refuse_bare(steps, held.lock)
+        await concurrent.refuse_unjudged(held.connection, steps)
         try:
-            await execution.run(steps, _applied_numbers(entries), _failed_versions(entries))
+            await execution.run(steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:
             continue
         waiting.popleft()
@@ -44,7 +47,16 @@ async def rehearse(held: Held, to: str | None) -> None:
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
     wire = _wire(held)
-    held.progress.finished += await rehearsal.run(wire, framing, steps, _failed_versions(entries))
+    held.progress.finished += await rehearsal.run(wire, framing, steps, replaceable(entries))
+
+
+async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
+    """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
+    waited = False
+    for row in rows:
+        who = partial(backends.runner, held.connection, row)
+        waited |= await backends.until_gone(who, held.budget, f"{row.version} {row.name} is half done")
+    return waited
 
 
 def _wire(held: Held) -> Wire:
@@ -57,16 +69,11 @@ async def _framing(held: Held) -> Framing:
     _refuse_useless(facts)
     if not (facts.prepared or facts.pooled):
         await held.connection.execute(settings_sql())
-    writer = Writer(f"{facts.role}@{platform.node()} {facts.application}", facts.started, held.settings.tool_version)
-    return Framing(held.records, writer, held.settings.limits, facts)
+    return Framing(held.records, facts.writer(held.settings.tool_version), held.settings.limits, facts)
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
     return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
-
-
-def _failed_versions(entries: Iterable[Entry]) -> frozenset[str]:
-    return frozenset(row.version for row in failures(entries))
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 import anyio
 import pytest
 
-from pgratchet import HistoryError, Migrator, embedded
+from pgratchet import Migrator, embedded
 from tests.support import (
     PASS_GATE,
     Write,
@@ -56,26 +56,6 @@ async def test_in_mid_statement_is_replaced_and_the_run_goes_on(
     assert set((await states(dsn)).values()) == {"applied"}
     assert [await exists(dsn, table) for table in ("before", "a", "after")] == [True] * 3
     await deserted(dsn, 2)
-
-
-async def test_of_a_file_that_runs_statement_by_statement_stops_the_run_with_the_facts(dsn: str, write: Write) -> None:
-    folder = write(around("002_a.sql", "-- pgratchet: no-transaction\nCREATE TABLE a ();" + PASS_GATE))
-    with anyio.fail_after(20):
-        async with gate(dsn) as closed:
-            async with anyio.create_task_group() as tasks:
-
-                async def run() -> None:
-                    with pytest.raises(HistoryError) as caught:
-                        await Migrator(dsn, folder, lock_timeout=0).up()
-                    assert caught.value.versions == ("2",)
-
-                tasks.start_soon(run)
-                pid = await closed.reached()
-                await tell(dsn, f"SELECT pg_terminate_backend({pid})")
-            await closed.open()
-    assert await states(dsn) == {"1": "applied", "2": "running"}
-    await tell(dsn, "DELETE FROM schema_migrations WHERE version = '2'; DROP TABLE a")
-    assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
 
 
 async def test_of_a_waiter_is_replaced(dsn: str, write: Write) -> None:

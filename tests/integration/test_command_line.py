@@ -293,6 +293,23 @@ def test_the_budget_bounds_the_wait_for_the_lock(pgratchet: Run, dsn: str) -> No
     assert pgratchet("up").returncode == 0
 
 
+def test_a_repair_is_recorded_and_shown(pgratchet: Run, dsn: str, write: Write) -> None:
+    pgratchet("up")
+    write({"3_a.sql": "SELECT 1;", "4_b.sql": "SELECT 1;"})
+    repaired = pgratchet("repair", "3", "--applied", "--reason", "done by hand", "--json")
+    refused = pgratchet("repair", "3", "--skip", "--reason", "why not")
+    unknown = pgratchet("repair", "7", "--applied", "--reason", "why not")
+
+    entry = document(repaired)["entry"]
+    assert (repaired.returncode, entry["version"], entry["state"]) == (0, "3", "applied")
+    assert entry["reason"].startswith("done by hand (applied, ")
+    assert f"3: {entry['reason']}" in pgratchet("status").stdout.splitlines()
+    assert (refused.returncode, unknown.returncode) == (4, 2)
+    assert "no statement of it is in doubt" in refused.stderr
+    assert pgratchet("up").stdout.startswith("applied 4 b")
+    assert set(states(dsn).values()) == {"applied"}
+
+
 def test_adopt_says_what_it_would_do_and_does_it_when_told(pgratchet: Run, dsn: str) -> None:
     columns = "description text, filename text, executed_at timestamptz, success bool, error_message text"
     row = "(1, 'users', '1_users.sql', now(), true, NULL)"

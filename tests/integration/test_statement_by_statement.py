@@ -1,4 +1,5 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import anyio
 import pytest
@@ -146,9 +147,12 @@ class TestAFile:
         folder = write({"001_i.sql": "CREATE UNIQUE INDEX CONCURRENTLY i ON t (n);", "002_b.sql": "SELECT 1;"})
         error = await failure_of(Migrator(dsn, folder))
         assert error.failure.sqlstate == "23505"
+        assert "(n)=(1)" in str(error.failure.detail)
+        assert "mend the data; the invalid index public.i that it left was dropped" in str(error.failure.hint)
+        assert not await exists(dsn, "i")
         row = (await history(dsn))["1"]
         assert (row["state"], row["statements_done"]) == ("failed", 0)
-        await tell(dsn, "DROP INDEX i; DELETE FROM t")
+        await tell(dsn, "DELETE FROM t")
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["1", "2"]
         assert await ask(dsn, VALID, "i")
 
@@ -192,6 +196,21 @@ class TestAFailureAtStatementThree:
         await tell(dsn, "ALTER TABLE a ADD n int")
         await migrator.up()
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
+
+    async def test_goes_on_from_there_with_the_settings_that_were_made(self, dsn: str, write: Write) -> None:
+        async with a_role(dsn) as role:
+            await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
+            settings = (
+                f"SET ROLE {role}; SET my.own = 'x'; SET LOCAL my.own = 'y'; SELECT set_config('a.b', 'z', false);"
+            )
+            look = (
+                "CREATE TABLE seen AS SELECT current_user || current_setting('my.own') || current_setting('a.b') AS v;"
+            )
+            folder = write({"001_a.sql": HEAD + settings + "SELECT nope;" + look})
+            await failure_of(Migrator(dsn, folder))
+            write({"001_a.sql": HEAD + settings + "SELECT 1;" + look})
+            await Migrator(dsn, folder).up()
+            assert await column(dsn, "SELECT v FROM seen") == [f"{role}xz"]
 
     async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
         migrator = await self.fail(dsn, write)
@@ -261,21 +280,59 @@ class TestTheWayDown:
         await migrator.up()
 
 
-async def test_a_row_of_a_runner_that_died_stops_every_run_with_what_is_known(dsn: str, write: Write) -> None:
-    sql = HEAD + "CREATE TABLE a ();" + PASS_GATE + "CREATE TABLE b ();"
-    migrator = Migrator(dsn, write({"001_a.sql": sql, "001_a.down.sql": ""}), lock_timeout=0)
-    async with gate(dsn) as closed:
-        with anyio.CancelScope() as scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(migrator.up)
-                pid = await closed.reached()
-                scope.cancel()
-    for verb in (migrator.up, migrator.down, migrator.redo, migrator.rehearse):
-        with pytest.raises((HistoryError, UsageError)) as caught:
-            await verb()
-        assert isinstance(caught.value, HistoryError)
-        assert caught.value.versions == ("1",)
-        text = str(caught.value)
-        assert all(part in text for part in (str(pid), "1 of 3", "pgratchet"))
-    (entry,) = await migrator.status()
-    assert entry.state is State.RUNNING
+async def test_a_half_done_file_is_finished_by_the_next_run_in_its_own_direction(dsn: str, write: Write) -> None:
+    sql = HEAD + COUNTED + PASS_GATE + "CREATE TABLE b ();"
+    folder = write({"001_a.sql": sql, "001_a.down.sql": HEAD + COUNTED + PASS_GATE + "DROP TABLE b;"})
+    migrator = Migrator(dsn, folder, lock_timeout=0)
+    await tell(dsn, "CREATE SEQUENCE runs")
+
+    async def cut_off(verb: Callable[[], Coroutine[Any, Any, object]]) -> int:
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(verb)
+            pid = await closed.reached()
+            tasks.cancel_scope.cancel()
+        await deserted(dsn)
+        return pid
+
+    for verb, others in ((migrator.up, (migrator.down, migrator.redo)), (migrator.down, (migrator.up,))):
+        pid = await cut_off(verb)
+        (entry,) = await migrator.status()
+        assert entry.state is State.RUNNING
+        for other in others:
+            with pytest.raises(HistoryError) as caught:
+                await other()
+            assert caught.value.versions == ("1",)
+            facts = (str(pid), "1 of 3", f"`pgratchet {verb.__name__}`", "`pgratchet repair 1`")
+            assert all(fact in str(caught.value) for fact in facts)
+        with pytest.raises(UsageError if verb == migrator.up else HistoryError):
+            await migrator.rehearse()
+        (finished,) = await verb()
+        assert (finished.version, finished.direction) == ("1", verb.__name__)
+    assert await ask(dsn, "SELECT last_value FROM runs") == 2
+    assert not await exists(dsn, "b")
+    assert await states(dsn) == {}
+
+
+async def test_a_half_done_version_of_a_newer_image_does_not_hold_up_an_older_one(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1;", "001_a.down.sql": "", "002_b.sql": HEAD + PASS_GATE})
+    newer = Migrator(dsn, folder, lock_timeout=0)
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(newer.up)
+        await closed.reached()
+        (folder / "002_b.sql").unlink()
+        older = Migrator(dsn, folder)
+        await older.up()
+        await older.wait()
+        await older.check()
+        tasks.cancel_scope.cancel()
+    await deserted(dsn)
+    for refused in (older.down, Migrator(dsn, folder, strict=True).check, Migrator(dsn, folder, strict=True).up):
+        with pytest.raises(HistoryError) as caught:
+            await refused()
+        assert caught.value.versions == ("2",)
+    write({"003_c.sql": "SELECT 1;"})
+    assert [step.version for step in await older.up()] == ["3"]
+    await older.wait()
+    await older.check()
+    write({"002_b.sql": HEAD + PASS_GATE})
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]

@@ -28,6 +28,7 @@ from pgratchet import (
     Problem,
     State,
     Step,
+    Verdict,
     migrated,
 )
 
@@ -132,6 +133,7 @@ async def report(migrator: Migrator) -> None:
     for entry in await migrator.status():
         assert_type(entry.state, State)
         assert_type(entry.name, str)
+    assert_type(await migrator.repair(7, Verdict.SKIP, "it is there"), Entry)
     for step in (await migrator.plan()).steps:
         assert_type(step, Step)
         assert_type(step.migration.version, str)

@@ -47,6 +47,7 @@ from pgratchet.core.model import (
     Source,
     State,
     Step,
+    Verdict,
 )
 
 DSN = "postgresql://somebody@nowhere/nothing"
@@ -130,7 +131,7 @@ def row(version: str, name: str, **more: Any) -> AppliedMigration:
 
 
 def test_the_commands_are_these() -> None:
-    assert list(COMMANDS) == ["up", "down", "redo", "status", "check", "wait", "plan", "new", "adopt"]
+    assert list(COMMANDS) == ["up", "down", "redo", "status", "check", "wait", "plan", "new", "adopt", "repair"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -429,6 +430,52 @@ def test_the_status_is_a_table_with_aligned_columns(fake: FakeMigrator) -> None:
     ]
 
 
+def test_the_status_says_why_once_for_all_versions_that_share_a_reason(fake: FakeMigrator) -> None:
+    reasons = {"1": "adopted from public.a", "2": "looked, it is there (skip)", "3": "adopted from public.a", "4": None}
+    fake.answers["status"] = tuple(
+        Entry(version, State.APPLIED, None, row(version, "x", reason=reason)) for version, reason in reasons.items()
+    )
+
+    assert lines(invoke("status"))[-3:] == [
+        "1, 3: adopted from public.a",
+        "2: looked, it is there (skip)",
+        "4 applied",
+    ]
+    entries = json.loads(invoke("status", "--json").stdout)["entries"]
+    assert [entry["reason"] for entry in entries] == list(reasons.values())
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_repair_takes_one_verdict_and_a_reason(fake: FakeMigrator, verdict: Verdict) -> None:
+    fake.answers["repair"] = Entry("7", State.RUNNING, None, row("7", "add_email", state=RecordState.RUNNING))
+
+    said = invoke("repair", "7", f"--{verdict}", "--reason", "I looked")
+    as_json = invoke("repair", "7", f"--{verdict}", "--reason", "I looked", "--json")
+
+    assert fake.asked == [("repair", ("7", verdict, "I looked"), {})] * 2
+    assert lines(said) == ["repaired 7 add_email: running, 1 of 1 statements done"]
+    assert json.loads(as_json.stdout)["entry"]["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["7", "--reason", "why"],
+        ["7", "--again", "--skip", "--reason", "why"],
+        ["7", "--applied"],
+        ["--applied", "--reason", "why"],
+    ],
+)
+def test_a_repair_without_a_version_or_one_verdict_or_a_reason_is_wrong_use(
+    fake: FakeMigrator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", DSN)
+
+    assert main(monkeypatch, "repair", *arguments) == 2
+    assert capsys.readouterr().err
+    assert fake.asked == []
+
+
 @pytest.mark.usefixtures("fake")
 def test_the_status_of_nothing_is_one_line() -> None:
     assert lines(invoke("status")) == ["no migrations"]
@@ -446,6 +493,7 @@ def test_the_status_as_json_has_both_sides(fake: FakeMigrator) -> None:
         "when": "2026-01-02T03:04:05+00:00",
         "by": None,
         "error": "no such type (42704)",
+        "reason": None,
         "statements_done": 1,
         "statements_total": 1,
     }
@@ -712,6 +760,7 @@ SECRETS = ("h1dden", "h1d den", "h1d@den", "h1d/den", "h1d#den", "h1d?den", "h1d
         ["up", "--dir", "{}"],
         ["down", "--steps", "{}"],
         ["adopt", "--source", "{}"],
+        ["repair", "{}", "--applied", "--reason", "why"],
         ["status", "--dsn{}"],
     ],
 )

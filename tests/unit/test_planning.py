@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pgratchet.core import planning
+from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -170,7 +170,7 @@ def test_an_interrupted_migration_is_refused_with_the_facts() -> None:
     compared = planning.compare([migration(1), migration(2)], [row(1), row(2, RecordState.RUNNING, statements_done=1)])
 
     with pytest.raises(HistoryError) as caught:
-        planning.refuse_interrupted(compared, Direction.UP)
+        halfway.refuse_interrupted(compared, Direction.UP)
 
     assert caught.value.versions == ("2",)
     for fact in ("up 2 name2", "2026-03-01 12:30:15", "alice@host app", "4711", "1 of 3 statements"):
@@ -183,39 +183,64 @@ def test_an_interrupted_way_up_is_refused_in_both_directions(direction: Directio
     compared = planning.compare([migration(1)], [row(1, RecordState.RUNNING, error=error)])
 
     with pytest.raises(HistoryError, match="up 1 name1"):
-        planning.refuse_interrupted(compared, direction)
+        halfway.refuse_interrupted(compared, direction)
 
 
 @pytest.mark.parametrize(
-    ("direction", "error", "refused"),
+    ("state", "own", "other"),
     [
-        (Direction.UP, None, True),
-        (Direction.UP, "division by zero", True),
-        (Direction.DOWN, None, True),
-        (Direction.DOWN, "division by zero", False),
+        (RecordState.RUNNING, Direction.UP, Direction.DOWN),
+        (RecordState.REVERTING, Direction.DOWN, Direction.UP),
     ],
 )
-def test_a_way_down_that_failed_may_be_tried_again_downwards(
-    direction: Direction, error: str | None, *, refused: bool
+@pytest.mark.parametrize("error", [None, "division by zero"])
+def test_what_counts_its_statements_goes_on_in_its_own_direction(
+    state: RecordState, own: Direction, other: Direction, error: str | None
 ) -> None:
-    compared = planning.compare([migration(1)], [row(1, RecordState.REVERTING, error=error)])
+    compared = planning.compare([migration(1)], [row(1, state, cursor="", error=error)])
 
-    if refused:
-        with pytest.raises(HistoryError, match="down 1 name1"):
-            planning.refuse_interrupted(compared, direction)
-    else:
-        planning.refuse_interrupted(compared, direction)
+    halfway.refuse_interrupted(compared, own)
+    assert halfway.in_flight(compared, own) == (compared[0].applied,)
+    assert halfway.in_flight(compared, other) == ()
+    with pytest.raises(HistoryError, match=f"{own} 1 name1.*Finish it by `pgratchet {own}`.*`pgratchet repair 1`"):
+        halfway.refuse_interrupted(compared, other)
 
 
-def test_an_interrupted_migration_without_a_file_is_refused_too() -> None:
+@pytest.mark.parametrize("cursor", [None, "", "abc"])
+def test_what_is_half_done_without_a_file_is_refused_on_the_way_down_only(cursor: str | None) -> None:
+    compared = planning.compare([], [row(1, RecordState.RUNNING, cursor=cursor)])
+
+    halfway.refuse_interrupted(compared, Direction.UP)
+    assert halfway.in_flight(compared, Direction.UP) == ()
+    assert planning.missing(compared) == ()
+    assert judging.judge(compared) == ("1 name1 is half done, but has no file here",)
+    with pytest.raises(HistoryError, match="1 name1 is half done"):
+        judging.judge(compared, strict=True)
     with pytest.raises(HistoryError, match="up 1 name1"):
-        planning.refuse_interrupted(planning.compare([], [row(1, RecordState.RUNNING)]), Direction.UP)
+        halfway.refuse_interrupted(compared, Direction.DOWN)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_a_person_has_put_back_is_pending_and_never_late(*, allowed: bool) -> None:
+    compared = planning.compare(
+        [migration(1, checksum="other"), migration(2)], [row(1, RecordState.PENDING, reason="cleaned up"), row(2)]
+    )
+
+    assert [entry.state for entry in compared] == [State.PENDING, State.APPLIED]
+    assert judging.judge(compared, allow_late=allowed) == ()
+    assert planning.failures(compared) == []
+    assert planning.replaceable(compared) == {"1"}
+    assert versions(planning.plan_up(compared)) == ["1"]
+    for direction in Direction:
+        halfway.refuse_interrupted(compared, direction)
+    assert planning.choose_down(compared, steps=1) == ("2",)
+    assert planning.compare([], [row(1, RecordState.PENDING)]) == ()
 
 
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("state", [RecordState.APPLIED, RecordState.FAILED])
 def test_what_is_not_half_done_is_no_interruption(state: RecordState, direction: Direction) -> None:
-    planning.refuse_interrupted(planning.compare([migration(1)], [row(1, state)]), direction)
+    halfway.refuse_interrupted(planning.compare([migration(1)], [row(1, state)]), direction)
 
 
 @pytest.mark.parametrize("failed", [1, 2, 3])
@@ -224,9 +249,9 @@ def test_a_way_up_that_failed_half_way_is_open_upwards_only(failed: int) -> None
     half_done = row(failed, RecordState.FAILED, statements_done=2, error="no column b")
     compared = planning.compare(map(migration, (1, 2, 3)), [*rows, half_done])
 
-    planning.refuse_interrupted(compared, Direction.UP)
+    halfway.refuse_interrupted(compared, Direction.UP)
     with pytest.raises(HistoryError) as caught:
-        planning.refuse_interrupted(compared, Direction.DOWN)
+        halfway.refuse_interrupted(compared, Direction.DOWN)
 
     assert caught.value.versions == (str(failed),)
     for fact in (f"up {failed} name{failed}", "2 of 3 statements", "no column b"):
@@ -489,6 +514,29 @@ def test_committed_statements_must_not_be_edited(up: str) -> None:
 def test_a_half_done_migration_cannot_become_a_transaction() -> None:
     with pytest.raises(HistoryError, match="committed since an earlier run"):
         planning.plan_up(half_done("CREATE TABLE a ();\nSELECT 2;\n", options=PLAIN))
+
+
+@pytest.mark.parametrize("mark", ["", ">after 2026-03-01 12:30:15+00"])
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_a_migration_that_was_cut_off_goes_on_where_it_was(done: int, mark: str) -> None:
+    cursor = (cursor_after(UP, done) if done else "") + mark
+    cut_off = row(1, RecordState.RUNNING, statements_done=done, cursor=cursor, checksum="before")
+    compared = planning.compare([migration(1, up=UP, options=BY_STATEMENT)], [cut_off])
+
+    (step,) = planning.plan_up(compared).steps
+    assert (step.done, step.over) == (done, cut_off)
+    assert versions(planning.plan_again(compared, ["1"])) == ["1"]
+    for edited in (migration(1, up="SELECT 1;" + UP, options=BY_STATEMENT), migration(1, up="CREATE TABLE a ()")):
+        if done or edited.up.options is PLAIN:
+            with pytest.raises(HistoryError, match="restore them as they were"):
+                planning.plan_up(planning.compare([edited], [cut_off]))
+
+
+def test_a_transaction_that_has_escaped_is_not_planned() -> None:
+    compared = planning.compare([migration(1, up=UP, options=BY_STATEMENT)], [row(1, RecordState.RUNNING)])
+
+    assert planning.plan_up(compared).steps == ()
+    assert planning.missing(compared) == ("1",)
 
 
 def test_a_half_done_way_down_goes_on_where_it_stopped() -> None:

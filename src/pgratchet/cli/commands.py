@@ -12,7 +12,7 @@ from pgratchet.cli.options import Common, Judging, Locking, Waiting, Writing
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
-from pgratchet.core.model import Kind
+from pgratchet.core.model import Kind, Verdict
 
 To = Annotated[str | None, typer.Option(metavar="VERSION", help="Up to and including this one.")]
 DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Everything above this one; 0 for everything.")]
@@ -25,6 +25,13 @@ Python = Annotated[bool, typer.Option("--python", help="Write a Python migration
 Source = Annotated[str, typer.Option(metavar="NAME", help="The table of a home-made runner.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it, instead of saying what would be done.")]
 SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out what failed there.")]
+
+Version = Annotated[str, typer.Argument(help="The version to judge.")]
+Applied = Annotated[bool, typer.Option("--applied", help="All of it is there: count it as applied.")]
+NotApplied = Annotated[bool, typer.Option("--not-applied", help="Nothing of it is there: run it from its start.")]
+Again = Annotated[bool, typer.Option("--again", help="The statement in doubt had no effect: go on with it.")]
+Skip = Annotated[bool, typer.Option("--skip", help="The statement in doubt took effect: go on behind it.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it stays in the history.")]
 
 
 def up(to: To = None, *, dry_run: DryRun = False, rehearse: Rehearse = False, **flags: Unpack[Writing]) -> Report:
@@ -88,4 +95,22 @@ def adopt(
     return reports.adopted(run(work))
 
 
-COMMANDS = {command.__name__: command for command in (up, down, redo, status, check, wait, plan, new, adopt)}
+def repair(  # noqa: PLR0913 - one option for each verdict
+    version: Version,
+    *,
+    reason: Reason,
+    applied: Applied = False,
+    not_applied: NotApplied = False,
+    again: Again = False,
+    skip: Skip = False,
+    **flags: Unpack[Waiting],
+) -> Report:
+    """Settle a version that no run can judge."""
+    given = zip(Verdict, (applied, not_applied, again, skip), strict=True)
+    verdicts = [verdict for verdict, is_given in given if is_given]
+    if len(verdicts) != 1:
+        raise UsageError(f"give one of {', '.join(f'--{verdict}' for verdict in Verdict)}")
+    return reports.repaired(run(partial(open_migrator(flags).repair, version, verdicts[0], reason)))
+
+
+COMMANDS = {command.__name__: command for command in (up, down, redo, status, check, wait, plan, new, adopt, repair)}

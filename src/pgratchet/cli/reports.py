@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan
+from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, State
 
 NEVER = "-"
 
@@ -61,7 +61,7 @@ def planned(plan: Plan) -> Report:
 
 
 def status(entries: Sequence[Entry]) -> Report:
-    """Return a table of all versions, what the failed ones failed with, and how many there are of each state."""
+    """Return a table of all versions, what failed ones failed with, what persons have said, and how many there are."""
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
     errors = [
@@ -69,9 +69,14 @@ def status(entries: Sequence[Entry]) -> Report:
         for entry in entries
         if entry.applied and entry.applied.error
     ]
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.applied and entry.applied.reason:
+            reasons.setdefault(entry.applied.reason, []).append(entry.version)
+    why = [f"{', '.join(versions)}: {reason}" for reason, versions in reasons.items()]
     counts = Counter(entry.state for entry in entries)
     total = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no migrations"
-    lines = [*(_aligned([heading, *rows]) if rows else ()), *errors, total]
+    lines = [*(_aligned([heading, *rows]) if rows else ()), *errors, *why, total]
     return Report(lines, {"entries": [_entry(entry) for entry in entries]})
 
 
@@ -84,6 +89,17 @@ def created(paths: Iterable[Path]) -> Report:
     """Return which files were written."""
     names = [str(path) for path in paths]
     return Report([f"created {name}" for name in names], {"created": names})
+
+
+def repaired(entry: Entry) -> Report:
+    """Return how a version stands after a person's verdict."""
+    row = entry.applied
+    how = (
+        f", {row.statements_done} of {row.statements_total} statements done"
+        if entry.state is State.RUNNING and row
+        else ""
+    )
+    return Report([f"repaired {entry.version} {entry.name}: {entry.state}{how}"], {"entry": _entry(entry)})
 
 
 def adopted(adoption: Adoption) -> Report:
@@ -138,6 +154,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "when": when.isoformat() if when else None,
         "by": _by(entry),
         "error": entry.applied.error if entry.applied else None,
+        "reason": entry.applied.reason if entry.applied else None,
         "statements_done": entry.applied.statements_done if entry.applied else None,
         "statements_total": entry.applied.statements_total if entry.applied else None,
     }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pgratchet.core.errors import HistoryError
+from pgratchet.core.halfway import is_begun
 from pgratchet.core.model import Entry, State
 
 
@@ -24,9 +25,9 @@ def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = 
                 wrong.append((entry, _changed(entry)))
             case State.LATE if not allow_late:
                 wrong.append((entry, _late(entry)))
-            case State.UNKNOWN if strict:
+            case State.UNKNOWN | State.RUNNING if strict and not entry.migration:
                 wrong.append((entry, unknown(entry) + "; deploy the release that has it"))
-            case State.UNKNOWN:
+            case State.UNKNOWN | State.RUNNING if not entry.migration:
                 warnings.append(unknown(entry))
             case _:
                 pass
@@ -42,7 +43,8 @@ def label(entry: Entry) -> str:
 
 def unknown(entry: Entry) -> str:
     """Return what there is to say of a version that only the database knows."""
-    return f"{label(entry)} is in the database, but has no file here"
+    where = "half done" if entry.applied and is_begun(entry.applied) else "in the database"
+    return f"{label(entry)} is {where}, but has no file here"
 
 
 def _is_below_floor(entry: Entry, newest: int | None) -> bool:

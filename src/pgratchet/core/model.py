@@ -57,6 +57,17 @@ class RecordState(StrEnum):
     APPLIED = "applied"
     FAILED = "failed"
     REVERTING = "reverting"
+    PENDING = "pending"
+    """A person has said that nothing of it is there; the row keeps the reason."""
+
+
+class Verdict(StrEnum):
+    """What a person says of a version that no run can judge: of all of it, or of the statement in doubt."""
+
+    APPLIED = "applied"
+    NOT_APPLIED = "not-applied"
+    AGAIN = "again"
+    SKIP = "skip"
 
 
 class File(NamedTuple):
@@ -138,6 +149,8 @@ class AppliedMigration(NamedTuple):
     token: str | None
     compatible_with: str | None
     error: str | None
+    backend_start: datetime | None = None
+    reason: str | None = None
 
     @property
     def number(self) -> int:
@@ -185,12 +198,16 @@ class Script(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One migration in one direction. The first `done` statements were committed by an earlier run."""
+    """One migration in one direction.
+
+    The first `done` statements were committed by an earlier run, whose row it takes `over` where that counts them.
+    """
 
     migration: Migration
     direction: Direction
     script: Script
     done: int = 0
+    over: AppliedMigration | None = None
 
 
 class Plan(NamedTuple):

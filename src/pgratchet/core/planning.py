@@ -1,22 +1,20 @@
 """What is to be done, decided from two lists and nothing else."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple
 
+from pgratchet.core import halfway
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
-from pgratchet.core.judging import label, unknown
+from pgratchet.core.judging import unknown
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
     Entry,
     Kind,
     Migration,
-    Mode,
     Plan,
     Problem,
     RecordState,
-    Script,
     State,
     Step,
 )
@@ -36,7 +34,7 @@ RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]) -> tuple[Entry, ...]:
     """Return one entry for each version that is on disk or in the history, in the order of versions.
 
-    A failure that left nothing behind, of a file that is gone, is no entry: it was renumbered, or given up.
+    What left nothing behind, of a file that is gone, is no entry: it was renumbered, or given up.
     """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in history}
@@ -46,7 +44,7 @@ def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]
         migration, row = files.get(version), rows.get(version)
         if row is None:
             state = State.LATE if int(version) < newest else State.PENDING
-        elif migration is None and _left_nothing(row):
+        elif migration is None and row.state is not RecordState.APPLIED and not halfway.is_begun(row):
             continue
         else:
             state = _recorded_state(migration, row)
@@ -59,13 +57,9 @@ def _recorded_state(migration: Migration | None, row: AppliedMigration) -> State
         return State.RUNNING
     if migration is None:
         return State.UNKNOWN
-    if row.state is RecordState.FAILED:
-        return State.FAILED
+    if row.state in (RecordState.FAILED, RecordState.PENDING):
+        return State(row.state)
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
-
-
-def _left_nothing(row: AppliedMigration) -> bool:
-    return row.state is RecordState.FAILED and row.statements_done == 0
 
 
 def newest_applied(history: Iterable[AppliedMigration]) -> int:
@@ -78,55 +72,33 @@ def failures(entries: Iterable[Entry]) -> list[AppliedMigration]:
     return [entry.applied for entry in entries if entry.applied and entry.applied.state is RecordState.FAILED]
 
 
+def replaceable(entries: Iterable[Entry]) -> frozenset[str]:
+    """Return the versions that are begun anew although they have a row, which is left from before."""
+    left = (RecordState.FAILED, RecordState.PENDING)
+    return frozenset(entry.version for entry in entries if entry.applied and entry.applied.state in left)
+
+
 def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
     """Return what `up` would run, in order: everything, or everything up to and including `to`."""
     return tuple(
-        entry for entry in entries if entry.state in RUNNABLE and (to is None or int(entry.version) <= int(to))
+        entry
+        for entry in entries
+        if (entry.state in RUNNABLE or halfway.goes_on(entry, Direction.UP))
+        and (to is None or int(entry.version) <= int(to))
     )
 
 
 def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
     """Return the versions, up to and including `to`, that are not applied yet, whoever is to apply them.
 
-    Raises UsageError where there is no version `to`.
+    Those that have no file here are nobody's that reads these files. Raises UsageError where there is no version `to`.
     """
     _known(entries, to)
     wanted = (*RUNNABLE, State.RUNNING)
     return tuple(
-        entry.version for entry in entries if entry.state in wanted and (to is None or int(entry.version) <= int(to))
-    )
-
-
-def refuse_interrupted(entries: Iterable[Entry], direction: Direction) -> None:
-    """Raise HistoryError where a version is half done and this run cannot go on with it; to be asked under the lock.
-
-    Only who holds the lock may judge: without it the runner may well be alive. What failed at a statement, and
-    says so, is open for another try in the same direction.
-    """
-    facts = [
-        (entry, row)
+        entry.version
         for entry in entries
-        if (row := entry.applied) and row.state is not RecordState.APPLIED and not _open_for(direction, row)
-    ]
-    if facts:
-        text = "\n".join(_interrupted(entry, row) for entry, row in facts)
-        raise HistoryError(text, [entry.version for entry, _ in facts])
-
-
-def _open_for(direction: Direction, row: AppliedMigration) -> bool:
-    if row.state is RecordState.FAILED:
-        return direction is Direction.UP or _left_nothing(row)
-    return row.state is RecordState.REVERTING and row.error is not None and direction is Direction.DOWN
-
-
-def _interrupted(entry: Entry, row: AppliedMigration) -> str:
-    direction = Direction.DOWN if row.state is RecordState.REVERTING else Direction.UP
-    started = f"{row.started_at:%Y-%m-%d %H:%M:%S%z}" if row.started_at else "an unknown time"
-    reason = f" It ended with: {row.error}." if row.error else ""
-    return (
-        f"{direction} {label(entry)} was started at {started} by {row.applied_by} "
-        f"(server process {row.backend_pid}) and not finished: {row.statements_done} of "
-        f"{row.statements_total} statements are recorded as committed, the next one is in doubt.{reason}"
+        if entry.migration and entry.state in wanted and (to is None or int(entry.version) <= int(to))
     )
 
 
@@ -224,25 +196,5 @@ def _step(entry: Entry, direction: Direction) -> Step:
         cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"
         raise FilesError([Problem(migration.up.path, "there is no way down from it", cure)])
     script = compile_script(source, migration.kind, direction)
-    done = _done(entry, direction)
-    if done and entry.applied and _cursor(script, done) != entry.applied.cursor:
-        raise HistoryError(
-            f"{source.path}: its first {done} statement(s) are committed since an earlier run, but are not "
-            "the same any more; restore them as they were, mend only what comes after",
-            [entry.version],
-        )
-    return Step(migration, direction, script, done)
-
-
-def _cursor(script: Script, done: int) -> str | None:
-    if script.mode is Mode.TRANSACTION:
-        return None
-    from pgratchet.core.scripts import digests  # noqa: PLC0415 - as in _step
-
-    return next(islice(digests(script), done - 1, done), None)
-
-
-def _done(entry: Entry, direction: Direction) -> int:
-    row = entry.applied
-    halfway = RecordState.FAILED if direction is Direction.UP else RecordState.REVERTING
-    return row.statements_done if row is not None and row.state is halfway else 0
+    done, over = halfway.resumed(entry, direction, script)
+    return Step(migration, direction, script, done, over)

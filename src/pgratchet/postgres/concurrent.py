@@ -1,17 +1,26 @@
 """Scripts that run statement by statement, because one of them refuses to run in a transaction.
 
-Each statement that can be is committed together with its count; one that cannot is counted right after.
+Each statement that can be is committed together with its count. Before one that cannot, it is committed that it is
+begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
+
+from collections.abc import Iterable
+from itertools import islice, pairwise
 
 import asyncpg
 
-from pgratchet.core.model import Segment
+from pgratchet.core.bare import Nature
+from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
+from pgratchet.core.model import Segment, Step
 from pgratchet.core.scripts import digests
+from pgratchet.postgres import indexes
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import OURSELVES, Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
+from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import literal, milliseconds
+from pgratchet.postgres.supervision import Supervised
 from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
@@ -20,81 +29,118 @@ _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTermin
 table, CALL of a procedure that commits."""
 
 
+async def refuse_unjudged(connection: Connection, steps: Iterable[Step]) -> None:
+    """Raise HistoryError, with all that is known, where a statement is in doubt that only a person can judge.
+
+    To be asked under the lock, when the runner that has begun it is gone.
+    """
+    for step in steps:
+        bare = unjudged(step)
+        if bare is None:
+            continue
+        found = ""
+        if bare.nature is Nature.BUILD and bare.table is not None:
+            there = await indexes.of_table(connection, bare.table)
+            invalid = ", ".join(index.name for index in there if not index.valid) or "none"
+            found = f"Without a name its index cannot be told from others; invalid indexes of {bare.table}: {invalid}. "
+        raise refusal(step, found)
+
+
 async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
     """Run the statements that are not counted yet, and record the script as finished.
 
     Raises StepError for the statement that failed; those before it stay committed and counted.
     """
-    script = claim.step.script
-    await _ours(wire, claim, _opening(framing, claim, over_failed=over_failed))
-    for done, (segment, cursor) in enumerate(zip(script.segments, digests(script), strict=True)):
-        if done >= claim.step.done:
-            count = framing.records.tally(claim, done + 1, cursor)
-            await _statement(wire, framing, claim, segment, count)
-    await _ours(wire, claim, framing.recording(framing.records.close(claim)))
+    await _Run(wire, framing, claim).run(over_failed=over_failed)
 
 
-async def _ours(wire: Wire, claim: Claim, text: str, *, in_doubt: bool = False) -> None:
-    """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
-    try:
-        await wire.send(text)
-    except asyncpg.PostgresError as error:
-        if wire.connection.is_closed():
-            raise
-        await wire.roll_back("")
-        raise StepError(from_server(claim, error, Spot()), error, final=True, in_doubt=in_doubt) from error
+class _Run:
+    """One script on its way; a statement is in doubt until it is judged."""
 
+    def __init__(self, wire: Wire, framing: Framing, claim: Claim) -> None:
+        self._wire = wire
+        self._framing = framing
+        self._records = framing.records
+        self._claim = claim
+        self._in_doubt = doubt(claim.step.over) is not None
 
-def _opening(framing: Framing, claim: Claim, *, over_failed: bool) -> str:
-    options = claim.step.script.source.options
-    statement_timeout = framing.limits.of(options).statement_timeout
-    return (
-        framing.recording(framing.records.claim(claim, framing.writer, over_failed=over_failed))
-        # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
-        # it would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
-        + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(statement_timeout)};"
-        + f"SET application_name = {literal(framing.application(claim))}"
-    )
+    async def run(self, *, over_failed: bool) -> None:
+        script, done = self._claim.step.script, self._claim.step.done
+        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._in_doubt)
+        for segment in lasting(script, done):
+            # The session that they were made in is gone.
+            await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
+        places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
+        for segment, (before, after) in islice(places, done, None):
+            await self._statement(segment, before, after)
+        await self._ours(self._framing.recording(self._records.close(self._claim)))
 
+    def _opening(self, *, over_failed: bool) -> str:
+        framing, claim = self._framing, self._claim
+        statement_timeout = framing.limits.of(claim.step.script.source.options).statement_timeout
+        return (
+            framing.recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
+            # it would end what runs concurrently while that waits for older transactions.
+            + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(statement_timeout)};"
+            + f"SET application_name = {literal(framing.application(claim))}"
+        )
 
-async def _statement(wire: Wire, framing: Framing, claim: Claim, segment: Segment, count: str) -> None:
-    path = claim.step.script.source.path
-    refused = segment.refuses is not None
-    attempt = 0
-    while True:
-        message = _bare(claim, segment) if refused else _together(framing, claim, segment, count)
+    async def _statement(self, segment: Segment, before: str, after: str) -> None:
+        count = self._records.tally(self._claim, segment.first, after)
+        if not (segment.refuses or self._in_doubt) and await self._together(segment, count):
+            return
+        begin = self._records.begin(self._claim, segment.first - 1, marked(before, after))
+        await self._ours(f"BEGIN;{OURSELVES}{begin}COMMIT", in_doubt=self._in_doubt)
+        await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
+        # It is done, and not counted: if that fails, the next run has to judge it.
+        await self._ours(f"BEGIN;{OURSELVES}{count}COMMIT", in_doubt=True)
+        self._in_doubt = False
+
+    async def _together(self, segment: Segment, count: str) -> bool:
+        """Run a statement and its count as one transaction; False: it refuses that.
+
+        A lock_timeout that the script has set is kept.
+        """
+        limit = milliseconds(self._framing.limits.of(self._claim.step.script.source.options).lock_timeout)
+        head = (
+            f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
+            "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
+        )
+        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{OURSELVES}{count}COMMIT"
+        message = Message(text, (Part(len(head), self._claim, segment),))
+        attempt = 0
+        while (error := await self._try(message, attempt)) is not None:
+            if isinstance(error, _REFUSALS):
+                return False
+            place = f"statement {segment.first} of {self._claim.step.script.source.path}"
+            await self._wire.before_retry(place, error, attempt)
+            attempt += 1
+        return True
+
+    async def _try(self, message: Message, attempt: int | None = None) -> asyncpg.PostgresError | None:
+        """Send a message about one statement.
+
+        Returns the error if there may be another `attempt`, or another way; raises StepError for any other.
+        """
         try:
-            await wire.send(message.text)
+            await self._wire.send(message.text)
         except asyncpg.PostgresError as error:
-            if wire.connection.is_closed():
+            if self._wire.connection.is_closed():
                 raise
-            await wire.roll_back("")
-            if not refused and isinstance(error, _REFUSALS):
-                refused = True
-            elif not refused and may_pass(error, attempt):
-                await wire.before_retry(f"statement {segment.first} of {path}", error, attempt)
-                attempt += 1
-            else:
-                failure = from_server(claim, error, spot(message, error, message.parts[0]))
-                raise StepError(failure, error, final=True) from error
-        else:
-            break
-    if refused:
-        # It is done, and not counted: to run it again is for a person to decide.
-        await _ours(wire, claim, f"BEGIN;{OURSELVES}{count}COMMIT", in_doubt=True)
+            await self._wire.roll_back("")
+            if attempt is not None and (isinstance(error, _REFUSALS) or may_pass(error, attempt)):
+                return error
+            failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
+            raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
+        return None
 
-
-def _bare(claim: Claim, segment: Segment) -> Message:
-    text = claim.step.script.source.text[segment.start : segment.end]
-    return Message(text, (Part(0, claim, segment),))
-
-
-def _together(framing: Framing, claim: Claim, segment: Segment, count: str) -> Message:
-    """Return a statement and its count as one transaction; a lock_timeout that the script has set is kept."""
-    limit = milliseconds(framing.limits.of(claim.step.script.source.options).lock_timeout)
-    head = (
-        f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
-        "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
-    )
-    text = claim.step.script.source.text[segment.start : segment.end]
-    return Message(f"{head}{text}{END}{OURSELVES}{count}COMMIT", (Part(len(head), claim, segment),))
+    async def _ours(self, text: str, *, in_doubt: bool = False) -> None:
+        """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
+        try:
+            await self._wire.send(text)
+        except asyncpg.PostgresError as error:
+            if self._wire.connection.is_closed():
+                raise
+            await self._wire.roll_back("")
+            raise StepError(from_server(self._claim, error, Spot()), error, final=True, in_doubt=in_doubt) from error

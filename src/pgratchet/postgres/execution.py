@@ -40,7 +40,7 @@ class Execution:
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
         self._attempts: dict[str, int] = {}
-        self._overtaken: set[str] = set()
+        self._overtaken: set[tuple[str, str | None]] = set()
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
@@ -144,8 +144,10 @@ class Execution:
         migration = claim.step.migration
         attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
         failures.raise_if_not_its_turn(cause)
-        if self._is_taken(cause) and migration.version not in self._overtaken:
-            self._overtaken.add(migration.version)
+        over = claim.step.over
+        claimed = migration.version, over and over.token
+        if claimed not in self._overtaken and await self._is_taken(claim, cause):
+            self._overtaken.add(claimed)
             raise OvertakenError
         if isinstance(cause, asyncpg.PostgresError) and not error.final and may_pass(cause, attempt):
             await self._wire.before_retry(
@@ -156,12 +158,15 @@ class Execution:
         await self._read_seconds()
         raise MigrationFailedError(error.failure, self._progress.finished) from cause
 
-    def _is_taken(self, error: BaseException) -> bool:
+    async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
+        """Say whether the row is another run's: from the start, or because that took us for dead."""
         table = self._framing.records.table
-        return isinstance(error, asyncpg.UniqueViolationError) and (error.schema_name, error.table_name) == (
-            table.schema,
-            table.name,
-        )
+        if isinstance(error, asyncpg.UniqueViolationError):
+            return (error.schema_name, error.table_name) == (table.schema, table.name)
+        if claim.step.script.mode is not Mode.STATEMENTS or not failures.is_fenced(error):
+            return False
+        rows = await History(table).read(self._wire.connection, [claim.step.migration.version])
+        return any(row.token != claim.token for row in rows)
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")

@@ -89,17 +89,22 @@ def _inside(part: Part, offset: int) -> Spot:
 def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot) -> Failure:
     """Return what the server says of a step, at its place in the file."""
     message, hint = str(error.args[0] if error.args else error), error.hint
-    if FENCE in message:
+    if is_fenced(error):
         message = message.split(FENCE, 1)[1].rstrip('"')
         hint = "a migration must not end its transaction, release locks, or write to the history"
     elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
         hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
-    return _failure(claim, spot, message)._replace(
+    return at_spot(claim, spot, message)._replace(
         sqlstate=error.sqlstate,
         detail=error.detail,
         hint=hint,
         context=error.context,
     )
+
+
+def is_fenced(error: BaseException) -> bool:
+    """Say whether it was a statement of our own that raised, because something was not as it had left it."""
+    return FENCE in str(error)
 
 
 def from_python(claim: Claim, error: Exception) -> Failure:
@@ -111,7 +116,7 @@ def from_python(claim: Claim, error: Exception) -> Failure:
     offset = None if line is None else _start_of(text, line)
     if isinstance(error, asyncpg.PostgresError):
         return from_server(claim, error, Spot(offset))
-    return _failure(claim, Spot(offset), f"{type(error).__name__}: {error}")
+    return at_spot(claim, Spot(offset), f"{type(error).__name__}: {error}")
 
 
 def _start_of(text: str, line: int) -> int:
@@ -119,7 +124,8 @@ def _start_of(text: str, line: int) -> int:
     return sum(len(each) + 1 for each in before)
 
 
-def _failure(claim: Claim, spot: Spot, message: str) -> Failure:
+def at_spot(claim: Claim, spot: Spot, message: str) -> Failure:
+    """Return a failure of a step at a place in its file."""
     step = claim.step
     text = step.script.source.text
     line = column = None

@@ -1,5 +1,6 @@
 """What goes around a script: everything that makes it one claimed, recorded transaction without a trace."""
 
+import platform
 from datetime import datetime
 from typing import NamedTuple
 
@@ -60,6 +61,10 @@ class Facts(NamedTuple):
     read_only: bool
     now: datetime
     held: bool
+
+    def writer(self, tool_version: str) -> Writer:
+        """Return what rows say about this session."""
+        return Writer(f"{self.role}@{platform.node()} {self.application}", self.started, tool_version)
 
 
 async def facts(connection: Connection, held: str | None) -> Facts:

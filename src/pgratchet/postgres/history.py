@@ -90,7 +90,9 @@ class History(NamedTuple):
             return tuple(_applied(row) for row in rows)
         raise ForeignTableError(self._whose(columns_there))
 
-    async def read_patiently(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
+    async def read_patiently(
+        self, connection: Connection, versions: Sequence[str] | None = None
+    ) -> tuple[AppliedMigration, ...]:
         """Return what `read` returns, however long the table is locked."""
         while True:
             try:

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from pgratchet.core.model import Direction, Mode, RecordState, Step
+from pgratchet.core.halfway import MARK, Settled
+from pgratchet.core.model import Direction, Entry, Migration, Mode, RecordState, Step
 from pgratchet.postgres.sql import Table, literal
 
 DURABLE = (
@@ -75,14 +76,13 @@ class Records(NamedTuple):
 
     def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
         step = claim.step
+        if step.over is not None:
+            # Of two that saw the same runner die only one finds its token still there.
+            token = f"token IS NOT DISTINCT FROM {literal(step.over.token)}"
+            return self._take(claim, writer, f"state = {literal(step.over.state)} AND {token}", {})
         if step.direction is Direction.DOWN:
-            # Before its first statement is counted, a way down that failed is as good as not begun.
-            return self._take(claim, writer, RecordState.REVERTING, *(() if step.done else (RecordState.APPLIED,)))
-        if step.done:
-            return self._take(claim, writer, RecordState.FAILED)
-        failed = f"{self._version(claim)} AND state = {literal(RecordState.FAILED)}"
-        forget = f"DELETE FROM {self.table.quoted} WHERE {failed};" if over_failed else ""
-        return forget + self._insert(claim, writer, RecordState.RUNNING, None) + ";"
+            return self._take(claim, writer, f"state = {literal(RecordState.APPLIED)}", _first_cursor(step))
+        return self._insert(claim, writer, RecordState.RUNNING, None, replacing=over_failed) + ";"
 
     def record(self, claim: Claim) -> str:
         """Return the SQL that records a claimed step: the last thing before COMMIT. It raises if it cannot.
@@ -98,6 +98,15 @@ class Records(NamedTuple):
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
         return self._fenced(f"{update} AND statements_done = {done - 1}")
 
+    def begin(self, claim: Claim, done: int, cursor: str) -> str:
+        """Return the SQL that says that the statement behind the first `done` is about to run bare.
+
+        It raises for a runner that has lost its row or its lock: that one stops before it does anything.
+        """
+        now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
+        update = f"UPDATE {self.table.quoted} SET cursor = {literal(cursor)} || {now} WHERE {self._own(claim)}"
+        return self._fenced(f"{update} AND statements_done = {done}")
+
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
         return self._finish(claim, f"statements_done = {claim.step.script.statements}")
@@ -105,10 +114,8 @@ class Records(NamedTuple):
     def doubt(self, claim: Claim, error: str) -> str:
         """Return the SQL that says what happened to a step of which nobody knows how far it came.
 
-        Its state stays as it is, and stops the next run; an error on a way down would let that one go on.
+        State and mark stay as they are: the next run has to judge.
         """
-        if claim.step.direction is Direction.DOWN:
-            return ""
         return f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
 
     def fail(self, claim: Claim, writer: Writer, error: str) -> str:
@@ -118,56 +125,100 @@ class Records(NamedTuple):
         committed: it keeps its state, unless it counts statements and can be gone on with.
         """
         update = f"UPDATE {self.table.quoted} SET error = {literal(error)}"
-        if claim.step.direction is Direction.DOWN:
-            return f"{update} WHERE {self._version(claim)};"
         failed = literal(RecordState.FAILED)
         if claim.step.script.mode is Mode.STATEMENTS:
-            return f"{update}, state = {failed}, finished_at = pg_catalog.clock_timestamp() WHERE {self._own(claim)};"
-        return (
-            f"{update} WHERE {self._own(claim)};"
-            f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state = {failed};"
-            f"{self._insert(claim, writer, RecordState.FAILED, error)} ON CONFLICT (version) DO NOTHING;"
+            unmarked = f"cursor = pg_catalog.split_part(cursor, {literal(MARK)}, 1)"
+            ended = f", state = {failed}, finished_at = pg_catalog.clock_timestamp()"
+            up = claim.step.direction is Direction.UP
+            return f"{update}, {unmarked}{ended if up else ''} WHERE {self._own(claim)};"
+        if claim.step.direction is Direction.DOWN:
+            return f"{update} WHERE {self._version(claim)};"
+        insert = self._insert(claim, writer, RecordState.FAILED, error, replacing=True)
+        return f"{update} WHERE {self._own(claim)};{insert} ON CONFLICT (version) DO NOTHING;"
+
+    def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
+        """Return the SQL that records a person's verdict, on a row that has not changed since it was read."""
+        migration, row = entry.migration, entry.applied
+        values = {
+            "state": literal(settled.state),
+            "statements_done": literal(settled.statements_done),
+            "cursor": literal(settled.cursor),
+            "finished_at": "pg_catalog.clock_timestamp()",
+            "applied_by": literal(writer.applied_by),
+            "tool_version": literal(writer.tool_version),
+            "error": "NULL",
+            "reason": literal(reason),
+        }
+        if migration is not None and settled.state is RecordState.APPLIED:
+            values |= self._file(migration)
+        if row is None:
+            return self._fenced(
+                f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
+            )
+        same = " AND ".join(
+            f"{name} IS NOT DISTINCT FROM {literal(value)}"
+            for name, value in (("state", row.state), ("token", row.token), ("cursor", row.cursor))
+        )
+        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
+        return self._fenced(
+            f"UPDATE {self.table.quoted} SET {settings} WHERE version = {literal(row.version)} AND {same}"
         )
 
     def flush(self, claim: Claim) -> str:
         """Return SQL whose COMMIT makes everything durable that its session has committed before."""
         return f"{DURABLE}UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
 
-    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None) -> str:
+    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replacing: bool) -> str:
+        """Return the SQL that inserts a row, in the place of one that is left from before if it is `replacing` that."""
+        left = ", ".join(map(literal, (RecordState.FAILED, RecordState.PENDING)))
+        delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state IN ({left})"
         migration = claim.step.migration
         now = "pg_catalog.clock_timestamp()"
-        values = {
-            "version": literal(migration.version),
-            "name": literal(migration.name),
-            "kind": literal(migration.kind),
-            "checksum": literal(migration.checksum),
-            "state": literal(state),
-            "statements_total": literal(claim.step.script.statements),
-            "started_at": now,
-            "finished_at": "NULL" if error is None else now,
-            "compatible_with": literal(migration.up.options.compatible_with),
-            "error": literal(error),
-        } | self._writer(claim, writer)
+        values = (
+            self._file(migration)
+            | {
+                "state": literal(state),
+                "statements_total": literal(claim.step.script.statements),
+                "started_at": now,
+                "finished_at": "NULL" if error is None else now,
+                "error": literal(error),
+                "reason": "(SELECT reason FROM left_over)" if replacing else "NULL",
+            }
+            | (_first_cursor(claim.step) | self._writer(claim, writer))
+        )
         columns = ", ".join(values)
-        return f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
+        insert = f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
+        return f"WITH left_over AS ({delete} RETURNING reason) {insert}" if replacing else insert
 
-    def _take(self, claim: Claim, writer: Writer, *was: RecordState) -> str:
+    def _take(self, claim: Claim, writer: Writer, condition: str, more: dict[str, str]) -> str:
         """Take over the one row that is there already, as it should be."""
         step = claim.step
-        values = {
-            "state": literal(RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING),
-            "statements_done": literal(step.done),
-            "statements_total": literal(step.script.statements),
-            "started_at": "pg_catalog.clock_timestamp()",
-            "error": "NULL",
-        } | self._writer(claim, writer)
+        values = (
+            {
+                "state": literal(RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING),
+                "statements_done": literal(step.done),
+                "statements_total": literal(step.script.statements),
+                "started_at": "pg_catalog.clock_timestamp()",
+                "error": "NULL",
+            }
+            | self._writer(claim, writer)
+            | more
+        )
         if step.direction is Direction.UP:
             # What comes after the finished statements may have been mended since.
             values["checksum"] = literal(step.migration.checksum)
             values["compatible_with"] = literal(step.migration.up.options.compatible_with)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
-        where = f"{self._version(claim)} AND state IN ({', '.join(map(literal, was))})"
-        return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {where}")
+        return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {self._version(claim)} AND {condition}")
+
+    def _file(self, migration: Migration) -> dict[str, str]:
+        return {
+            "version": literal(migration.version),
+            "name": literal(migration.name),
+            "kind": literal(migration.kind),
+            "checksum": literal(migration.checksum),
+            "compatible_with": literal(migration.up.options.compatible_with),
+        }
 
     def _writer(self, claim: Claim, writer: Writer) -> dict[str, str]:
         return {
@@ -203,6 +254,10 @@ class Records(NamedTuple):
             f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
             f"WHEN pg_catalog.count(*) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
+
+
+def _first_cursor(step: Step) -> dict[str, str]:
+    return {"cursor": literal("" if step.script.mode is Mode.STATEMENTS else None)}
 
 
 def _raise_unless(condition: str, message: str) -> str:

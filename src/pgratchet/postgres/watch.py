@@ -1,7 +1,7 @@
 """Who blocks: looked up from a second session, in autocommit, only to be told."""
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import anyio
@@ -14,12 +14,14 @@ T = TypeVar("T")
 
 _log = logging.getLogger("pgratchet")
 
-_BLOCKERS = (
+SESSIONS = (
     "SELECT a.pid, a.usename, a.application_name, a.state, "
     "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - COALESCE(a.xact_start, a.backend_start))::int AS age, "
-    "a.query FROM pg_catalog.pg_stat_activity a "
-    f"WHERE a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) FROM {HOLDERS})"
+    "a.query FROM pg_catalog.pg_stat_activity a WHERE "
 )
+"""Asks for what `told` tells."""
+
+_BLOCKERS = f"{SESSIONS} a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) FROM {HOLDERS})"
 
 QUERY_CHARACTERS = 100
 """How much of a blocker's query is told."""
@@ -50,12 +52,17 @@ class Blockers:
 
     async def _look(self, connection: Connection) -> None:
         rows = await connection.fetch(_BLOCKERS, *halves(self._key))
-        if seen := "; ".join(_blocker(row) for row in rows):
+        if seen := told(rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)
 
 
-def _blocker(row: asyncpg.Record) -> str:
+def told(rows: Iterable[asyncpg.Record]) -> str:
+    """Return who the sessions are and what they do; empty where there are none."""
+    return "; ".join(map(_session, rows))
+
+
+def _session(row: asyncpg.Record) -> str:
     query = " ".join((row["query"] or "").split())[:QUERY_CHARACTERS]
     name = row["application_name"] or "no application name"
     if row["state"] is None:

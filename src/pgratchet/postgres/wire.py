@@ -25,12 +25,12 @@ _log = logging.getLogger("pgratchet")
 
 
 class Wire:
-    """One session; `marks` counts the markers heard since it was last set to 0."""
+    """One session; `marks` counts the markers heard since it was last set to 0. What it waits, `budget` bounds."""
 
     def __init__(self, connection: Connection, connect: Connect, lock_key: int, budget: Budget) -> None:
         self.connection = connection
         self.marks = 0
-        self._budget = budget
+        self.budget = budget
         self._lock_timeout = 0.0
         self._blockers = Blockers(connect, lock_key)
 
@@ -77,9 +77,9 @@ class Wire:
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
         """Pause before another attempt at work that failed, and say what was in its way."""
         if isinstance(error, asyncpg.LockNotAvailableError):
-            self._budget.spend(self._lock_timeout)
+            self.budget.spend(self._lock_timeout)
         reason = f"{what}: {describe(error)}"
         if self._blockers.seen:
             reason += f"; blocked by {self._blockers.seen}"
         _log.warning("%s; trying again", reason)
-        await self._budget.pause(*backoff(attempt), reason)
+        await self.budget.pause(*backoff(attempt), reason)

@@ -1,0 +1,97 @@
+"""A statement that was begun outside a transaction and never counted: which, since when, and what to do about it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pgratchet.core.bare import Bare, read
+from pgratchet.core.errors import HistoryError
+from pgratchet.core.halfway import MARK, cursor_at
+from pgratchet.core.lexing import head, tokens
+from pgratchet.core.model import AppliedMigration, Script, Segment, Step
+from pgratchet.core.parsing import line_of
+
+FIRST_CHARACTERS = 60
+"""How much of a statement is told."""
+
+
+class Doubt(NamedTuple):
+    """What stands for the statements before it, and for them and itself; and since when it is begun."""
+
+    before: str
+    after: str
+    begun: str
+
+
+def marked(before: str, after: str) -> str:
+    """Return a cursor that says which statement is begun; when that was is to be written behind it."""
+    return f"{before}{MARK}{after} "
+
+
+def doubt(row: AppliedMigration | None) -> Doubt | None:
+    """Return which statement of a row is in doubt."""
+    before, mark, rest = ((row and row.cursor) or "").partition(MARK)
+    after, _, begun = rest.partition(" ")
+    return Doubt(before, after, begun) if mark else None
+
+
+def unjudged(step: Step) -> Bare | None:
+    """Return the statement in doubt of a step if nobody but a person can say what became of it.
+
+    Raises HistoryError where the file has another statement there now.
+    """
+    begun = doubt(step.over)
+    if begun is None:
+        return None
+    if cursor_at(step.script, step.done + 1) != begun.after:
+        raise refusal(step, "The file has another statement there now. ")
+    bare = read(text_of(step.script, step.script.segments[step.done]))
+    return None if bare.is_judged else bare
+
+
+def refusal(step: Step, found: str = "") -> HistoryError:
+    """Return the error that a statement is in doubt, and what else was `found`."""
+    begun, row = doubt(step.over), step.over
+    since = begun.begun if begun else "an unknown time"
+    who = f"{row.applied_by} (server process {row.backend_pid})" if row else "somebody"
+    repair = f"pgratchet repair {step.migration.version}"
+    return HistoryError(
+        f"{_place(step)} was begun outside a transaction at {since} by {who}, and nobody knows whether it took "
+        f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then say "
+        f"`{repair} --skip` if it took effect, `{repair} --again` if it did not; --applied or --not-applied "
+        "settle the whole migration",
+        [step.migration.version],
+    )
+
+
+def _place(step: Step) -> str:
+    script, path = step.script, step.script.source.path
+    number = f"statement {step.done + 1} of {script.statements}"
+    if step.done >= len(script.segments):
+        return f"{path}: {number}"
+    segment = script.segments[step.done]
+    words = " ".join(text_of(script, segment).split())
+    shown = words if len(words) <= FIRST_CHARACTERS else f"{words[:FIRST_CHARACTERS]}..."
+    return f"{path}:{line_of(script.source.text, segment.start)}: {number} ({shown})"
+
+
+def text_of(script: Script, segment: Segment) -> str:
+    """Return a segment's own text."""
+    return script.source.text[segment.start : segment.end]
+
+
+def lasting(script: Script, done: int) -> Iterator[Segment]:
+    """Yield those of the first `done` statements that have changed their session's settings, and nothing else."""
+    for segment in script.segments[:done]:
+        match head(script.source.text, segment.start, segment.end, 2):
+            case ("SET", "LOCAL" | "TRANSACTION" | "CONSTRAINTS"):
+                continue
+            case ("SET" | "RESET", *_):
+                yield segment
+            case ("SELECT", "SET_CONFIG" | "PG_CATALOG") if _is_setting(script, segment):
+                yield segment
+
+
+def _is_setting(script: Script, segment: Segment) -> bool:
+    """Say whether a SELECT is nothing but set_config() with constants, as pg_dump writes it."""
+    words = [word for word, _, _ in tokens(script.source.text, segment.start, segment.end)]
+    return words[3 if words[2] == "." else 1 :] == ["SET_CONFIG", "(", "'", ",", "'", ",", "FALSE", ")"]

@@ -1,0 +1,57 @@
+"""Whether somebody else is still at work, and waiting until nobody is."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from pgratchet.core.model import AppliedMigration
+from pgratchet.postgres import lock
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.session import Connection
+from pgratchet.postgres.watch import SESSIONS, told
+
+TELL_EVERY = 5.0
+"""Seconds between two lines of the log about the same wait."""
+
+# A runner is idle between its statements too, but not for long. The start of others' sessions is hidden from
+# a role that may not see what they do: who has the number then may be the one that is looked for.
+_RUNNER = (
+    f"{SESSIONS} a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
+    "AND (a.backend_start = $2 OR a.backend_start IS NULL) AND (a.state IS DISTINCT FROM 'idle' "
+    "OR a.state_change > pg_catalog.clock_timestamp() - '1 second'::pg_catalog.interval)"
+)
+
+# What builds or drops an index concurrently holds such a lock from before its first to after its last step. So
+# does autovacuum, which has no user, and gives way.
+_BUILDERS = (
+    f"{SESSIONS} a.usesysid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() AND a.pid IN ("
+    "SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.locktype = 'relation' AND l.granted AND l.relation = $1 "
+    "AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) "
+    "AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', "
+    "'AccessExclusiveLock'))"
+)
+
+_log = logging.getLogger("pgratchet")
+
+
+async def runner(connection: Connection, row: AppliedMigration) -> str:
+    """Return who is still at work on a version, empty where its runner has gone, or has stopped working."""
+    return told(await connection.fetch(_RUNNER, row.backend_pid, row.backend_start))
+
+
+async def builders(connection: Connection, table: int) -> str:
+    """Return who may be building an index of the table, given its oid, at this moment; empty where nobody is."""
+    return told(await connection.fetch(_BUILDERS, table))
+
+
+async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: str) -> bool:
+    """Return when `who` names nobody; True: it did before. Polls, for the reason that the lock is polled for."""
+    said, waited = -TELL_EVERY, False
+    while somebody := await who():
+        waited = True
+        reason = f"{what}: waiting for {somebody}"
+        if time.monotonic() - said >= TELL_EVERY:
+            _log.warning("%s", reason)
+            said = time.monotonic()
+        await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
+    return waited

@@ -1,0 +1,151 @@
+"""A statement that runs outside a transaction: judged where it may have run before, watched over, cleaned up after."""
+
+import logging
+from itertools import count
+
+import asyncpg
+
+from pgratchet.core.bare import Nature, read
+from pgratchet.core.doubt import text_of
+from pgratchet.core.errors import ServerError
+from pgratchet.core.model import Failure, Segment
+from pgratchet.postgres import indexes
+from pgratchet.postgres.failures import Spot, StepError, at_spot, from_server, spot
+from pgratchet.postgres.indexes import Index
+from pgratchet.postgres.message import Message, Part
+from pgratchet.postgres.records import Claim
+from pgratchet.postgres.session import describe
+from pgratchet.postgres.temporary import may_pass
+from pgratchet.postgres.wire import Wire
+
+MOST_BUILDS = 3
+"""How often an index is built that comes out invalid although its build said that it succeeded."""
+
+_DETACHING = (
+    "SELECT inhdetachpending FROM pg_catalog.pg_inherits "
+    "WHERE inhrelid = pg_catalog.to_regclass($1) AND inhparent = pg_catalog.to_regclass($2)"
+)
+
+_log = logging.getLogger("pgratchet")
+
+
+class Supervised:
+    """One such statement. Where it is `doubtful`, an earlier run has begun it, and nobody knows how that ended."""
+
+    def __init__(self, wire: Wire, claim: Claim, segment: Segment, *, doubtful: bool) -> None:
+        self._wire = wire
+        self._claim = claim
+        self._segment = segment
+        self._text = text_of(claim.step.script, segment)
+        self._about = read(self._text)
+        self._table = self._about.table or ""
+        self._doubtful = doubtful
+        self._in_doubt = doubtful
+        self._before: frozenset[int] | None = None
+
+    async def run(self) -> None:
+        """Have the statement done: an index that it is to build is there and valid.
+
+        Raises StepError where it failed; what is left of an index then is gone.
+        """
+        # The server's own limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
+        for attempt in count():
+            try:
+                await self._once()
+                break
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                await self._wire.roll_back("")
+                failure = await self._failure(error)
+                if self._about.nature is Nature.OPAQUE or not may_pass(error, attempt):
+                    raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
+                place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
+                await self._wire.before_retry(place, error, attempt)
+        await indexes.restore(self._wire.connection, was)
+
+    async def _once(self) -> None:
+        match self._about.nature:
+            case Nature.BUILD:
+                await self._build()
+            case Nature.DROP:
+                gone = "SELECT pg_catalog.to_regclass($1) IS NULL"
+                if not (self._in_doubt and await self._wire.connection.fetchval(gone, self._about.name)):
+                    await self._send(self._text)
+            case Nature.DETACH:
+                await self._detach()
+            case _:
+                await self._send(self._text)
+                if self._doubtful and self._about.nature is Nature.REINDEX:
+                    await self._warn_of_leftovers()
+
+    async def _send(self, text: str) -> None:
+        self._in_doubt = False
+        await self._wire.send(text)
+
+    async def _build(self) -> None:
+        if self._about.name is None:
+            there = await indexes.of_table(self._wire.connection, self._table)
+            self._before = frozenset(index.oid for index in there)
+        found = await self._found()
+        if self._in_doubt and found and all(index.valid for index in found):
+            return
+        for _ in range(MOST_BUILDS):
+            await indexes.drop_invalid(self._wire, found)
+            await self._send(self._text)
+            found = await self._found()
+            if found and all(index.valid for index in found):
+                return
+        what = f"is invalid, also after {MOST_BUILDS} builds" if found else "is there, but not an index of this table"
+        message = f"{', '.join(index.name for index in found) or self._about.name} {what}"
+        failure = at_spot(self._claim, Spot(self._segment.start, self._segment.first), message)
+        raise StepError(failure, ServerError(message), final=True)
+
+    async def _found(self) -> list[Index]:
+        """Return what the statement builds, or has built: at most one index."""
+        before = self._before
+
+        def ours(index: Index) -> bool:
+            return index.wanted if before is None else index.oid not in before
+
+        return await indexes.settled(self._wire, self._table, self._about.name, ours)
+
+    async def _detach(self) -> None:
+        pending = await self._wire.connection.fetchval(_DETACHING, self._about.name, self._table)
+        if pending is None and self._in_doubt:
+            return
+        # A detachment that was interrupted cannot be begun again.
+        finish = f"ALTER TABLE {self._table} DETACH PARTITION {self._about.name} FINALIZE"
+        await self._send(finish if pending else self._text)
+
+    async def _failure(self, error: asyncpg.PostgresError) -> Failure:
+        message = Message(self._text, (Part(0, self._claim, self._segment),))
+        failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
+        hints = [failure.hint] if failure.hint else []
+        if isinstance(error, asyncpg.UniqueViolationError) and self._about.nature is Nature.BUILD:
+            hints.append("mend the data")
+        if not self._in_doubt:
+            hints += await self._clean_up()
+        return failure._replace(hint="; ".join(hints) or None)
+
+    async def _clean_up(self) -> list[str]:
+        """Remove what a failed statement has left behind, and say what that was."""
+        try:
+            if self._about.nature is Nature.REINDEX:
+                return await self._warn_of_leftovers()
+            if self._about.nature is Nature.BUILD:
+                dropped = await indexes.drop_invalid(self._wire, await self._found())
+                return [f"the invalid index {name} that it left was dropped" for name in dropped]
+        except asyncpg.PostgresError as trouble:
+            if self._wire.connection.is_closed():
+                raise
+            await self._wire.roll_back("")
+            return [f"an invalid index may be left: {describe(trouble)}"]
+        return []
+
+    async def _warn_of_leftovers(self) -> list[str]:
+        found = await indexes.leftovers(self._wire.connection)
+        for sentence in found:
+            _log.warning("%s", sentence)
+        return found

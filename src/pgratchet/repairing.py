@@ -1,0 +1,52 @@
+"""Carries out what a person says of a version that no run can judge, and keeps the reason."""
+
+from pgratchet.core.errors import HistoryError, UsageError
+from pgratchet.core.model import Catalogue, Entry, Lock, State
+from pgratchet.core.planning import compare
+from pgratchet.core.verdicts import Judgement, settle
+from pgratchet.postgres import backends, frames, lock
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.history import History
+from pgratchet.postgres.records import Records
+from pgratchet.postgres.session import Connection, open_session
+from pgratchet.settings import Settings
+
+
+async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement, budget: Budget) -> Entry:
+    """Record a judgement under the lock, and return both sides of its version as they are then.
+
+    Raises UsageError where there is no such version, or no reason; HistoryError where the verdict makes no
+    sense, or somebody is at work on the version.
+    """
+    if not judgement.reason.strip():
+        raise UsageError("a repair needs a reason: it is what others will read in the history")
+    key = None if settings.lock is Lock.NONE else settings.table.lock_key
+    async with open_session(settings.direct, budget) as connection:
+        history = History(settings.table)
+        async with lock.exclusively(connection, key, budget):
+            if not await history.exists(connection):
+                await history.create(connection, settings.readers)
+            entry = await _entry(connection, history, catalogue, judgement.version)
+            await _record(connection, settings, entry, judgement)
+            return await _entry(connection, history, catalogue, judgement.version)
+
+
+async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str) -> Entry:
+    rows = {row.version: row for row in await history.read_patiently(connection)}
+    entries = {entry.version: entry for entry in compare(catalogue.migrations, rows.values())}
+    # What left nothing behind, of a file that is gone, is no entry, but may be judged.
+    return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))
+
+
+async def _record(connection: Connection, settings: Settings, entry: Entry, judgement: Judgement) -> None:
+    settled = settle(entry, judgement.verdict)
+    if entry.applied is not None and entry.state is State.RUNNING:
+        who = await backends.runner(connection, entry.applied)
+        if who:
+            raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
+    facts = await frames.facts(connection, None)
+    writer = facts.writer(settings.tool_version)
+    when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
+    reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"
+    records = Records(settings.table, lock_held="true")
+    await connection.execute(records.settle(entry, settled, writer, reason))

@@ -1,0 +1,461 @@
+"""Indexes that are built concurrently and do not come out as they should: never taken for done, never left behind."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet.postgres.sql import Table
+from tests.processes import replicas
+from tests.support import (
+    Connection,
+    Write,
+    a_role,
+    as_role,
+    ask,
+    column,
+    connected,
+    deserted,
+    exists,
+    failure_of,
+    gate,
+    history,
+    states,
+    tell,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+HEAD = "-- pgratchet: no-transaction\n"
+TABLE = "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n"
+NAMED = "CREATE INDEX CONCURRENTLY i ON t (n);"
+IF_NOT_EXISTS = "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON t (n);"
+UNNAMED = "CREATE INDEX CONCURRENTLY ON t (n);"
+BUILDS = pytest.mark.parametrize("sql", [NAMED, IF_NOT_EXISTS, UNNAMED], ids=["named", "if not exists", "unnamed"])
+INDEXES = (
+    "SELECT indexrelid::regclass::text || CASE WHEN indisvalid THEN '' ELSE ' invalid' END FROM pg_index "
+    "WHERE indrelid = 't'::regclass ORDER BY 1"
+)
+WAITING = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND query LIKE $1 || '%' AND pid <> $2"
+)
+
+
+class Elsewhere(Table):
+    """The same table, behind another lock."""
+
+    @property
+    def lock_key(self) -> int:
+        return 42
+
+
+def without_lock(migrator: Migrator) -> Migrator:
+    """Have the migrator take another lock than all others: as if theirs had been taken away."""
+    migrator._settings = migrator._settings._replace(table=Elsewhere("public", "schema_migrations"))
+    return migrator
+
+
+async def building(dsn: str, query: str = "CREATE ", but: int = 0) -> int:
+    """Return the process id of a session whose statement begins like that and waits for a lock."""
+
+    async def waits() -> int:
+        return int(await ask(dsn, WAITING, query, but) or 0)
+
+    return await until(waits)
+
+
+@asynccontextmanager
+async def an_old_transaction(dsn: str) -> AsyncIterator[Connection]:
+    """Hold up every build of an index on t."""
+    async with connected(dsn) as old:
+        await old.execute("BEGIN; INSERT INTO t VALUES (0)")
+        yield old
+
+
+async def leave_an_invalid_index(dsn: str, sql: str = NAMED) -> None:
+    async with an_old_transaction(dsn), anyio.create_task_group() as tasks:
+
+        async def build() -> None:
+            async with connected(dsn) as victim:
+                with pytest.raises(Exception, match="terminat"):
+                    await victim.execute(sql)
+
+        tasks.start_soon(build)
+        pid = await building(dsn)
+        await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+    assert [name for name in await column(dsn, INDEXES) if "invalid" in name]
+
+
+@BUILDS
+async def test_whose_builder_is_killed_are_built_by_the_next_run(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": sql})
+    async with an_old_transaction(dsn), replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await building(dsn)
+        replica.process.kill()
+        await deserted(dsn)
+    assert [name for name in await column(dsn, INDEXES) if "invalid" in name]
+    migrator = Migrator(dsn, folder)
+    if sql == UNNAMED:
+        with pytest.raises(HistoryError, match=r"invalid indexes of t: public\.t_n_idx") as caught:
+            await migrator.up()
+        assert caught.value.versions == ("1",)
+        await tell(dsn, "DROP INDEX t_n_idx")
+        await migrator.repair(1, Verdict.AGAIN, "dropped it")
+    await migrator.up()
+    assert await column(dsn, INDEXES) == ["t_n_idx" if sql == UNNAMED else "i"]
+    assert await states(dsn) == {"1": "applied"}
+
+
+@pytest.mark.parametrize("sql", [NAMED, IF_NOT_EXISTS], ids=["named", "if not exists"])
+async def test_left_by_others_are_built_anew(
+    dsn: str, write: Write, sql: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, TABLE)
+    await leave_an_invalid_index(dsn)
+    await Migrator(dsn, write({"001_i.sql": sql})).up()
+    assert await column(dsn, INDEXES) == ["i"]
+    assert "dropping the invalid index public.i" in caplog.text
+
+
+async def test_that_are_finished_but_not_counted_are_not_built_again(dsn: str, write: Write) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_x.sql": "SELECT 1;"})
+    await Migrator(dsn, folder).up()
+    write({"002_i.sql": HEAD + "SELECT 1;" + NAMED})
+    refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW WHEN (NEW.statements_done = 2) "
+    await tell(
+        dsn,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$",
+    )
+    await tell(dsn, refuse + "EXECUTE FUNCTION refuse()")
+    error = await failure_of(Migrator(dsn, folder))
+    assert "not now" in error.failure.message
+    row = (await history(dsn))["2"]
+    assert (row["state"], row["statements_done"]) == ("running", 1)
+    oid = await ask(dsn, "SELECT 'i'::regclass::oid")
+    await tell(dsn, "DROP TRIGGER refuse ON schema_migrations")
+    await Migrator(dsn, folder).up()
+    assert await ask(dsn, "SELECT 'i'::regclass::oid") == oid
+
+
+@pytest.mark.parametrize("held_up", ["DROP INDEX", "CREATE INDEX"])
+@pytest.mark.parametrize(
+    "limit",
+    ["SET lock_timeout = '50ms';", "RESET lock_timeout;", "SET lock_timeout = '50ms'; SET statement_timeout = 0;"],
+)
+async def test_are_not_ended_by_a_lock_timeout(
+    dsn: str, write: Write, limit: str, held_up: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, TABLE)
+    if held_up == "DROP INDEX":
+        await leave_an_invalid_index(dsn)
+    await tell(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2].partition('?')[0]} SET lock_timeout = '50ms'")
+    look = "CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS v;"
+    folder = write({"001_i.sql": HEAD + limit + NAMED + look})
+    async with anyio.create_task_group() as tasks, an_old_transaction(dsn):
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0.05).up)
+        await building(dsn, held_up)
+        await anyio.sleep(0.3)
+    assert await column(dsn, INDEXES) == ["i"]
+    assert "trying again" not in caplog.text
+    assert await column(dsn, "SELECT v FROM seen") == ["1s" if limit.startswith("RESET") else "50ms"]
+
+
+async def test_that_take_longer_than_a_statement_may_leave_nothing(dsn: str, write: Write) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": NAMED})
+    async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            error = await failure_of(Migrator(dsn, folder, statement_timeout=0.3))
+            assert error.failure.sqlstate == "57014"
+            assert "the invalid index public.i that it left was dropped" in str(error.failure.hint)
+
+        tasks.start_soon(run)
+        # The drop waits for the same transaction, for longer than a statement of the file may take.
+        await building(dsn, "DROP INDEX")
+        await anyio.sleep(0.5)
+        await old.execute("ROLLBACK")
+    assert await column(dsn, INDEXES) == []
+    await Migrator(dsn, folder).up()
+    assert await column(dsn, INDEXES) == ["i"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sql"),
+    [
+        ("i", "CREATE UNIQUE INDEX CONCURRENTLY i ON t (n);"),
+        ("i", "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON t (n);"),
+        ("t_n_idx", "CREATE UNIQUE INDEX CONCURRENTLY ON t (n);"),
+    ],
+)
+async def test_that_find_a_duplicate_leave_nothing_and_say_what_to_do(
+    dsn: str, write: Write, name: str, sql: str
+) -> None:
+    await tell(dsn, TABLE + "; INSERT INTO t VALUES (7)")
+    folder = write({"001_i.sql": HEAD + "SELECT 1;\n" + sql})
+    error = await failure_of(Migrator(dsn, folder))
+    failure = error.failure
+    assert (failure.sqlstate, failure.statement, failure.line) == ("23505", 2, 3)
+    assert "(n)=(7)" in str(failure.detail)
+    assert failure.hint == f"mend the data; the invalid index public.{name} that it left was dropped"
+    assert await column(dsn, INDEXES) == []
+    row = (await history(dsn))["1"]
+    assert (row["state"], row["statements_done"]) == ("failed", 1)
+    assert ">" not in row["cursor"]
+    await tell(dsn, "DELETE FROM t WHERE n = 7")
+    await Migrator(dsn, folder).up()
+    assert await column(dsn, INDEXES) == [name]
+
+
+@BUILDS
+async def test_that_an_administrator_cancels_leave_nothing(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": sql})
+    async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            assert (await failure_of(Migrator(dsn, folder))).failure.sqlstate == "57014"
+
+        tasks.start_soon(run)
+        pid = await building(dsn)
+        await tell(dsn, f"SELECT pg_cancel_backend({pid})")
+        await building(dsn, "DROP INDEX")
+        await old.execute("COMMIT")
+    assert await column(dsn, INDEXES) == []
+    await Migrator(dsn, folder).up()
+    assert len(await column(dsn, INDEXES)) == 1
+
+
+@BUILDS
+async def test_that_end_in_a_deadlock_are_built_again(
+    dsn: str, write: Write, sql: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pgratchet")
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": sql})
+    async with an_old_transaction(dsn) as old:
+        # The build has to be the one that notices: the other never looks for a deadlock.
+        await old.execute("SET LOCAL deadlock_timeout = '1h'")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folder).up)
+            await building(dsn)
+            await old.execute("LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+            await old.execute("ROLLBACK")
+    assert len(await column(dsn, INDEXES)) == 1
+    assert "invalid" not in (await column(dsn, INDEXES))[0]
+    assert "40P01" in caplog.text
+    assert "trying again" in caplog.text
+
+
+@pytest.mark.parametrize("sql", [NAMED, IF_NOT_EXISTS], ids=["named", "if not exists"])
+async def test_that_a_stranger_is_building_are_left_to_him(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": sql})
+    oid = "SELECT to_regclass('i')::oid"
+    async with an_old_transaction(dsn) as old, connected(dsn) as stranger, anyio.create_task_group() as tasks:
+        tasks.start_soon(stranger.execute, NAMED)
+        await building(dsn)
+        found = await ask(dsn, oid)
+
+        async def run() -> None:
+            if sql == NAMED:
+                assert "already exists" in (await failure_of(Migrator(dsn, folder))).failure.message
+            else:
+                await Migrator(dsn, folder).up()
+
+        tasks.start_soon(run)
+        polling = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%ShareUpdateExclusiveLock%' AND pid <> $1"
+
+        async def polls() -> bool:
+            return bool(await ask(dsn, polling, await ask(dsn, "SELECT pg_backend_pid()")))
+
+        await until(polls)
+        await anyio.sleep(0.3)
+        assert await column(dsn, INDEXES) == ["i invalid"]
+        await old.execute("COMMIT")
+    assert await ask(dsn, oid) == found
+    assert await column(dsn, INDEXES) == ["i"]
+
+
+async def test_of_that_name_on_another_table_are_left_alone(dsn: str, write: Write) -> None:
+    await tell(dsn, TABLE)
+    await leave_an_invalid_index(dsn)
+    await tell(dsn, "CREATE TABLE u (n int)")
+    for number, sql in enumerate((NAMED, IF_NOT_EXISTS), 1):
+        folder = write({"001_i.sql": sql.replace("ON t", "ON u")})
+        message = (await failure_of(Migrator(dsn, folder))).failure.message
+        assert ("already exists" if number == 1 else "i is there, but not an index of this table") in message
+        assert await column(dsn, INDEXES) == ["i invalid"]
+    write({"001_i.sql": IF_NOT_EXISTS.replace("ON t", "ON u").replace(" i ", " j ")})
+    await Migrator(dsn, folder).up()
+
+
+async def test_are_found_by_the_names_that_the_script_means(dsn: str, write: Write) -> None:
+    longest = "Ä" * 40
+    await tell(dsn, f'CREATE SCHEMA "S"; CREATE TABLE "S"."T t" AS SELECT 1 AS n; {TABLE}')
+    sql = f'{HEAD}SET search_path = "S"; CREATE INDEX CONCURRENTLY {{}} {longest} ON "T t" (n); SELECT 1;'
+    folder = write({"001_i.sql": sql.format("IF NOT EXISTS")})
+    await Migrator(dsn, folder).up()
+    name = await ask(dsn, "SELECT relname FROM pg_class WHERE relname LIKE 'Ä%'")
+    assert name == "Ä" * 31
+    await tell(dsn, f'UPDATE pg_index SET indisvalid = false WHERE indexrelid = \'"S"."{name}"\'::regclass')
+    write({"002_again.sql": sql.format("")})
+    await Migrator(dsn, folder).up()
+    assert await column(
+        dsn, "SELECT indisvalid FROM pg_index i JOIN pg_class c ON c.oid = indexrelid WHERE relname LIKE 'Ä%'"
+    ) == [True]
+
+
+async def test_are_dropped_by_the_role_that_builds_them(dsn: str, write: Write) -> None:
+    async with a_role(dsn) as owner:
+        login = f"{owner}_login"
+        await tell(
+            dsn,
+            f"CREATE ROLE {login} LOGIN NOINHERIT PASSWORD 'secret' IN ROLE {owner}; "
+            f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}, {login}",
+        )
+        try:
+            await tell(dsn, f"{TABLE}; INSERT INTO t VALUES (7); ALTER TABLE t OWNER TO {owner}")
+            sql = f"{HEAD}SET ROLE {owner}; SET statement_timeout = '1h'; CREATE UNIQUE INDEX CONCURRENTLY i ON t (n);"
+            folder = write({"001_i.sql": sql})
+            error = await failure_of(Migrator(as_role(dsn, login), folder))
+            assert "the invalid index public.i that it left was dropped" in str(error.failure.hint)
+            await tell(dsn, "DELETE FROM t WHERE n = 7")
+            await Migrator(as_role(dsn, login), folder).up()
+            assert await column(dsn, INDEXES) == ["i"]
+        finally:
+            await tell(dsn, f"DROP OWNED BY {login} CASCADE; DROP ROLE {login}")
+
+
+@pytest.mark.parametrize("ending", ["fails", "is cut off"])
+async def test_left_by_a_reindex_are_told(
+    dsn: str, write: Write, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, TABLE + "; CREATE INDEX i ON t (n)")
+    folder = write({"001_r.sql": "REINDEX INDEX CONCURRENTLY i;"})
+    told = "public.i_ccnew on t is an invalid leftover of REINDEX CONCURRENTLY; remove it with DROP INDEX CONCURRENTLY "
+    async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            if ending == "fails":
+                error = await failure_of(Migrator(dsn, folder))
+                assert (error.failure.sqlstate, error.failure.hint) == ("57014", f"{told}public.i_ccnew")
+            else:
+                await Migrator(dsn, folder).up()
+
+        tasks.start_soon(run)
+        pid = await building(dsn, "REINDEX")
+        await tell(dsn, f"SELECT pg_{'cancel' if ending == 'fails' else 'terminate'}_backend({pid})")
+        if ending != "fails":
+            await building(dsn, "REINDEX", but=pid)
+        await old.execute("COMMIT")
+    assert f"{told}public.i_ccnew" in caplog.text
+    assert "i_ccnew invalid" in await column(dsn, INDEXES)
+    await tell(dsn, "DROP INDEX CONCURRENTLY i_ccnew")
+    await Migrator(dsn, folder).up()
+    assert await column(dsn, INDEXES) == ["i"]
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_are_built_by_one_of_two_runners_although_no_lock_keeps_them_apart(dsn: str, write: Write) -> None:
+    await tell(dsn, TABLE + "; CREATE TABLE ledger (n int)")
+    sql = f"{HEAD}INSERT INTO ledger VALUES (1); {NAMED} INSERT INTO ledger VALUES (2);"
+    folder = write({"001_i.sql": sql})
+    one, two = Migrator(dsn, folder), without_lock(Migrator(dsn, folder))
+    finished: list[str] = []
+
+    async def run(migrator: Migrator) -> None:
+        finished.extend(step.version for step in await migrator.up())
+
+    async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
+        tasks.start_soon(run, one)
+        tasks.start_soon(run, two)
+        builder = await building(dsn)
+        # The other one waits: it polls, and has nothing running.
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%state_change%' AND pid <> pg_backend_pid()"
+
+        async def polls() -> bool:
+            return bool(await ask(dsn, asked))
+
+        await until(polls)
+        assert await ask(dsn, WAITING, "CREATE", builder) is None
+        await old.execute("COMMIT")
+    assert finished == ["1"]
+    assert await column(dsn, "SELECT n FROM ledger") == [1, 2]
+    assert await column(dsn, INDEXES) == ["i"]
+
+
+@pytest.mark.parametrize("times", [2, 5])
+async def test_are_built_once_when_many_find_the_builder_dead_at_once(dsn: str, write: Write, times: int) -> None:
+    await tell(dsn, TABLE + "; CREATE TABLE ledger (n int)")
+    rest = "INSERT INTO ledger VALUES (3); VACUUM ledger; INSERT INTO ledger VALUES (4);"
+    sql = f"{HEAD}INSERT INTO ledger VALUES (1); {NAMED} INSERT INTO ledger VALUES (2); VACUUM t; {rest}"
+    folder = write({"001_i.sql": sql})
+    async with an_old_transaction(dsn), replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await building(dsn)
+        replica.process.kill()
+        await deserted(dsn)
+    finished: list[str] = []
+
+    async def run(key: int) -> None:
+        migrator = Migrator(dsn, folder)
+        keyed = type("Keyed", (Table,), {"lock_key": key})
+        migrator._settings = migrator._settings._replace(table=keyed("public", "schema_migrations"))
+        finished.extend(step.version for step in await migrator.up())
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            for key in range(times):
+                tasks.start_soon(run, key)
+    assert finished == ["1"]
+    assert await column(dsn, "SELECT n FROM ledger") == [1, 2, 3, 4]
+    assert await column(dsn, INDEXES) == ["i"]
+
+
+async def test_of_a_runner_that_was_taken_for_dead_stop_before_they_begin(dsn: str, write: Write) -> None:
+    """A frozen runner comes back: another has its row, and it does nothing to the index of that one."""
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": f"{HEAD}SELECT pg_advisory_xact_lock_shared(4711); {NAMED}"})
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+        await closed.reached()
+        await tell(
+            dsn,
+            "UPDATE schema_migrations SET token = 'taken', backend_pid = pg_backend_pid(), "
+            "backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())",
+        )
+        await closed.open()
+    assert await column(dsn, INDEXES) == ["i"]
+    assert await states(dsn) == {"1": "applied"}
+    assert await ask(dsn, "SELECT count(*) FROM schema_migrations WHERE token = 'taken'") == 0
+
+
+async def test_whose_builder_cannot_be_seen_are_waited_for(dsn: str, write: Write) -> None:
+    """Without the right to see what it does, a process of that number is taken for the runner, and at work."""
+    await tell(dsn, TABLE)
+    async with a_role(dsn) as role, connected(dsn) as stranger:
+        await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}; ALTER TABLE t OWNER TO {role}")
+        folder = write({"001_i.sql": NAMED})
+        migrator = Migrator(as_role(dsn, role), folder)
+        async with an_old_transaction(dsn), anyio.create_task_group() as tasks:
+            tasks.start_soon(migrator.up)
+            await building(dsn)
+            tasks.cancel_scope.cancel()
+        await deserted(dsn)
+        await tell(dsn, f"UPDATE schema_migrations SET backend_pid = {stranger.get_server_pid()}")
+        impatient = Migrator(as_role(dsn, role), folder, budget=0.3)
+        with pytest.raises(Exception, match="GRANT pg_read_all_stats"):
+            await impatient.up()
+        assert not await exists(dsn, "nothing")
+        await tell(dsn, f"GRANT pg_read_all_stats TO {role}")
+        await impatient.up()
+        assert await column(dsn, INDEXES) == ["i"]

@@ -1,0 +1,174 @@
+"""Files that run statement by statement, cut off at every place where they can be: each statement takes effect once."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from pgratchet import Migrator
+from tests.processes import replicas
+from tests.support import (
+    PASS_GATE,
+    Gate,
+    Write,
+    ask,
+    column,
+    connected,
+    deserted,
+    exists,
+    gate,
+    history,
+    states,
+    tell,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+HEAD = "-- pgratchet: no-transaction\n"
+BEFORE = """
+CREATE TABLE ledger (n int);
+CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n;
+CREATE TABLE old AS SELECT 1 AS n; CREATE INDEX old_i ON old (n);
+CREATE TABLE parent (n int) PARTITION BY LIST (n);
+CREATE TABLE child PARTITION OF parent FOR VALUES IN (1);
+CREATE TABLE parts (n int) PARTITION BY LIST (n); CREATE INDEX parts_i ON parts (n);
+CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+"""
+STATEMENTS = (
+    "INSERT INTO ledger VALUES (1)",
+    "SET work_mem = '1234kB'",
+    "CREATE INDEX CONCURRENTLY i ON t (n)",
+    "INSERT INTO ledger SELECT 2 WHERE current_setting('work_mem') = '1234kB'",
+    "DROP INDEX CONCURRENTLY old_i",
+    "INSERT INTO ledger VALUES (3)",
+    "VACUUM t",
+    "REINDEX TABLE parts",
+    "ALTER TABLE parent DETACH PARTITION child CONCURRENTLY",
+    "REINDEX INDEX CONCURRENTLY i",
+    "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS j ON t (n)",
+    "INSERT INTO ledger SELECT 4 WHERE current_setting('work_mem') = '1234kB'",
+)
+BLOCKED_BY = {
+    3: "INSERT INTO t VALUES (0)",
+    5: "INSERT INTO old VALUES (0)",
+    7: "LOCK TABLE t IN SHARE MODE",
+    8: "INSERT INTO part VALUES (1)",
+    9: "SELECT FROM parent",
+    10: "INSERT INTO t VALUES (0)",
+    11: "INSERT INTO t VALUES (0)",
+}
+"""What a transaction does that the statement of that number, of those that run bare, has to wait for."""
+
+APPLIED = {"1": "applied"}
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+
+
+def script(statements: tuple[str, ...] = STATEMENTS) -> str:
+    return HEAD + ";\n".join(statements) + ";\n"
+
+
+def with_gate_before(number: int) -> str:
+    """Return the script with a gate that is a statement of its own."""
+    return script((*STATEMENTS[: number - 1], PASS_GATE.strip().rstrip(";"), *STATEMENTS[number - 1 :]))
+
+
+async def stuck(dsn: str) -> int:
+    """Return the process id of a runner that waits for a lock, when there is one."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+        "AND application_name LIKE 'pgratchet since%'"
+    )
+
+    async def waits() -> int:
+        return int(await ask(dsn, query) or 0)
+
+    return await until(waits)
+
+
+@asynccontextmanager
+async def inside(dsn: str, number: int, closed: Gate, state: str = "running") -> AsyncIterator[int]:
+    """Let a runner into the bare statement of that number, and no further while the block lasts."""
+    await closed.reached()
+    async with connected(dsn) as connection:
+        await connection.execute(f"BEGIN; {BLOCKED_BY[number]}")
+        await closed.open()
+        pid = await stuck(dsn)
+        row = (await history(dsn))["1"]
+        assert (row["state"], row["statements_done"], row["backend_pid"]) == (state, number, pid)
+        assert ">" in row["cursor"]
+        yield pid
+
+
+async def has_all_of_it_once(dsn: str, recorded: Mapping[str, str] = APPLIED) -> None:
+    assert await column(dsn, "SELECT n FROM ledger") == [1, 2, 3, 4]
+    assert [await ask(dsn, VALID, name) for name in ("i", "j")] == [True, True]
+    assert not await exists(dsn, "old_i")
+    assert await ask(dsn, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'parent'::regclass") == 0
+    # What an interrupted REINDEX leaves behind is reported, not dropped.
+    invalid = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+    assert [name for name in await column(dsn, invalid) if "_cc" not in name] == []
+    assert await states(dsn) == recorded
+
+
+@pytest.mark.parametrize("number", range(1, len(STATEMENTS) + 2))
+async def test_at_a_boundary_goes_on_behind_what_is_done(dsn: str, write: Write, number: int) -> None:
+    await tell(dsn, BEFORE)
+    folder = write({"001_a.sql": with_gate_before(number)})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await closed.reached()
+        replica.process.kill()
+        await deserted(dsn)
+    row = (await history(dsn))["1"]
+    assert (row["state"], row["statements_done"]) == ("running", number - 1)
+    with anyio.fail_after(20):
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+        assert await Migrator(dsn, folder).up() == ()
+    await has_all_of_it_once(dsn)
+
+
+@pytest.mark.parametrize("number", BLOCKED_BY)
+async def test_inside_a_statement_that_runs_bare_settles_it(dsn: str, write: Write, number: int) -> None:
+    await tell(dsn, BEFORE)
+    folder = write({"001_a.sql": with_gate_before(number)})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        async with inside(dsn, number, closed):
+            replica.process.kill()
+            await deserted(dsn)
+    with anyio.fail_after(20):
+        await Migrator(dsn, folder).up()
+    await has_all_of_it_once(dsn)
+
+
+@pytest.mark.parametrize("number", BLOCKED_BY)
+async def test_by_its_session_alone_is_settled_by_the_same_run(dsn: str, write: Write, number: int) -> None:
+    await tell(dsn, BEFORE)
+    migrator = Migrator(dsn, write({"001_a.sql": with_gate_before(number)}))
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.up)
+        async with inside(dsn, number, closed) as first:
+            await tell(dsn, f"SELECT pg_terminate_backend({first})")
+
+            async def taken_over() -> bool:
+                return bool((await history(dsn))["1"]["backend_pid"] != first)
+
+            await until(taken_over)
+    await has_all_of_it_once(dsn)
+
+
+@pytest.mark.parametrize("number", BLOCKED_BY)
+async def test_on_a_way_down_is_settled_too(dsn: str, write: Write, number: int) -> None:
+    await tell(dsn, BEFORE)
+    migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "001_a.down.sql": with_gate_before(number)}))
+    await migrator.up()
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.down)
+        async with inside(dsn, number, closed, "reverting"):
+            tasks.cancel_scope.cancel()
+    await deserted(dsn)
+    with anyio.fail_after(20):
+        assert [(step.version, step.direction) for step in await migrator.down()] == [("1", "down")]
+    await has_all_of_it_once(dsn, {})

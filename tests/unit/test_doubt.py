@@ -1,0 +1,177 @@
+from typing import Any
+
+import pytest
+
+from pgratchet.core.bare import Nature
+from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
+from pgratchet.core.errors import HistoryError, UsageError
+from pgratchet.core.halfway import Settled
+from pgratchet.core.model import (
+    AppliedMigration,
+    Direction,
+    Entry,
+    Kind,
+    Migration,
+    Options,
+    RecordState,
+    Source,
+    State,
+    Step,
+    Verdict,
+)
+from pgratchet.core.scripts import compile_script, digests
+from pgratchet.core.verdicts import settle
+
+HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
+WHOLE = (Verdict.APPLIED, Verdict.NOT_APPLIED)
+
+
+def migration(text: str = "SELECT 1") -> Migration:
+    return Migration("7", "work", Kind.SQL, "sum", Source("m/7_work.sql", text, Options(no_transaction=True)))
+
+
+def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> AppliedMigration:
+    values: dict[str, Any] = dict.fromkeys(AppliedMigration._fields)
+    values |= {"version": "7", "name": "work", "state": state, "statements_done": 1, "statements_total": 3}
+    values |= {"applied_by": "app@host", "backend_pid": 4711}
+    return AppliedMigration(**(values | changes))
+
+
+def step(second: str, *, edited: str | None = None) -> Step:
+    """Return a step whose second statement is in doubt."""
+    begun = compile_script(migration(f"SELECT 1;\n{second}").up, Kind.SQL, Direction.UP)
+    before, after = digests(begun)
+    cursor = marked(before, after) + "2026-03-01 12:30:15+00"
+    script = compile_script(migration(f"SELECT 1;\n{edited or second}").up, Kind.SQL, Direction.UP)
+    return Step(migration(), Direction.UP, script, 1, row(cursor=cursor))
+
+
+def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
+    found = doubt(row(cursor=marked("a", "b") + "some time"))
+
+    assert found == ("a", "b", "some time")
+    assert doubt(row(cursor=marked("", "b") + "some time")) == ("", "b", "some time")
+
+
+@pytest.mark.parametrize("cursor", [None, "", "abc"])
+def test_without_a_mark_nothing_is_in_doubt(cursor: str | None) -> None:
+    assert doubt(row(cursor=cursor)) is None
+    assert doubt(None) is None
+    assert unjudged(step("CALL work()")._replace(over=row(cursor=cursor))) is None
+
+
+@pytest.mark.parametrize("text", ["VACUUM t", "CREATE INDEX CONCURRENTLY i ON t (n)", "DROP INDEX CONCURRENTLY i"])
+def test_what_can_be_judged_is_no_matter_for_a_person(text: str) -> None:
+    assert unjudged(step(text)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "nature"), [("CALL work()", Nature.OPAQUE), ("CREATE INDEX CONCURRENTLY ON t (n)", Nature.BUILD)]
+)
+def test_what_cannot_be_judged_is_told_with_all_that_is_known(text: str, nature: Nature) -> None:
+    bare = unjudged(step(text))
+
+    assert bare is not None
+    assert bare.nature is nature
+    error = refusal(step(text), "The moon is full. ")
+    assert error.versions == ("7",)
+    facts = (
+        f"m/7_work.sql:2: statement 2 of 2 ({text})",
+        "2026-03-01 12:30:15+00",
+        "app@host (server process 4711)",
+        "1 statement(s) before it",
+        "The moon is full. ",
+        "`pgratchet repair 7 --skip`",
+        "`pgratchet repair 7 --again`",
+    )
+    assert [fact for fact in facts if fact not in str(error)] == []
+
+
+def test_a_long_statement_is_told_by_its_first_words() -> None:
+    assert f"(CALL work('{'x' * 49}...)" in str(refusal(step(f"CALL\n  work('{'x' * 900}')")))
+
+
+@pytest.mark.parametrize("edited", ["VACUUM u", ";"])
+def test_the_statement_in_doubt_must_not_be_edited(edited: str) -> None:
+    with pytest.raises(HistoryError, match=r"statement 2 of .*another statement there now"):
+        unjudged(step("VACUUM t", edited=edited))
+
+
+def test_settings_that_last_are_those_of_the_session() -> None:
+    lasts = [
+        "SET work_mem = '1MB'",
+        "set session search_path = a",
+        "SET SESSION AUTHORIZATION a",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "SET ROLE a",
+        "RESET ROLE",
+        "RESET ALL",
+        "SELECT pg_catalog.set_config('search_path', '', false)",
+        "SELECT set_config('a.b', $$c$$, false)",
+    ]
+    passes = [
+        "SET LOCAL work_mem = '1MB'",
+        "SET CONSTRAINTS ALL DEFERRED",
+        "SELECT set_config('a.b', nextval('s')::text, false)",
+        "SELECT set_config('a.b', 'c', true)",
+        "SELECT pg_catalog.now()",
+        "SELECT 1",
+        "VACUUM",
+    ]
+    script = compile_script(migration(";\n".join(passes + lasts + ["SET a.later = 1"])).up, Kind.SQL, Direction.UP)
+
+    assert [text_of(script, segment) for segment in lasting(script, len(passes + lasts))] == lasts
+
+
+def entry(applied: AppliedMigration | None) -> Entry:
+    return Entry("7", State.RUNNING, migration(), applied)
+
+
+@pytest.mark.parametrize("state", HALFWAY)
+def test_a_statement_in_doubt_is_counted_or_not(state: RecordState) -> None:
+    doubtful = entry(row(state, cursor=marked("a", "b") + "some time"))
+
+    assert settle(doubtful, Verdict.SKIP) == Settled(state, 2, "b")
+    assert settle(doubtful, Verdict.AGAIN) == Settled(state, 1, "a")
+
+
+@pytest.mark.parametrize("state", [*HALFWAY, RecordState.FAILED])
+@pytest.mark.parametrize("cursor", [None, "", "a", "a>b some time"])
+def test_a_half_done_migration_is_applied_or_not(state: RecordState, cursor: str | None) -> None:
+    assert settle(entry(row(state, cursor=cursor)), Verdict.APPLIED) == Settled(RecordState.APPLIED, 3)
+    assert settle(entry(row(state, cursor=cursor)), Verdict.NOT_APPLIED) == Settled(RecordState.PENDING)
+
+
+def test_a_pending_migration_may_have_been_applied_by_hand_and_an_applied_one_undone() -> None:
+    assert settle(entry(None), Verdict.APPLIED) == Settled(RecordState.APPLIED)
+    assert settle(entry(row(RecordState.PENDING)), Verdict.APPLIED) == Settled(RecordState.APPLIED, 3)
+    assert settle(entry(row(RecordState.APPLIED)), Verdict.NOT_APPLIED) == Settled(RecordState.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("applied", "verdicts", "why"),
+    [
+        (None, [Verdict.NOT_APPLIED], "it is pending already"),
+        (row(RecordState.PENDING), [Verdict.NOT_APPLIED], "it is pending already"),
+        (row(RecordState.APPLIED), [Verdict.APPLIED], "recorded as applied already"),
+        (None, [Verdict.AGAIN, Verdict.SKIP], "no statement of it is in doubt$"),
+        (row(RecordState.APPLIED, cursor="a"), [Verdict.AGAIN, Verdict.SKIP], "no statement of it is in doubt"),
+        (row(RecordState.FAILED, cursor="a"), [Verdict.AGAIN, Verdict.SKIP], "in doubt; the next run goes on behind"),
+        (row(RecordState.RUNNING, cursor=""), [Verdict.AGAIN, Verdict.SKIP], "in doubt; the next run goes on behind"),
+        (row(RecordState.RUNNING), [Verdict.AGAIN], "'not-applied' is what comes near"),
+        (row(RecordState.RUNNING), [Verdict.SKIP], "'applied' is what comes near"),
+    ],
+)
+def test_a_verdict_that_makes_no_sense_is_refused(
+    applied: AppliedMigration | None, verdicts: list[Verdict], why: str
+) -> None:
+    for verdict in verdicts:
+        with pytest.raises(HistoryError, match=why) as caught:
+            settle(entry(applied), verdict)
+        assert caught.value.versions == ("7",)
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_there_has_to_be_a_version_to_judge(verdict: Verdict) -> None:
+    with pytest.raises(UsageError, match="there is no version 7"):
+        settle(Entry("7", State.PENDING), verdict)
