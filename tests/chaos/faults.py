@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from enum import Enum
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tests.chaos.history import History
 from tests.faults.proxy import Way
-
-T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -113,7 +111,10 @@ def _moment(random: Random, history: History, kind: Kind) -> Moment:
     passing = Passing(*_place(random, history), random.random() < 0.5, round(random.uniform(0.0, 1.0), 3))
     if kind in NETWORK:
         return _one_of(random, [(after, 1), (passing, 3)])
-    seen = Seen(random.choice(_sights(history)), round(random.choice([0.0, random.uniform(0.0, 0.1)]), 3))
+    seen = Seen(
+        random.choice(_sights(history)),
+        round(random.choice([0.0, random.uniform(0.0, 0.1), random.uniform(0.0, 0.4)]), 3),
+    )
     return _one_of(random, [(after, 2), (seen, 4), (passing, 2)])
 
 
@@ -124,7 +125,7 @@ def _place(random: Random, history: History) -> tuple[Way, bytes | int]:
     return random.choice([*_PASSING, *tagged * 2])
 
 
-def _one_of(random: Random, choices: Sequence[tuple[T, int]]) -> T:
+def _one_of(random: Random, choices: Sequence[tuple[Moment, int]]) -> Moment:
     return random.choices([choice for choice, _ in choices], [weight for _, weight in choices])[0]
 
 
