@@ -10,13 +10,14 @@ TEST := $(RUN) -m pytest --numprocesses $(JOBS)
 SERVERS := .servers
 MAJORS := 14 15 16 17 18
 
-.PHONY: help demo test test-matrix lint types bench clean
+.PHONY: help demo test test-matrix chaos lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
 	@echo "make test    the whole test suite (make test ARGS='-k lifespan' for a part)"
 	@echo "make test-18 what needs a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
+	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   the numbers"
@@ -33,6 +34,9 @@ test-matrix: $(MAJORS:%=test-%)
 test-%: $(VENV)/.dev $(SERVERS)/.installed
 	PGRATCHET_POSTGRES_BIN=$(CURDIR)/$(SERVERS)/node_modules/pg$*/native/bin \
 		$(TEST) tests/integration tests/faults tests/concurrency $(ARGS)
+
+chaos: $(VENV)/.dev
+	$(RUN) -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check

@@ -117,6 +117,11 @@ class Proxy:
         self._traps.append(trap)
         return trap
 
+    def disarm(self, trap: Trap) -> None:
+        """Take a trap away, if it is still there."""
+        if trap in self._traps:
+            self._traps.remove(trap)
+
     def freeze(self) -> None:
         """Stop forwarding. Connections stay open, and new ones are accepted."""
         self.flowing.clear()
@@ -286,6 +291,7 @@ class _Link:
 def _reset(writer: asyncio.StreamWriter) -> None:
     plug = writer.get_extra_info("socket")
     if plug is not None and plug.family == socket.AF_INET:
-        # A socket that does not linger says RST instead of FIN when it is closed.
-        plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # A socket that does not linger says RST instead of FIN when it is closed; it may be closed already.
+        with suppress(OSError):
+            plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -5,9 +5,10 @@ from typing import Literal
 import anyio
 import pytest
 
-from pgratchet import Migrator, embedded
+from pgratchet import HistoryError, Migrator, Verdict, embedded
 from pgratchet.run import MOST_LOSSES
 from tests.support import (
+    GATE,
     LOCK_KEY,
     PASS_GATE,
     Write,
@@ -16,6 +17,7 @@ from tests.support import (
     connected,
     deserted,
     exists,
+    failure_of,
     gate,
     runner_lock,
     sessions,
@@ -113,6 +115,27 @@ async def test_cancelled_by_an_administrator_is_a_failure_like_any_other(dsn: st
     assert "57014" in str(failed[0])
     assert await states(dsn) == {"1": "applied", "2": "failed"}
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+
+
+async def test_cancelled_in_a_procedure_that_has_committed_leaves_the_rest_to_a_person(dsn: str, write: Write) -> None:
+    body = f"BEGIN INSERT INTO ledger VALUES (2); COMMIT; PERFORM pg_advisory_xact_lock_shared({GATE}); END"
+    await tell(dsn, f"CREATE TABLE ledger (n int); CREATE PROCEDURE work() LANGUAGE plpgsql AS $${body}$$")
+    sql = "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (1); CALL work(); INSERT INTO ledger VALUES (3);"
+    migrator = Migrator(dsn, write({"001_a.sql": sql}))
+    with anyio.fail_after(20):
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                assert (await failure_of(migrator)).failure.sqlstate == "57014"
+
+            tasks.start_soon(run)
+            await tell(dsn, f"SELECT pg_cancel_backend({await closed.reached()})")
+        with pytest.raises(HistoryError, match="statement 2 of 3"):
+            await migrator.up()
+        assert await column(dsn, "SELECT n FROM ledger") == [1, 2]
+        await migrator.repair(1, Verdict.SKIP, "the ledger has it")
+        await migrator.up()
+    assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3]
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -5,7 +5,21 @@ import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
 from tests.processes import replicas
-from tests.support import GATE, PASS_GATE, Write, ask, column, deserted, exists, gate, history, states, tell, until
+from tests.support import (
+    GATE,
+    PASS_GATE,
+    Write,
+    ask,
+    column,
+    connected,
+    deserted,
+    exists,
+    gate,
+    history,
+    states,
+    tell,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +105,31 @@ async def test_in_a_file_that_runs_statement_by_statement_stops_the_next_run_wit
     await Migrator(dsn, folder).repair(1, Verdict.AGAIN, "deleted what it had done")
     await Migrator(dsn, folder).up()
     assert await column(dsn, "SELECT n FROM t") == [1, 2, 3]
+
+
+async def test_whose_session_a_pooler_has_handed_to_one_who_waits_is_not_waited_for(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE TABLE t (n int)")
+    folder = write({"001_a.sql": f"-- pgratchet: no-transaction\nINSERT INTO t VALUES (1);{PASS_GATE}"})
+    async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
+        await replica.go()
+        await closed.reached()
+        replica.process.kill()
+        await deserted(dsn, 2)
+    async with connected(dsn, application_name="pgratchet") as waiter, anyio.create_task_group() as tasks:
+        await waiter.execute(
+            "UPDATE schema_migrations r SET backend_pid = a.pid, backend_start = a.backend_start "
+            "FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()"
+        )
+
+        async def look_again_and_again() -> None:
+            while True:
+                await waiter.execute("SELECT 'is the lock free?'")
+                await anyio.sleep(0.1)
+
+        tasks.start_soon(look_again_and_again)
+        await Migrator(dsn, folder, budget=4).up()
+        tasks.cancel_scope.cancel()
+    assert await column(dsn, "SELECT n FROM t") == [1]
 
 
 async def test_while_others_wait_lets_one_of_them_go_on(dsn: str, write: Write) -> None:

@@ -112,17 +112,23 @@ class TestAServerThatIsNotThere:
 
     async def test_is_found_when_it_comes_up(self, dsn: str, write: Write) -> None:
         attempts = 0
+        not_yet = (
+            asyncpg.CannotConnectNowError("not yet"),
+            asyncpg.TooManyConnectionsError("not yet"),
+            # As PgBouncer has it, for a first login.
+            asyncpg.ProtocolViolationError("the database system is starting up"),
+        )
 
         async def connect() -> Connection:
             nonlocal attempts
             attempts += 1
-            if attempts < 3:
-                raise (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)[attempts - 1]("not yet")
+            if attempts <= len(not_yet):
+                raise not_yet[attempts - 1]
             return await asyncpg.connect(dsn, statement_cache_size=0)
 
         with anyio.fail_after(10):
             await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
-        assert attempts == 3
+        assert attempts == 4
         assert await states(dsn) == {"1": "applied"}
 
     async def test_is_given_up_at_once_where_waiting_is_no_cure(self, dsn: str, write: Write) -> None:

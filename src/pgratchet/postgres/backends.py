@@ -13,12 +13,14 @@ from pgratchet.postgres.watch import SESSIONS, told
 TELL_EVERY = 5.0
 """Seconds between two lines of the log about the same wait."""
 
-# A runner is idle between its statements too, but not for long. The start of others' sessions is hidden from
-# a role that may not see what they do: who has the number then may be the one that is looked for.
+# A runner is idle between its statements too, but not for long, and has the name of its step then: a pooler hands
+# the session of one that is gone to others, who may look for the lock in it again and again. The start of others'
+# sessions is hidden from a role that may not see what they do: who has the number then may be the one looked for.
 _RUNNER = (
     f"{SESSIONS} a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
     "AND (a.backend_start = $2 OR a.backend_start IS NULL) AND (a.state IS DISTINCT FROM 'idle' "
-    "OR a.state_change > pg_catalog.clock_timestamp() - '1 second'::pg_catalog.interval)"
+    "OR a.state_change > pg_catalog.clock_timestamp() - '1 second'::pg_catalog.interval "
+    "AND a.application_name LIKE 'pgratchet since %')"
 )
 
 # What builds or drops an index concurrently holds such a lock from before its first to after its last step. So

@@ -230,6 +230,9 @@ def _may_pass(error: Exception) -> bool:
     """Say whether a server may be there soon: it is starting, full, or not listening yet; a name may be mistyped."""
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
+    if isinstance(error, asyncpg.ProtocolViolationError):
+        # What PgBouncer makes of the answer to its first login, 57P03 or other; it says the same of a wrong name.
+        return "the database system is" in str(error)
     return isinstance(error, _NOT_NOW)
 
 

@@ -81,7 +81,9 @@ class Supervised:
                     await self._warn_of_leftovers()
 
     async def _send(self, text: str) -> None:
-        self._in_doubt = False
+        # What is run bare although its words do not say why, such as CALL, has commits of its own: an error does
+        # not say how many of them came before it.
+        self._in_doubt = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
         await self._wire.send(text)
 
     async def _build(self) -> None:

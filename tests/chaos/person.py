@@ -1,0 +1,17 @@
+"""The one whom a run asks about a statement that it cannot judge: looks at the ledger, and says what is there."""
+
+from pgratchet import HistoryError, Migrator, Verdict
+from tests.chaos.history import History
+from tests.support import ask
+
+
+async def settle(migrator: Migrator, dsn: str, history: History, error: HistoryError) -> str:
+    """Give the verdict on the statement that the error is about; return what is wrong with being asked, if anything."""
+    version = error.versions[0]
+    done = await ask(dsn, "SELECT statements_done FROM schema_migrations WHERE version = $1", version)
+    number = done + 1
+    files = {str(file.version): file for file in history.files}
+    query = "SELECT count(*) FROM ledger WHERE version = $1 AND statement = $2"
+    there = await ask(dsn, query, int(version), number)
+    await migrator.repair(version, Verdict.SKIP if there else Verdict.AGAIN, f"the ledger has {there} of it")
+    return "" if number in files[version].calls else f"asked about statement {number}, which can be judged: {error}"

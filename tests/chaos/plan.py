@@ -1,0 +1,75 @@
+"""What one trial does, decided from its seed and nothing else."""
+
+from enum import Enum
+from random import Random
+from typing import NamedTuple
+
+from tests.chaos.faults import Fault, schedule
+from tests.chaos.history import History, generate
+from tests.poolers import Mode
+
+_POOLING: list[Mode | None] = [None, "session", "transaction"]
+
+
+class Route(Enum):
+    """How a replica gets to the server."""
+
+    DIRECT = "direct"
+    PROXY = "through the proxy"
+    POOLER = "through a pooler"
+    BOTH = "through a pooler, and to the server for what needs a session"
+
+
+class Replica(NamedTuple):
+    """One replica: its route, its lock, its budget, and how many seconds after the first one it starts."""
+
+    route: Route
+    lock: str | None
+    budget: float
+    late: float
+
+
+class Plan(NamedTuple):
+    """One trial."""
+
+    seed: int
+    history: History
+    pooling: Mode | None
+    """The mode of the pooler, if there is one."""
+    replicas: tuple[Replica, ...]
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        replicas = [f"replica {number}: {replica}" for number, replica in enumerate(self.replicas)]
+        return "\n".join([f"seed {self.seed}", f"pooler: {self.pooling}", *replicas, *map(str, self.faults)]) + "\n"
+
+
+def plan(seed: int) -> Plan:
+    """Return the trial of a seed; it is always the same."""
+    random = Random(seed)  # noqa: S311 - chance that can be had again
+    bare = random.random() < 0.7
+    history = generate(random, bare=bare)
+    pooling = random.choice(_POOLING)
+    lock = "none" if not bare and random.random() < 0.2 else None
+    count = random.randint(3, 5)
+    replicas = tuple(_replica(random, number, _routes(pooling, bare=bare), lock) for number in range(count))
+    faults = schedule(random, history, count, pooled=bool(pooling))
+    return Plan(seed, history, pooling, replicas, faults)
+
+
+def _routes(pooling: Mode | None, *, bare: bool) -> list[tuple[Route, str | None]]:
+    """Return the ways to the server that can do the work, each with what it has to know about its lock."""
+    routes: list[tuple[Route, str | None]] = [(Route.PROXY, None), (Route.PROXY, None), (Route.DIRECT, None)]
+    if pooling:
+        routes += [(Route.BOTH, None)] * 2
+    if pooling and not bare:
+        routes += [(Route.POOLER, None)] * 2
+    if pooling == "session":
+        routes += [(Route.POOLER, "session")] * 2
+    return routes
+
+
+def _replica(random: Random, number: int, routes: list[tuple[Route, str | None]], lock: str | None) -> Replica:
+    # One of them is always within the network's reach.
+    route, needed = random.choice(routes) if number else routes[0]
+    return Replica(route, lock or needed, random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))
