@@ -54,7 +54,6 @@ def test_a_partition_has_a_name_and_a_parent(text: str, table: str, name: str) -
         ("REPACK (CONCURRENTLY) t", Nature.REPEATABLE, True),
         ("ALTER SYSTEM SET work_mem = '1MB'", Nature.REPEATABLE, False),
         ("ALTER DATABASE d SET TABLESPACE x", Nature.REPEATABLE, False),
-        ("DISCARD ALL", Nature.REPEATABLE, False),
         ("REINDEX TABLE t", Nature.REINDEX, False),
         ("REINDEX TABLE CONCURRENTLY t", Nature.REINDEX, True),
         ("REINDEX (CONCURRENTLY) TABLE t", Nature.REINDEX, True),

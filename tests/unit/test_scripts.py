@@ -241,6 +241,11 @@ def test_a_transaction_around_a_mixed_file_does_not_count_as_its_statements() ->
     assert "1 other statement" in problem.message
 
 
+def test_discarding_everything_is_refused_because_the_lock_would_go_with_it() -> None:
+    problem = problem_of("VACUUM;\nDISCARD ALL;")
+    assert (problem.line, problem.message) == (2, "DISCARD ALL would give back the runner's lock")
+
+
 def test_copy_from_stdin_is_refused_with_its_line() -> None:
     problem = problem_of("CREATE TABLE t (a int);\nCOPY t FROM STDIN;\n1\n2\n\\.\nSELECT 1;\n")
 

@@ -92,7 +92,7 @@ def read(text: str) -> Bare:
         return _alter(words)
     if words.take("REINDEX"):
         return Bare(Nature.REINDEX, concurrently="CONCURRENTLY" in words)
-    if words.take("VACUUM") or words.take("CLUSTER") or words.take("REPACK") or words.take("DISCARD", "ALL"):
+    if words.take("VACUUM") or words.take("CLUSTER") or words.take("REPACK"):
         return Bare(Nature.REPEATABLE, concurrently="CONCURRENTLY" in words)
     return Bare(Nature.OPAQUE)
 

@@ -118,6 +118,9 @@ def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
                     message = "COPY ... FROM STDIN carries its data in psql's own format"
                     cure = "write INSERTs instead, or load the data from a Python migration"
                     problems.append(Problem(source.path, message, cure, item.line))
+                if item.refuses == "DISCARD ALL":
+                    message, cure = "DISCARD ALL would give back the runner's lock", "remove it: what a file has left"
+                    problems.append(Problem(source.path, message, f"{cure} in its session is discarded", item.line))
                 yield item
             case StatementKind.META:
                 command = source.text[item.start : item.end].split(maxsplit=1)[0]
