@@ -46,8 +46,8 @@ async def rehearse(held: Held, to: str | None) -> None:
     framing = await _framing(held)
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
-    wire = _wire(held)
-    held.progress.finished += await rehearsal.run(wire, framing, steps, replaceable(entries))
+    done = await rehearsal.run(_wire(held), framing, held.progress, steps, replaceable(entries))
+    held.progress.finished += done
 
 
 async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:

@@ -13,12 +13,15 @@ from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Frame, Part, compose
+from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.wire import Wire
 
 
-async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: frozenset[str]) -> list[Finished]:
-    """Return what was done and undone.
+async def run(
+    wire: Wire, framing: Framing, progress: Progress, steps: Sequence[Step], failed: frozenset[str]
+) -> list[Finished]:
+    """Return what was done and undone; `progress` says meanwhile which step a lost session would be charged to.
 
     Raises UsageError, before anything is done, where a step cannot be undone; MigrationFailedError where one
     fails. Nothing is recorded.
@@ -33,6 +36,7 @@ async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: froze
             await history.create(connection)
         for step in steps:
             claim = Claim(step, uuid4().hex)
+            progress.flying = (claim,)
             try:
                 await _step(wire, framing, claim, over_failed=step.migration.version in failed)
             except Exception as error:
@@ -43,6 +47,7 @@ async def run(wire: Wire, framing: Framing, steps: Sequence[Step], failed: froze
     finally:
         if not connection.is_closed():
             await transaction.rollback()
+    progress.flying = ()
     return [_finished(step) for step in steps]
 
 
