@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import anyio
 
 from tests.chaos.history import History
-from tests.support import Connection, connected
+from tests.support import Connection, column, connected
 
 KNOWN_ERRORS = (
     ("MigrationFailedError", r"canceling statement due to user request|57014|times in a row while it ran"),
@@ -56,15 +56,12 @@ async def audit(dsn: str, history: History, reports: Sequence[Report], log: str)
 
 async def abandoned(dsn: str) -> list[str]:
     """Return what is left on the server some seconds after everybody has gone; nothing else may have happened since."""
-    wrong: list[str] = []
-    with anyio.move_on_after(GONE_SECONDS):
-        while True:
-            async with connected(dsn) as connection:
-                wrong = [f"left on the server: {row[0]}" for row in await connection.fetch(_LEFT)]
-            if not wrong:
-                break
-            await anyio.sleep(0.1)
-    return wrong
+    deadline = anyio.current_time() + GONE_SECONDS
+    while True:
+        wrong = [f"left on the server: {left}" for left in await column(dsn, _LEFT)]
+        if not wrong or anyio.current_time() > deadline:
+            return wrong
+        await anyio.sleep(0.1)
 
 
 def judge_ledger(history: History, rows: Iterable[Sequence[int]]) -> list[str]:
