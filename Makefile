@@ -10,7 +10,7 @@ TEST := $(RUN) -m pytest --numprocesses $(JOBS)
 SERVERS := .servers
 MAJORS := 14 15 16 17 18
 
-.PHONY: help demo test test-matrix chaos lint types bench clean
+.PHONY: help demo test test-matrix chaos model lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   the numbers"
+	@echo "make model   search all states of a model of the protocol, with spin"
 	@echo "make clean   remove what all of these have made"
 
 demo: $(VENV)/.demo
@@ -47,6 +48,10 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/all.py $(ARGS)
+
+model:
+	@command -v spin >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -qq --yes spin gcc; }
+	@model/check.sh
 
 clean:
 	rm -rf $(VENV) $(SERVERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
