@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench model clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make bench   the numbers"
+	@echo "make model   search all states of a model of the protocol, with spin"
 	@echo "make clean   remove what all of these have made"
 
 demo: $(VENV)/.demo
@@ -30,6 +31,10 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/all.py $(ARGS)
+
+model:
+	@command -v spin >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -qq --yes spin gcc; }
+	@model/check.sh
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist

@@ -8,7 +8,7 @@
  * Good:    (none)    the lock of a session, which may slip from it (a script that unlocks)
  *          UNJUDGED  no look-up tells what became of the bare statement, so a person does
  *          NOLOCK    no lock at all, as behind some poolers; every migration is transactional
- * Broken:  OUTSIDE, NOCLAIM, EARLY, BLIND, STALE, GUESS, UNMARKED: each said where it is
+ * Broken:  OUTSIDE, NOCLAIM, EARLY, BLIND, STALE, GUESS, UNMARKED, KEPT: each said where it is
  */
 #ifndef FAULTS
 #define FAULTS   1
@@ -24,11 +24,13 @@
 #define is_free true
 #define holds(s) true
 #define take(s) skip
+#define TO_CLAIM PLANNED
 #else
 #define in_one_transaction(m) (m != 2)
 #define is_free (lock == NOBODY)
 #define holds(s) (lock == s)
 #define take(s) lock = s
+#define TO_CLAIM WHOLE
 #endif
 
 mtype:state = { ABSENT, RUNNING, APPLIED };
@@ -64,7 +66,9 @@ inline die(s)                    /* what is not committed is rolled back, and th
 {
 	d_step {
 		alive[s] = false; linked[s] = false; forget(s);
+#ifndef KEPT                     /* a lock that is a row of a table, say: nobody frees it */
 		if :: lock == s -> lock = NOBODY :: else fi;
+#endif
 		if :: writer[1] == s -> writer[1] = NOBODY :: else fi;
 		if :: writer[2] == s -> writer[2] = NOBODY :: else fi;
 		if :: writer[3] == s -> writer[3] = NOBODY :: else fi
@@ -114,14 +118,11 @@ end:	do
 	:: atomic { alive[me] && !linked[me] -> die(me) }
 #ifdef NOLOCK                    /* a statement of its own: is the newest applied version what the plan was made for? */
 	:: atomic { asked[me] == WHOLE -> if :: as_planned -> asked[me] = PLANNED :: else -> tell(MOVED) fi }
-#define BEFORE PLANNED
-#else
-#define BEFORE WHOLE
 #endif
 #ifdef NOCLAIM                   /* the record is no key, and is written last */
-	:: atomic { asked[me] == BEFORE -> asked[me] = CLAIMED }
+	:: atomic { asked[me] == TO_CLAIM -> asked[me] = CLAIMED }
 #else
-	:: atomic { asked[me] == BEFORE && writer[it] == NOBODY ->
+	:: atomic { asked[me] == TO_CLAIM && writer[it] == NOBODY ->
 		if :: state[it] == ABSENT -> writer[it] = me; asked[me] = CLAIMED :: else -> tell(TAKEN) fi }
 #endif
 	:: atomic { asked[me] == CLAIMED -> if :: holds(me) -> asked[me] = CHECKED :: else -> tell(REFUSED) fi }
@@ -133,7 +134,6 @@ end:	do
 	:: atomic { asked[me] == UNRECORDED ->
 #endif
 		state[it] = APPLIED; token[it] = me; tell(DONE) }
-
 	:: atomic { updates && writer[2] == NOBODY ->
 		if :: may_update -> writer[2] = me :: else -> tell(REFUSED) fi }
 	:: atomic { updates && writer[2] == me -> commit(); tell(DONE) }
@@ -142,10 +142,10 @@ end:	do
 	od
 }
 
-#undef me
-
 #define all_applied (state[files] == APPLIED)   /* in order, as commit() asserts: then all before it are */
 #define on (linked[s])
+
+inline unread() { owner = NOBODY; done = 0; doubt = false }
 
 /* What the history says to this image, in one statement. */
 inline look()
@@ -155,10 +155,9 @@ inline look()
 	:: m <= files && state[m] == APPLIED -> m++
 	:: else -> break
 	od;
-	owner = NOBODY; done = 0; doubt = false;
 	if
 	:: m == 2 && state[2] == RUNNING -> owner = token[2]; done = counted; doubt = begun
-	:: else
+	:: else -> unread()
 	fi
 }
 
@@ -224,11 +223,7 @@ compare: /* under the lock: only this decides */
 #if !defined(NOLOCK) && !defined(BLIND)   /* BLIND: whose row is taken over may be at work */
 	if
 	:: on && (owner == NOBODY || !alive[owner])
-	:: atomic { on && owner != NOBODY && alive[owner] };
-		if
-		:: atomic { on && !alive[owner] -> goto compare }
-		:: atomic { !on -> goto lost }
-		fi
+	:: on && owner != NOBODY && alive[owner] -> (!on || !alive[owner]) -> goto compare
 	:: atomic { !on -> goto lost }
 	fi;
 #endif
@@ -236,10 +231,7 @@ compare: /* under the lock: only this decides */
 #ifdef UNJUDGED                  /* a person looks at the database, and says --skip or --again of the row that was shown */
 		if
 		:: doubt ->
-			if
-			:: begun && token[2] == owner -> counted = counted + bare; begun = false
-			:: else
-			fi;
+			if :: begun && token[2] == owner -> counted = counted + bare; begun = false :: else fi;
 			goto compare
 		:: else
 		fi;
@@ -264,31 +256,27 @@ compare: /* under the lock: only this decides */
 #ifndef UNMARKED                 /* nothing says that it was begun: on resume it is run again */
 				write_or_fail(MARK);
 #endif
-				if
-				:: doubt && index == VALID
-				:: else -> write_or_fail(BARE)
-				fi;
+				if :: doubt && index == VALID :: else -> write_or_fail(BARE) fi;
 				write_or_fail(COUNT)
 			:: else
 			fi;
 			write_or_fail(CLOSE);
-			report(m); m++; owner = NOBODY; done = 0; doubt = false
+			report(m); m++; unread()
 		od
 	};
-failed:	atomic { die(s); flying = 0 };
+failed:	atomic { die(s); flying = 0; sign = NOBODY };
 lost:	atomic {                 /* this run goes on; or its process is started again, which knows nothing; or never is */
-		answered[s] = SILENCE; m = 0; owner = NOBODY; done = 0; doubt = false; reply = SILENCE;
+		answered[s] = SILENCE; m = 0; unread(); reply = SILENCE;
 		if
 		:: true
-		:: flying != 0 -> flying = 0
+		:: flying = 0; sign = NOBODY
 		:: flying = 0; sign = NOBODY; goto over
 		fi;
-		if :: flying == 0 -> sign = NOBODY :: else fi;
 		goto connect
 	};
 success:
 	atomic {
-		die(s); m = 0; owner = NOBODY; done = 0; doubt = false; reply = SILENCE;
+		die(s); m = 0; unread(); reply = SILENCE;
 		assert(state[1] == APPLIED && effect[1] == 1 && state[2] == APPLIED);
 		assert(files < NEWEST || state[NEWEST] == APPLIED && effect[NEWEST] == 1)
 	};
