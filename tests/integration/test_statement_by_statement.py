@@ -2,10 +2,19 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 
-from pgratchet import FilesError, HistoryError, Migrator, State, UsageError
+from pgratchet import FilesError, HistoryError, Migrator, State, UsageError, directory
+from pgratchet.core import planning
+from pgratchet.core.model import Direction, Kind, Step
+from pgratchet.core.scripts import compile_script
+from pgratchet.layouts import own
+from pgratchet.postgres.history import History
+from pgratchet.postgres.records import Claim, Records, Writer
+from pgratchet.postgres.sql import Table
 from tests.support import (
+    HISTORY,
     PASS_GATE,
     Write,
     a_role,
@@ -336,3 +345,26 @@ async def test_a_half_done_version_of_a_newer_image_does_not_hold_up_an_older_on
     await older.check()
     write({"002_b.sql": HEAD + PASS_GATE})
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
+
+
+async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": HEAD + "CREATE TABLE a (); SELECT 1; SELECT 1/0;"})
+    await failure_of(Migrator(dsn, folder))
+    await tell(dsn, "UPDATE schema_migrations SET state = 'running', statements_done = 1")
+    table = Table.parse(HISTORY)
+    async with connected(dsn) as connection:
+        entries = planning.compare(own.parse(directory.read(folder)).migrations, await History(table).read(connection))
+        # The cursor still stands for two statements: what was read is older than that.
+        stale = entries[0].applied
+        assert stale is not None
+        migration = entries[0].migration
+        assert migration is not None
+        script = compile_script(migration.up, Kind.SQL, Direction.UP)
+        step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
+        claim = Records(table, "true").claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
+        with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
+            await connection.execute(claim)
+    assert (await history(dsn))["1"]["token"] == stale.token
+    write({"001_a.sql": HEAD + "CREATE TABLE a (); SELECT 1; SELECT 1;"})
+    await tell(dsn, "UPDATE schema_migrations SET statements_done = 2")
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pgratchet.core.halfway import MARK, Settled
-from pgratchet.core.model import Direction, Entry, Migration, Mode, RecordState, Step
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
 from pgratchet.postgres.sql import Table, literal
 
 DURABLE = (
@@ -77,9 +77,9 @@ class Records(NamedTuple):
     def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
         step = claim.step
         if step.over is not None:
-            # Of two that saw the same runner die only one finds its token still there.
-            token = f"token IS NOT DISTINCT FROM {literal(step.over.token)}"
-            return self._take(claim, writer, f"state = {literal(step.over.state)} AND {token}", {})
+            # Of two that saw the same runner die only one finds its token still there. The cursor, because what was
+            # read may be older than the last thing that the runner has counted or begun (model/, variant STALE).
+            return self._take(claim, writer, _as_read(step.over), {})
         if step.direction is Direction.DOWN:
             return self._take(claim, writer, f"state = {literal(RecordState.APPLIED)}", _first_cursor(step))
         return self._insert(claim, writer, RecordState.RUNNING, None, replacing=over_failed) + ";"
@@ -155,13 +155,9 @@ class Records(NamedTuple):
             return self._fenced(
                 f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
             )
-        same = " AND ".join(
-            f"{name} IS NOT DISTINCT FROM {literal(value)}"
-            for name, value in (("state", row.state), ("token", row.token), ("cursor", row.cursor))
-        )
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
         return self._fenced(
-            f"UPDATE {self.table.quoted} SET {settings} WHERE version = {literal(row.version)} AND {same}"
+            f"UPDATE {self.table.quoted} SET {settings} WHERE version = {literal(row.version)} AND {_as_read(row)}"
         )
 
     def flush(self, claim: Claim) -> str:
@@ -254,6 +250,11 @@ class Records(NamedTuple):
             f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
             f"WHEN pg_catalog.count(*) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
+
+
+def _as_read(row: AppliedMigration) -> str:
+    values = {"state": row.state, "token": row.token, "cursor": row.cursor}
+    return " AND ".join(f"{name} IS NOT DISTINCT FROM {literal(value)}" for name, value in values.items())
 
 
 def _first_cursor(step: Step) -> dict[str, str]:
