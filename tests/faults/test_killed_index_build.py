@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
+import asyncpg
 import pytest
 
 from pgratchet import Migrator
+from pgratchet.postgres import indexes
+from pgratchet.postgres.indexes import Index
 from pgratchet.postgres.wire import Wire
 from tests.processes import replicas
 from tests.support import (
@@ -18,6 +21,7 @@ from tests.support import (
     connected,
     deserted,
     exists,
+    failure_of,
     gate,
     history,
     states,
@@ -197,3 +201,25 @@ async def test_inside_what_only_the_server_knows_to_refuse_a_transaction_never_t
     await migrator.up()
     assert [text for text in sent if "REINDEX TABLE parts" in text] == ["REINDEX TABLE parts"]
     await has_all_of_it_once(dsn)
+
+
+async def test_stopped_while_it_looks_at_what_it_has_built_leaves_that_to_the_next_run(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build has succeeded by then: to take it for failed would have the next run build it over again, in vain."""
+    await tell(dsn, BEFORE)
+    folder = write({"001_a.sql": f"{HEAD}CREATE INDEX CONCURRENTLY i ON t (n); INSERT INTO ledger VALUES (2);"})
+    settled = indexes.settled
+
+    async def cancelled(wire: Wire, table: str, name: str | None, ours: Callable[[Index], bool]) -> list[Index]:
+        found = await settled(wire, table, name, ours)
+        if found:
+            raise asyncpg.QueryCanceledError("canceling statement due to user request")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexes, "settled", cancelled)
+        await failure_of(Migrator(dsn, folder))
+    assert await exists(dsn, "i")
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+    assert await column(dsn, "SELECT n FROM ledger") == [2]

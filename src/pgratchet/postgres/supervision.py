@@ -85,6 +85,8 @@ class Supervised:
         # not say how many of them came before it.
         self._in_doubt = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
         await self._wire.send(text)
+        # It is done, and not counted: what goes wrong from here on is no failure of it.
+        self._in_doubt = True
 
     async def _build(self) -> None:
         if self._about.name is None:
