@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 HERD = 50
 RELEASED_WITHIN = 0.5
-ROUNDS = 3
+ROUNDS = 10
 """A convoy would take many times as long in each of them; a busy machine does not in all."""
 
 

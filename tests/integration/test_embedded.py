@@ -355,7 +355,7 @@ def test_nothing_is_left_when_the_owner_is_killed_while_it_starts(folder: Path) 
     with owner(folder) as process:
         until(lambda: any(folder.glob("*/data/PG_VERSION")))
         process.kill()
-        until(lambda: not any(folder.iterdir()), seconds=2)
+        until(lambda: not any(folder.iterdir()), seconds=10)
 
 
 def test_an_interrupt_at_the_terminal_is_the_owners_alone(folder: Path) -> None:

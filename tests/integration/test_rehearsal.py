@@ -100,6 +100,8 @@ async def test_names_an_enum_value_as_the_one_thing_it_cannot_do(dsn: str, write
         "003_e.sql": "CREATE TABLE t AS SELECT 'new'::mood AS m;",
     }
     migrator = Migrator(dsn, write(files))
+    # From PostgreSQL 17 on, a type that is made in the same transaction is no trouble.
+    await migrator.up(to=int(create[:3]))
     with pytest.raises(MigrationFailedError) as caught:
         await migrator.rehearse()
     assert (caught.value.failure.version, caught.value.failure.sqlstate) == ("3", "55P04")
