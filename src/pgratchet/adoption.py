@@ -26,8 +26,8 @@ async def adopt(
     key = None if settings.lock is Lock.NONE else table.lock_key
     async with open_session(settings.direct, budget) as connection:
         frames.refuse_useless(await frames.facts(connection, None))
-        history = History(table)
-        async with lock.exclusively(connection, key, budget):
+        history = History(table, settings.owner)
+        async with lock.exclusively(connection, key, budget, settings.owner):
             if not await history.exists(connection):
                 await history.create(connection, settings.readers)
             return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)

@@ -2,17 +2,20 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import anyio.to_thread
 
-from pgratchet import directory, journal
+from pgratchet import directory, journal, telling
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
+from pgratchet.core.events import Done, Event, failed
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
+from pgratchet.core.readiness import Readiness
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -22,6 +25,7 @@ from pgratchet.postgres.session import Connect, connector, open_session, prepare
 from pgratchet.postgres.sql import Table
 from pgratchet.run import Run
 from pgratchet.settings import Settings
+from pgratchet.telling import Listener
 from pgratchet.version import __version__
 
 _log = logging.getLogger("pgratchet")
@@ -44,6 +48,12 @@ class Migrator:
     in each step's transaction, which is what is done where a pooler is found in between; "none", for engines
     without advisory locks, where claims alone keep a migration from being applied twice.
 
+    `owner` is a role that the migrations run as, and that makes, owns and writes the history: the role that logs in
+    has to be a member of it, and needs no right of its own. `listener` is called with each event of a run, in the
+    event loop, and should return at once.
+
+    `readiness` says how the schema stands, as the last run of this migrator has left it.
+
     A migrator holds no connection between calls, and each call is a run of its own.
     """
 
@@ -63,25 +73,26 @@ class Migrator:
         journal: str | os.PathLike[str] | None = None,
         direct_dsn: str | None = None,
         lock: Literal["session", "transaction", "none"] | None = None,
+        owner: str | None = None,
+        listener: Listener | None = None,
     ) -> None:
         by = _lock(lock)
-        sessions = by is Lock.SESSION
-        if dsn is not None and connect is None:
-            connect = connector(dsn, sessions=sessions)
-        elif dsn is None and connect is not None:
-            connect = prepared(connect, sessions=sessions)
-        else:
-            raise UsageError("give either a DSN or a connect factory")
+        sessions = _sessions(dsn, connect)
+        direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
         self.migrations = migrations
         self.budget = budget
+        self.readiness = Readiness()
+        self._listener = listener
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
-            connect=connect,
-            direct=connect if direct_dsn is None else connector(direct_dsn, sessions=sessions),
+            connect=sessions(sessions=by is Lock.SESSION),
+            direct=direct(owner, sessions=by is Lock.SESSION),
             lock=by,
             table=Table.parse(table),
             limits=Limits(lock_timeout, statement_timeout),
             tool_version=__version__,
+            tell=self._tell,
+            owner=owner,
             allow_late=allow_late,
             strict=strict,
             readers=tuple(readers),
@@ -96,32 +107,33 @@ class Migrator:
 
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
-        run = await self._run()
-        return await self._finish(run, run.up(_version(to)))
+        version = _version(to)
+        return await self._work(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
-        run = await self._run()
-        phase = _Reverting(_version(to), 1 if to is None and steps is None else steps)
-        return await self._finish(run, run.turn([planning.Phase(Direction.DOWN, phase.plan)]))
+        way = _Reverting(_version(to), 1 if to is None and steps is None else steps)
+        return await self._work(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
         """Revert the newest `steps` versions and apply them again, under one lock."""
-        run = await self._run()
-        down = _Reverting(None, steps)
-        phases = [planning.Phase(Direction.DOWN, down.plan), planning.Phase(Direction.UP, down.plan_again)]
-        return await self._finish(run, run.turn(phases))
+        way = _Reverting(None, steps)
+        phases = [planning.Phase(Direction.DOWN, way.plan), planning.Phase(Direction.UP, way.plan_again)]
+        return await self._work(lambda run: run.turn(phases))
 
     async def wait(self) -> None:
         """Return once somebody else has applied everything; needs no right but to read the history."""
-        await (await self._run()).wait()
+        await self._work(Run.wait)
 
     async def check(self) -> None:
         """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
-        run = await self._run()
-        async with open_session(self._settings.connect) as connection:
-            if behind := planning.missing(await run.look(connection)):
-                raise BehindError(behind)
+
+        async def check(run: Run) -> None:
+            async with open_session(self._settings.connect) as connection:
+                if behind := planning.missing(await run.look(connection)):
+                    raise BehindError(behind)
+
+        await self._work(check)
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
@@ -190,16 +202,27 @@ class Migrator:
     async def _run(self) -> Run:
         return Run(self._settings, await self._read(), Budget(self.budget))
 
-    async def _finish(self, run: Run, work: Awaitable[None]) -> tuple[Finished, ...]:
+    async def _work(self, work: Callable[[Run], Awaitable[None]]) -> tuple[Finished, ...]:
+        """Do the work of one run and return what it has finished; how it ended is told, whatever that was."""
+        finished: Sequence[Finished] = ()
         try:
-            await work
-        except PgratchetError as error:
-            error.finished = tuple(run.progress.finished)
+            run = await self._run()
+            finished = run.progress.finished
+            await work(run)
+        except BaseException as error:
+            if isinstance(error, PgratchetError):
+                error.finished = tuple(finished)
+            self._tell(failed(error))
             raise
         finally:
             if self._journal is not None:
-                journal.append(self._journal, run.progress.finished)
-        return tuple(run.progress.finished)
+                journal.append(self._journal, finished)
+        self._tell(Done(tuple(finished)))
+        return tuple(finished)
+
+    def _tell(self, event: Event) -> None:
+        self.readiness = self.readiness.after(event)
+        telling.tell(event, self._listener)
 
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
@@ -223,6 +246,14 @@ class _Reverting:
 
     def plan_again(self, entries: Sequence[Entry]) -> Plan:
         return planning.plan_again(entries, self._versions or ())
+
+
+def _sessions(dsn: str | None, connect: Connect | None) -> Callable[..., Connect]:
+    if dsn is not None and connect is None:
+        return partial(connector, dsn)
+    if dsn is None and connect is not None:
+        return partial(prepared, connect)
+    raise UsageError("give either a DSN or a connect factory")
 
 
 def _lock(name: str | None) -> Lock | None:

@@ -22,8 +22,8 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         raise UsageError("a repair needs a reason: it is what others will read in the history")
     key = None if settings.lock is Lock.NONE else settings.table.lock_key
     async with open_session(settings.direct, budget) as connection:
-        history = History(settings.table)
-        async with lock.exclusively(connection, key, budget):
+        history = History(settings.table, settings.owner)
+        async with lock.exclusively(connection, key, budget, settings.owner):
             if not await history.exists(connection):
                 await history.create(connection, settings.readers)
             entry = await _entry(connection, history, catalogue, judgement.version)

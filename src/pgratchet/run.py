@@ -12,6 +12,7 @@ from datetime import datetime
 
 from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
+from pgratchet.core.events import Locked, Waiting, looked
 from pgratchet.core.model import (
     AppliedMigration,
     Catalogue,
@@ -47,7 +48,7 @@ class Run:
     """One run over a catalogue, through as many sessions as it takes; `progress` is right also after an error."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget) -> None:
-        self.progress = Progress()
+        self.progress = Progress(settings.tell)
         self._settings = settings
         self._budget = budget
         self._by = settings.lock or Lock.SESSION
@@ -117,6 +118,7 @@ class Run:
     async def look(self, connection: Connection) -> tuple[Entry, ...]:
         """Return what files and history say; raises HistoryError where they disagree."""
         entries = planning.compare(self._migrations.values(), await self._read(connection))
+        self.progress.tell(looked(entries))
         if self._old_failures is None:
             self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
         settings = self._settings
@@ -159,7 +161,7 @@ class Run:
         if self.progress.flying:
             from pgratchet.postgres.execution import resolve  # noqa: PLC0415 - loaded before, where anything flies
 
-            self.progress.finished += await resolve(connection, self._records, self.progress.flying)
+            self.progress.finish(await resolve(connection, self._records, self.progress.flying))
             self.progress.flying = ()
 
     async def _through_losses(
@@ -201,7 +203,7 @@ class Run:
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
         """Wait for this run's turn. True: it is. False: all that was missing is applied by others."""
         holder: object = "another session"
-        told = -TELL_EVERY
+        began, told = time.monotonic(), -TELL_EVERY
         while not await self._try(connection):
             await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
             if missing:
@@ -213,7 +215,8 @@ class Run:
             if time.monotonic() - told >= TELL_EVERY:
                 holder = await lock.holder(connection, self._settings.table.lock_key) or holder
                 told = time.monotonic()
-                _log.info("waiting for %s", holder)
+                self.progress.tell(Waiting(str(holder)))
+        self.progress.tell(Locked(time.monotonic() - began))
         return True
 
     async def _try(self, connection: Connection) -> bool:

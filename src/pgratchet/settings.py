@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from pgratchet.core.events import Tell
 from pgratchet.core.model import Direction, Entry, Lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.limits import Limits
@@ -16,7 +17,7 @@ class Settings(NamedTuple):
     """Everything that stays the same from run to run.
 
     `direct` leads past poolers, for what takes the lock. `lock` is what keeps runners apart, None for what the
-    connection allows.
+    connection allows. `owner` is the role that `direct` works as, None for the one that logs in.
     """
 
     connect: Connect
@@ -24,6 +25,8 @@ class Settings(NamedTuple):
     table: Table
     limits: Limits
     tool_version: str
+    tell: Tell
+    owner: str | None = None
     allow_late: bool = False
     strict: bool = False
     readers: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.session import settings_sql
+from pgratchet.postgres.sql import become
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -21,11 +22,14 @@ from pgratchet.settings import Held
 async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
     framing = await _framing(held)
-    history = History(held.settings.table)
+    settings = held.settings
+    history = History(settings.table, settings.owner)
+    # Behind a pooler the role that logs in is the one that reads.
+    readers = settings.readers if settings.owner is None else (*settings.readers, framing.facts.login)
     if await history.exists(held.connection):
-        await history.grant(held.connection, held.settings.readers)
+        await history.grant(held.connection, readers)
     else:
-        await history.create(held.connection, held.settings.readers)
+        await history.create(held.connection, readers)
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
@@ -60,16 +64,19 @@ async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
 
 
 def _wire(held: Held) -> Wire:
-    return Wire(held.connection, held.settings.direct, held.settings.table.lock_key, held.budget)
+    return Wire(held.connection, held.settings.direct, held.settings.table.lock_key, held.budget, held.progress.tell)
 
 
 async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
     facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
     frames.refuse_useless(facts)
+    settings = held.settings
     if not (facts.prepared or facts.pooled):
         await held.connection.execute(settings_sql())
-    return Framing(held.records, facts.writer(held.settings.tool_version), held.settings.limits, facts)
+    if settings.owner not in (None, facts.role) and not facts.pooled:
+        await held.connection.execute(become(settings.owner))
+    return Framing(held.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:

@@ -20,6 +20,7 @@ from pgratchet.cli.options import spelled_out
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
 from pgratchet.core.errors import PgratchetError, UsageError
+from pgratchet.core.events import Failed
 from pgratchet.version import __version__
 
 # From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
@@ -92,6 +93,8 @@ def _echo(text: str, stream: TextIO) -> None:
 def _logging(*, verbose: bool) -> Iterator[None]:
     """Log to stderr; it is put back as it was, as a test runs many commands in one process."""
     logger, handler = logging.getLogger("pgratchet"), logging.StreamHandler()
+    # The command's own report says better how it failed.
+    handler.addFilter(lambda record: getattr(record, "migration_event", "") != Failed.__name__)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)

@@ -229,6 +229,9 @@ class Finished(NamedTuple):
     statements: int
     seconds: float | None
 
+    def __str__(self) -> str:
+        return f"{self.direction} {self.version} {self.name}: done"
+
 
 class ForeignRow(NamedTuple):
     """What a home-made runner has written down about one file."""

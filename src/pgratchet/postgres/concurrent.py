@@ -15,7 +15,7 @@ from pgratchet.core.model import Segment, Step
 from pgratchet.core.scripts import digests
 from pgratchet.postgres import indexes
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
-from pgratchet.postgres.frames import OURSELVES, Framing
+from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import Connection
@@ -88,13 +88,16 @@ class _Run:
 
     async def _statement(self, segment: Segment, before: str, after: str) -> None:
         count = self._records.tally(self._claim, segment.first, after)
-        if not (segment.refuses or self._in_doubt) and await self._together(segment, count):
-            return
+        if segment.refuses or self._in_doubt or not await self._together(segment, count):
+            await self._bare(segment, before, after, count)
+        self._wire.tell_finished(self._claim.step, segment)
+
+    async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
         begin = self._records.begin(self._claim, segment.first - 1, marked(before, after))
-        await self._ours(f"BEGIN;{OURSELVES}{begin}COMMIT", in_doubt=self._in_doubt)
+        await self._ours(f"BEGIN;{self._framing.ourselves}{begin}COMMIT", in_doubt=self._in_doubt)
         await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
-        await self._ours(f"BEGIN;{OURSELVES}{count}COMMIT", in_doubt=True)
+        await self._ours(f"BEGIN;{self._framing.ourselves}{count}COMMIT", in_doubt=True)
         self._in_doubt = False
 
     async def _together(self, segment: Segment, count: str) -> bool:
@@ -107,7 +110,7 @@ class _Run:
             f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
             "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
         )
-        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{OURSELVES}{count}COMMIT"
+        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{self._framing.ourselves}{count}COMMIT"
         message = Message(text, (Part(len(head), self._claim, segment),))
         attempt = 0
         while (error := await self._try(message, attempt)) is not None:

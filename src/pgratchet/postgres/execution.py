@@ -12,6 +12,7 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
+from pgratchet.core.events import Started
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, python_steps
 from pgratchet.postgres.failures import OvertakenError, StepError
@@ -65,9 +66,10 @@ class Execution:
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
         step = group[0].step
-        self._wire.expect(self._framing.limits.of(step.script.source.options).lock_timeout)
-        if len(group) == 1:
-            _log.info("%s %s %s", step.direction, step.migration.version, step.migration.name)
+        limits = self._framing.limits.of(step.script.source.options)
+        self._wire.expect(step.migration.version, limits.lock_timeout)
+        for claim in group:
+            self._progress.tell(_started(claim.step))
         if step.script.mode is Mode.STATEMENTS:
             return await self._alone(concurrent.run, group[0])
         if step.migration.kind is Kind.PYTHON:
@@ -81,15 +83,16 @@ class Execution:
         except StepError as error:
             await self._again_or_fail(claim, error)
             return ((claim,),)
-        self._progress.finished.append(_finished(claim, time.monotonic() - started))
+        self._progress.finish([_finished(claim, time.monotonic() - started)])
         return ()
 
     async def _together(self, group: Group) -> Sequence[Group]:
-        self._wire.marks = 0
+        self._wire.restart()
         sent: list[Part] = []
         started = time.monotonic()
         for message in self._composed(group):
             sent += message.parts
+            self._wire.expect_marks(message.parts)
             try:
                 await self._wire.send(message.text, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
@@ -97,7 +100,7 @@ class Execution:
                     raise
                 return await self._after_error(group, message, sent, error)
         seconds = time.monotonic() - started if len(group) == 1 else None
-        self._progress.finished += [_finished(claim, seconds) for claim in group]
+        self._progress.finish(_finished(claim, seconds) for claim in group)
         return ()
 
     def _composed(self, group: Group) -> Iterable[Message]:
@@ -134,7 +137,7 @@ class Execution:
     async def _settle(self, group: Group) -> Group:
         """Report what of a group is done, and return the rest."""
         done = await resolve(self._wire.connection, self._framing.records, group)
-        self._progress.finished += done
+        self._progress.finish(done)
         self._progress.flying = group[len(done) :]
         return self._progress.flying
 
@@ -213,9 +216,12 @@ async def resolve(connection: Connection, records: Records, group: Group) -> lis
     return done
 
 
+def _started(step: Step) -> Started:
+    return Started(step.migration.version, step.migration.name, step.direction, step.script.statements)
+
+
 def _finished(claim: Claim, seconds: float | None) -> Finished:
     step, migration = claim.step, claim.step.migration
-    _log.info("%s %s %s: done", step.direction, migration.version, migration.name)
     return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
 
 

@@ -9,7 +9,7 @@ from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.session import Connection, NotPrimaryError, settings_sql
-from pgratchet.postgres.sql import LONGEST_NAME, literal, milliseconds
+from pgratchet.postgres.sql import LONGEST_NAME, become, identifier, literal, milliseconds
 
 CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
 """Takes back what a script may have left in its session, or in a pooler's."""
@@ -23,15 +23,10 @@ _OF_A_POOLER = (
 )
 _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
-
-OURSELVES = (
-    "SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO DEFAULT;SET LOCAL search_path TO pg_catalog, pg_temp;"
-)
-"""Gives our own statements the role and the names back that a script may have changed, until COMMIT."""
-
 _FACTS = """
 SELECT pg_catalog.pg_backend_pid() AS pid,
-       session_user::text AS role,
+       session_user::text AS login,
+       current_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
        (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
@@ -53,6 +48,7 @@ class Facts(NamedTuple):
 
     pid: int
     pooled: bool
+    login: str
     role: str
     application: str
     started: str
@@ -65,7 +61,7 @@ class Facts(NamedTuple):
 
     def writer(self, tool_version: str) -> Writer:
         """Return what rows say about this session."""
-        return Writer(f"{self.role}@{platform.node()} {self.application}", self.started, tool_version)
+        return Writer(f"{self.login}@{platform.node()} {self.application}", self.started, tool_version)
 
 
 async def facts(connection: Connection, held: str | None) -> Facts:
@@ -95,13 +91,24 @@ class Framing(NamedTuple):
     writer: Writer
     limits: Limits
     facts: Facts
+    owner: str | None = None
+
+    @property
+    def ourselves(self) -> str:
+        """What gives our own statements the role and the names back that a script may have changed, until COMMIT."""
+        role = identifier(self.owner) if self.owner else "DEFAULT"
+        return (
+            f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};"
+            "SET LOCAL search_path TO pg_catalog, pg_temp;"
+        )
 
     @property
     def clean(self) -> str:
         """What takes back what a script left behind, and nothing of ours."""
         if self.facts.pooled:
             return _UNLOCK + (_OF_A_POOLER if self.facts.plpgsql else "") + CLEAN
-        return _OF_A_SESSION + CLEAN + ("" if self.facts.prepared else settings_sql() + ";")
+        settings = "" if self.facts.prepared else settings_sql() + ";"
+        return _OF_A_SESSION + CLEAN + settings + (become(self.owner) if self.owner else "")
 
     @property
     def reset(self) -> str:
@@ -130,6 +137,7 @@ class Framing(NamedTuple):
         return (
             # What else a session of ours has from its start.
             (settings_sql(local=True) + ";" if self.facts.pooled else "")
+            + (become(self.owner, local=True) if self.owner and self.facts.pooled else "")
             + f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
             f"SET LOCAL application_name = {literal(self.application(claim))};"
@@ -139,11 +147,11 @@ class Framing(NamedTuple):
     def closing(self, claim: Claim, *, durable: bool = True) -> str:
         """Return what comes between a script and COMMIT."""
         constraints = "SET CONSTRAINTS ALL IMMEDIATE;"
-        return constraints + OURSELVES + (DURABLE if durable else "") + self.records.record(claim)
+        return constraints + self.ourselves + (DURABLE if durable else "") + self.records.record(claim)
 
     def recording(self, sql: str) -> str:
         """Return statements of ours as a transaction of their own, in a session without traces."""
-        return f"BEGIN;{OURSELVES}{DURABLE}{sql}COMMIT;{self.reset}"
+        return f"BEGIN;{self.ourselves}{DURABLE}{sql}COMMIT;{self.reset}"
 
     def application(self, claim: Claim) -> str:
         """Return how the session is called meanwhile: whoever waits reads here what runs, and since when."""

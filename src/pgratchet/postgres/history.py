@@ -12,7 +12,7 @@ import asyncpg
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import Table, identifier
+from pgratchet.postgres.sql import Table, become, identifier
 from pgratchet.postgres.temporary import through_races
 
 COLUMNS = {
@@ -58,9 +58,10 @@ class HistoryBusyError(ServerError):
 
 
 class History(NamedTuple):
-    """One history table: what can be asked of it, and how it comes into being."""
+    """One history table: what can be asked of it, and how it comes into being, as `owner`'s if one is given."""
 
     table: Table
+    owner: str | None = None
 
     async def read(self, connection: Connection, versions: Sequence[str] | None = None) -> tuple[AppliedMigration, ...]:
         """Return the rows, in no order: all, or those of `versions`. Empty where there is no table yet.
@@ -104,13 +105,16 @@ class History(NamedTuple):
         """Say whether the table is there; raises ServerError where it is, and the role may not write to it."""
         rights = ("INSERT", "UPDATE", "DELETE")
         missing = await connection.fetchval(
-            "SELECT ARRAY(SELECT r FROM unnest($2::text[]) r WHERE NOT has_table_privilege(to_regclass($1), r)) "
+            "SELECT ARRAY(SELECT r FROM unnest($2::text[]) r "
+            "WHERE NOT has_table_privilege(COALESCE($3, current_user), to_regclass($1), r)) "
             "WHERE to_regclass($1) IS NOT NULL",
             self.table.quoted,
             rights,
+            self.owner,
         )
         if missing:
-            raise ServerError(f"the role may not write the history: it needs {', '.join(missing)} on {self.table}")
+            who = f"the role {self.owner}" if self.owner else "the role"
+            raise ServerError(f"{who} may not write the history: it needs {', '.join(missing)} on {self.table}")
         return missing is not None
 
     async def create(self, connection: Connection, readers: Sequence[str] = ()) -> None:
@@ -124,7 +128,8 @@ class History(NamedTuple):
         try:
             await through_races(
                 connection,
-                ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
+                self._as_owner
+                + ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
                 + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
                 + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
                 + "".join(map(self._grants, readers)),
@@ -136,7 +141,11 @@ class History(NamedTuple):
     async def grant(self, connection: Connection, readers: Sequence[str]) -> None:
         """Let roles that may do nothing else wait for migrations and check them."""
         for role in readers:
-            await through_races(connection, self._grants(role))
+            await through_races(connection, self._as_owner + self._grants(role))
+
+    @property
+    def _as_owner(self) -> str:
+        return become(self.owner, local=True) if self.owner else ""
 
     def _grants(self, role: str) -> str:
         return (

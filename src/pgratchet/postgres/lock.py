@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
+from pgratchet.postgres.sql import become
 
 LEAST_PAUSE = 0.1
 MOST_PAUSE = 0.4
@@ -71,11 +72,18 @@ async def is_free(connection: Connection, key: int) -> bool:
 
 
 @asynccontextmanager
-async def exclusively(connection: Connection, key: int | None, budget: Budget) -> AsyncIterator[None]:
-    """Run the block as one transaction that holds the lock, as soon as that can be had; no lock without a key."""
+async def exclusively(
+    connection: Connection, key: int | None, budget: Budget, role: str | None = None
+) -> AsyncIterator[None]:
+    """Run the block as one transaction, as `role`, that holds the lock, as soon as that can be had.
+
+    No lock without a key.
+    """
     while True:
         async with connection.transaction(isolation="read_committed"):
             if key is None or await is_free(connection, key):
+                if role is not None:
+                    await connection.execute(become(role, local=True))
                 yield
                 return
         await budget.pause(LEAST_PAUSE, MOST_PAUSE, "waiting for another runner to give back the lock")

@@ -1,5 +1,8 @@
 """How far a run has come."""
 
+from collections.abc import Iterable
+
+from pgratchet.core.events import Tell
 from pgratchet.core.model import Finished
 from pgratchet.postgres.records import Claim
 
@@ -7,11 +10,18 @@ Group = tuple[Claim, ...]
 
 
 class Progress:
-    """`finished` grows as steps are known to be committed and durable.
+    """`finished` grows as steps are known to be committed and durable; `tell` gets to know of all that happens.
 
     `flying` is what was sent and not answered yet: after a lost connection only the history knows what became of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
         self.finished: list[Finished] = []
         self.flying: Group = ()
+
+    def finish(self, steps: Iterable[Finished]) -> None:
+        """Take steps for finished, and tell so."""
+        for step in steps:
+            self.finished.append(step)
+            self.tell(step)

@@ -70,7 +70,7 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
         await python_steps.load(claim.step)(wire.connection)
         await wire.send(closing)
         return
-    wire.marks = 0
+    wire.restart()
     sent: list[Part] = []
     for message in compose([Frame(claim, opening, closing)], markers=framing.facts.plpgsql):
         sent += message.parts

@@ -71,8 +71,8 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(dsn: str, *, sessions: bool = False) -> Connect:
-    """Return a factory of connections to `dsn` that are ready for a run.
+def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory of connections to `dsn` that are ready for a run, as `role` if one is given.
 
     Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
     to strangers; `sessions` promises that it is not.
@@ -86,12 +86,14 @@ def connector(dsn: str, *, sessions: bool = False) -> Connect:
     address = f"postgresql://{rest}"
     named = "application_name" in parse_qs(urlsplit(address).query)
     name = {} if named else {"application_name": "pgratchet"}
+    # As a startup parameter it is also what RESET ROLE in a script goes back to.
+    settings = SETTINGS | name | ({"role": role} if role else {})
 
     async def connect() -> Connection:
         with suppress(*_UNKNOWN_SETTING):
-            return await _open(address, SETTINGS | name)
+            return await _open(address, settings)
         # A pooler passes on few startup parameters, and older servers do not know them all.
-        return await prepared(partial(_open, address, name), sessions=sessions)()
+        return await prepared(partial(_open, address, name), role, sessions=sessions)()
 
     return connect
 
@@ -120,12 +122,12 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     raise UsageError(message)
 
 
-def prepared(connect: Connect, *, sessions: bool = False) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings; `sessions` as above."""
+def prepared(connect: Connect, role: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above."""
 
     async def connect_and_prepare() -> Connection:
         connection = await connect()
-        await _prepare(connection, None if sessions else connection.get_server_pid())
+        await _prepare(connection, role, None if sessions else connection.get_server_pid())
         return connection
 
     return connect_and_prepare
@@ -140,12 +142,12 @@ def settings_sql(*, local: bool = False) -> str:
     )
 
 
-async def _prepare(connection: Connection, pid: int | None) -> None:
-    """Give a session our settings, unless another server process answers than `pid`."""
+async def _prepare(connection: Connection, role: str | None, pid: int | None) -> None:
+    """Give a session our settings and its role, unless another server process answers than `pid`."""
+    here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}"
+    become = f";SELECT pg_catalog.set_config('role', {literal(role)}, false){here}" if role else ""
     try:
-        await connection.execute(
-            settings_sql() + ("" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}")
-        )
+        await connection.execute(settings_sql() + here + become)
     except BaseException:
         connection.terminate()
         raise

@@ -24,6 +24,11 @@ def literal(value: str | int | None) -> str:
     return "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
 
 
+def become(role: str, *, local: bool = False) -> str:
+    """Return the statement that lets a session, or its transaction, work as a role."""
+    return f"SET {'LOCAL' if local else 'SESSION'} ROLE {identifier(role)};"
+
+
 def milliseconds(seconds: float) -> str:
     """Return a duration as PostgreSQL's settings take it: 0 means no limit, so nothing else is rounded to it."""
     return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")

@@ -1,15 +1,18 @@
 """A run's session in use: what is sent, what the server says meanwhile, and who is in the way."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
 import asyncpg
 
+from pgratchet.core.events import Retried, StatementFinished, Tell
+from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.budget import Budget, backoff
-from pgratchet.postgres.message import MARKER
+from pgratchet.postgres.message import MARKER, Part
 from pgratchet.postgres.session import Connect, Connection, describe
 from pgratchet.postgres.watch import Blockers, beside
 
@@ -25,12 +28,18 @@ _log = logging.getLogger("pgratchet")
 
 
 class Wire:
-    """One session; `marks` counts the markers heard since it was last set to 0. What it waits, `budget` bounds."""
+    """One session. What it waits, `budget` bounds; `tell` gets to know what was retried, and which statements are done.
 
-    def __init__(self, connection: Connection, connect: Connect, lock_key: int, budget: Budget) -> None:
+    `marks` counts the markers heard since the last `restart`.
+    """
+
+    def __init__(self, connection: Connection, connect: Connect, lock_key: int, budget: Budget, tell: Tell) -> None:
         self.connection = connection
         self.marks = 0
         self.budget = budget
+        self._tell = tell
+        self._marked: deque[Part] = deque()
+        self._version = ""
         self._lock_timeout = 0.0
         self._blockers = Blockers(connect, lock_key)
 
@@ -47,11 +56,30 @@ class Wire:
     def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
         if message.message == MARKER:
             self.marks += 1
+            if self._marked:
+                part = self._marked.popleft()
+                self.tell_finished(part.claim.step, part.segment)
         elif message.sqlstate != NO_TRANSACTION:
             _log.info("%s: %s", message.severity, message.message)
 
-    def expect(self, lock_timeout: float) -> None:
+    def tell_finished(self, step: Step, segment: Segment) -> None:
+        """Tell that a step is done up to the end of a segment."""
+        version, name, total = step.migration.version, step.migration.name, step.script.statements
+        done = segment.first + segment.statements - 1
+        self._tell(StatementFinished(version, name, step.direction, done, total))
+
+    def restart(self) -> None:
+        """Count markers from 0: what was sent before is over."""
+        self.marks = 0
+        self._marked.clear()
+
+    def expect_marks(self, parts: Sequence[Part]) -> None:
+        """Take the markers to come for those of the parts, in order."""
+        self._marked.extend(part for part in parts if part.marked)
+
+    def expect(self, version: str, lock_timeout: float) -> None:
         """Look who blocks in time for a lock_timeout of so many seconds, which is what a lock not had has cost."""
+        self._version = version
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
@@ -78,8 +106,6 @@ class Wire:
         """Pause before another attempt at work that failed, and say what was in its way."""
         if isinstance(error, asyncpg.LockNotAvailableError):
             self.budget.spend(self._lock_timeout)
-        reason = f"{what}: {describe(error)}"
-        if self._blockers.seen:
-            reason += f"; blocked by {self._blockers.seen}"
-        _log.warning("%s; trying again", reason)
-        await self.budget.pause(*backoff(attempt), reason)
+        event = Retried(self._version, what, attempt + 1, describe(error), self._blockers.seen)
+        self._tell(event)
+        await self.budget.pause(*backoff(attempt), event.why)

@@ -1,0 +1,130 @@
+"""What happens in a run, told as it happens: frozen values, each with the sentence that the log has for it."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from pgratchet.core.errors import MigrationFailedError
+from pgratchet.core.model import Direction, Entry, Failure, Finished, State
+
+
+class Looked(NamedTuple):
+    """Files and history were compared: how many versions are applied, and which are not.
+
+    `unknown` are versions that only the database knows.
+    """
+
+    applied: int
+    pending: tuple[str, ...]
+    running: tuple[str, ...]
+    failed: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.applied} applied, {len(self.pending) + len(self.running) + len(self.failed)} to do"
+
+
+class Waiting(NamedTuple):
+    """Another runner has the lock; `holder` says who, and what it is doing."""
+
+    holder: str
+
+    def __str__(self) -> str:
+        return f"waiting for {self.holder}"
+
+
+class Locked(NamedTuple):
+    """It is this run's turn, after so many seconds."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"locked after {self.seconds:.1f} s"
+
+
+class Started(NamedTuple):
+    """A step is under way, or behind others in a message that is: these share one."""
+
+    version: str
+    name: str
+    direction: Direction
+    statements: int
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.version} {self.name}"
+
+
+class StatementFinished(NamedTuple):
+    """A step's first so many statements are done; in a transaction they are not committed by that."""
+
+    version: str
+    name: str
+    direction: Direction
+    statement: int
+    statements: int
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.version} {self.name}: {self.statement} of {self.statements} statements"
+
+
+class Retried(NamedTuple):
+    """Something failed that may pass, and is tried again; `blockers` says who was in the way, empty where unknown."""
+
+    version: str
+    what: str
+    attempt: int
+    reason: str
+    blockers: str
+
+    @property
+    def why(self) -> str:
+        """What failed, and who was in the way."""
+        blocked = f"; blocked by {self.blockers}" if self.blockers else ""
+        return f"{self.what}: {self.reason}{blocked}"
+
+    def __str__(self) -> str:
+        return f"{self.why}; trying again"
+
+
+class Done(NamedTuple):
+    """A run ended well; `finished` is what it did itself."""
+
+    finished: tuple[Finished, ...]
+
+    def __str__(self) -> str:
+        return f"done: {len(self.finished)} step(s)" if self.finished else "nothing to do"
+
+
+class Failed(NamedTuple):
+    """A run ended with an error of the class `error`, CancelledError for one that was cancelled."""
+
+    error: str
+    message: str
+    failure: Failure | None = None
+
+    def __str__(self) -> str:
+        return f"{self.error}: {self.message}" if self.message else self.error
+
+
+Event = Looked | Waiting | Locked | Started | StatementFinished | Retried | Finished | Done | Failed
+"""A `Finished` is itself what is told when a step is."""
+
+Tell = Callable[[Event], None]
+
+
+def failed(error: BaseException) -> Failed:
+    """Return what there is to tell of an error that ended a run."""
+    return Failed(type(error).__name__, str(error), error.failure if isinstance(error, MigrationFailedError) else None)
+
+
+def looked(entries: Iterable[Entry]) -> Looked:
+    """Return what there is to tell of a comparison."""
+    by: dict[State, list[str]] = {state: [] for state in State}
+    for entry in entries:
+        by[entry.state if entry.migration else State.UNKNOWN].append(entry.version)
+    return Looked(
+        applied=len(by[State.APPLIED]) + len(by[State.CHANGED]),
+        pending=tuple(sorted(by[State.PENDING] + by[State.LATE], key=int)),
+        running=tuple(by[State.RUNNING]),
+        failed=tuple(by[State.FAILED]),
+        unknown=tuple(by[State.UNKNOWN]),
+    )

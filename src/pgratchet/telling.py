@@ -1,0 +1,40 @@
+"""Tells what happens to the log, with its parts as fields of the record, and to whoever listens."""
+
+import logging
+from collections.abc import Callable
+
+from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished
+
+Listener = Callable[[Event], object]
+
+_LEVELS = {
+    Looked: logging.DEBUG,
+    StatementFinished: logging.DEBUG,
+    Retried: logging.WARNING,
+    Failed: logging.ERROR,
+}
+
+_log = logging.getLogger("pgratchet")
+
+
+def tell(event: Event, listener: Listener | None) -> None:
+    """Log an event and hand it to the listener; what goes wrong in there is logged, and disturbs no migration."""
+    level = _LEVELS.get(type(event), logging.INFO)
+    if isinstance(event, Done) and not event.finished:
+        level = logging.DEBUG
+    if _log.isEnabledFor(level):
+        _log.log(level, "%s", event, extra=fields(event))
+    if listener is not None:
+        try:
+            listener(event)
+        except Exception:  # noqa: BLE001 - a listener may raise anything
+            _log.exception("the listener failed at %s", type(event).__name__)
+
+
+def fields(event: Event) -> dict[str, object]:
+    """Return what a record has of an event.
+
+    With a prefix, as `name` and `message` are fields of every record already, and `event` is structlog's own.
+    """
+    parts = {f"migration_{name}": value for name, value in event._asdict().items()}
+    return {"migration_event": type(event).__name__, **parts}
