@@ -7,24 +7,41 @@ from typing import Any, Literal
 
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
+from pgratchet.web.background import OnFailure, in_background
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 """An application's own; what it yields is the framework's business: nothing, or a mapping."""
 
 Mode = Literal["apply", "wait", "check"]
+OnSlow = Literal["wait", "serve-not-ready"]
 
 
 class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a function: lifespan=migrated(...)
     """A lifespan that brings the schema in line first, and then enters the application's own, `inner`.
 
     In mode `apply` this process migrates, unless another one does; in mode `wait` another one has to; in mode
-    `check` a schema that is behind is an error at once. Where it fails, start-up fails with its error.
+    `check` a schema that is behind is an error at once. Where it fails, start-up fails with its error; where the
+    server cancels it, what was under way is cancelled too. Either way the migrator's `readiness` is failed from
+    then on, whatever the server makes of it.
+
+    A server's patience ends some time. With `on_slow="serve-not-ready"` the application starts after `slow_after`
+    seconds in any case, behind a gate, and the work goes on beside it; if that fails, `on_failure` is called with
+    the error. The application's own lifespan is then entered before the schema is there.
 
     The object is called with the application, as FastAPI and Starlette do it, or entered as it is. It only
     logs; signal handlers and the configuration of logging are left alone.
     """
 
-    def __init__(self, migrator: Migrator, inner: Lifespan | None = None, mode: Mode = "apply") -> None:
+    def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
+        self,
+        migrator: Migrator,
+        inner: Lifespan | None = None,
+        mode: Mode = "apply",
+        *,
+        on_slow: OnSlow = "wait",
+        slow_after: float = 20.0,
+        on_failure: OnFailure | None = None,
+    ) -> None:
         verbs: dict[str, Callable[[], Awaitable[object]]] = {
             "apply": migrator.up,
             "wait": migrator.wait,
@@ -32,19 +49,23 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         }
         if mode not in verbs:
             raise UsageError(f"mode is '{mode}'; it must be one of {', '.join(verbs)}")
+        if on_slow not in ("wait", "serve-not-ready"):
+            raise UsageError(f"on_slow is '{on_slow}'; it must be one of wait, serve-not-ready")
         self._verb = verbs[mode]
         self._inner = inner
+        self._patience = None if on_slow == "wait" else slow_after
+        self._on_failure = on_failure
         self._entered: list[AsyncExitStack] = []
 
     @asynccontextmanager
     async def __call__(self, app: object = None) -> AsyncIterator[Any]:
         """Run the lifespan of one application; what `inner` yields is passed on."""
-        await self._verb()
-        if self._inner is None:
-            yield None
-            return
-        async with self._inner(app) as state:
-            yield state
+        async with AsyncExitStack() as stack:
+            if self._patience is None:
+                await self._verb()
+            else:
+                await stack.enter_async_context(in_background(self._verb, self._patience, self._on_failure))
+            yield None if self._inner is None else await stack.enter_async_context(self._inner(app))
 
     async def __aenter__(self) -> Any:
         stack = AsyncExitStack()

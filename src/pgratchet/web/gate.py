@@ -1,0 +1,108 @@
+"""A gate before an ASGI application: nothing is served on a schema that is not ready."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from pgratchet.migrator import Migrator
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+"""ASGI's own types (asgiref, specs/main.rst); every framework has names of its own for them."""
+
+OK, UNAVAILABLE = 200, 503
+TRY_AGAIN_LATER = 1013
+"""The code that a refused websocket is closed with (IANA's WebSocket Close Code Number Registry)."""
+
+
+class Gate:
+    """ASGI middleware: until the migrator's schema is ready, requests get 503 and websockets are refused.
+
+    `live` are the paths of liveness probes: they always reach the application. `ready` is answered here: 200 when
+    requests are served, 503 when not, and how it stands as JSON; None for no such path. `retry_after` is in seconds.
+
+    Lifespan messages pass. Where the application raises out of its lifespan with the schema not ready, the gate
+    tells the server that start-up failed: without that answer servers take it for an application that has no
+    lifespan, and serve (asgiref, specs/lifespan.rst).
+    """
+
+    def __init__(
+        self,
+        app: App,
+        migrator: Migrator,
+        *,
+        live: Iterable[str] = ("/livez", "/healthz"),
+        ready: str | None = "/readyz",
+        retry_after: int = 5,
+    ) -> None:
+        self._app = app
+        self._migrator = migrator
+        self._live = frozenset(live)
+        self._ready = ready
+        self._retry_after = retry_after
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one connection, or refuse it."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._start(scope, receive, send)
+        elif kind == "http" and _path(scope) == self._ready:
+            readiness = self._migrator.readiness
+            await self._answer(OK if readiness.ready else UNAVAILABLE, readiness._asdict(), send)
+        elif self._migrator.readiness.ready or (kind == "http" and _path(scope) in self._live):
+            await self._app(scope, receive, send)
+        elif kind == "websocket":
+            await self._refuse_websocket(scope, receive, send)
+        else:
+            await self._answer(UNAVAILABLE, self._reason, send)
+
+    @property
+    def _reason(self) -> dict[str, object]:
+        return {"error": "the schema is not ready", "state": self._migrator.readiness.state}
+
+    async def _start(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if answered or self._migrator.readiness.ready:
+                raise
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+
+    async def _refuse_websocket(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        await receive()
+        if "websocket.http.response" in scope.get("extensions", {}):
+            await self._answer(UNAVAILABLE, self._reason, send, prefix="websocket.")
+        else:
+            # Before it is accepted, which servers answer with 403.
+            await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": ""})
+
+    async def _answer(self, status: int, document: dict[str, object], send: Send, prefix: str = "") -> None:
+        body = json.dumps(document).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+        ]
+        if status != OK:
+            headers.append((b"retry-after", b"%d" % self._retry_after))
+        await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
+        await send({"type": f"{prefix}http.response.body", "body": body})
+
+
+gate = Gate
+"""The same as a function around any ASGI application: `app = gate(app, migrator)`."""
+
+
+def _path(scope: MutableMapping[str, Any]) -> str:
+    """Return the path below where the application is mounted; servers say it with that or without."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
