@@ -103,7 +103,7 @@ def repair(  # noqa: PLR0913 - one option for each verdict
     not_applied: NotApplied = False,
     again: Again = False,
     skip: Skip = False,
-    **flags: Unpack[Waiting],
+    **flags: Unpack[Locking],
 ) -> Report:
     """Settle a version that no run can judge."""
     given = zip(Verdict, (applied, not_applied, again, skip), strict=True)

@@ -23,6 +23,7 @@ _STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database th
 _BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.", min=0)
 _DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.")
 _LOCK = _setting("LOCK", None, "What keeps runners apart; what the connection allows if not given.")
+_OWNER = _setting("OWNER", "ROLE", "Whom the migrations run as, and who owns the history.")
 _LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
 _STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.", min=0)
 _JOURNAL = _setting("JOURNAL", "FILE", "Gets a line for each finished step.")
@@ -62,6 +63,7 @@ class Locking(Waiting, total=False):
 
     direct_dsn: Annotated[str | None, _DIRECT]
     lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
+    owner: Annotated[str | None, _OWNER]
 
 
 class Writing(Locking, total=False):

@@ -40,6 +40,7 @@ FORMS = {
     "journal": _TEXT,
     "direct_dsn": _TEXT,
     "lock": _TEXT,
+    "owner": _TEXT,
 }
 
 

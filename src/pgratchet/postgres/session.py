@@ -4,8 +4,8 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.postgres.budget import Budget, backoff
-from pgratchet.postgres.sql import literal
+from pgratchet.postgres.sql import identifier, literal
 
 # In quotes: asyncpg's class is generic in its stubs only.
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -90,7 +90,7 @@ def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> C
     settings = SETTINGS | name | ({"role": role} if role else {})
 
     async def connect() -> Connection:
-        with suppress(*_UNKNOWN_SETTING):
+        with suppress(*_UNKNOWN_SETTING), _becoming(role):
             return await _open(address, settings)
         # A pooler passes on few startup parameters, and older servers do not know them all.
         return await prepared(partial(_open, address, name), role, sessions=sessions)()
@@ -142,12 +142,24 @@ def settings_sql(*, local: bool = False) -> str:
     )
 
 
+@contextmanager
+def _becoming(role: str | None) -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        if role is None:
+            raise
+        message = f"cannot work as the role {role}: {describe(error)}; GRANT {identifier(role)} TO the one that logs in"
+        raise ServerError(message) from error
+
+
 async def _prepare(connection: Connection, role: str | None, pid: int | None) -> None:
     """Give a session our settings and its role, unless another server process answers than `pid`."""
     here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}"
     become = f";SELECT pg_catalog.set_config('role', {literal(role)}, false){here}" if role else ""
     try:
-        await connection.execute(settings_sql() + here + become)
+        with _becoming(role):
+            await connection.execute(settings_sql() + here + become)
     except BaseException:
         connection.terminate()
         raise

@@ -1,0 +1,230 @@
+"""What a listener is told of real runs, and what the log's records have of it."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+import structlog
+
+from pgratchet import (
+    BudgetExceededError,
+    Condition,
+    Direction,
+    Done,
+    Event,
+    Failed,
+    FilesError,
+    Finished,
+    Locked,
+    Looked,
+    MigrationFailedError,
+    Migrator,
+    Readiness,
+    Retried,
+    Started,
+    StatementFinished,
+    Waiting,
+)
+from tests.support import PASS_GATE, Write, connected, gate, runner_lock, tell, until
+
+pytestmark = pytest.mark.anyio
+
+UP = Direction.UP
+
+
+def told(events: list[Event], *kinds: type) -> list[Event]:
+    return [event for event in events if isinstance(event, kinds)]
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+async def test_a_run_tells_its_course(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a (); SELECT 1; SELECT 2;", "002_b.sql": "CREATE TABLE b ();"})
+
+    finished = await Migrator(dsn, folder, listener=events.append).up()
+
+    looks = (Looked(0, ("1", "2"), (), (), ()),) * 2
+    locked = events[1]
+    assert isinstance(locked, Locked)
+    assert events == [
+        looks[0],
+        locked,
+        looks[1],
+        Started("1", "a", UP, 3),
+        Started("2", "b", UP, 1),
+        *(StatementFinished("1", "a", UP, number, 3) for number in (1, 2, 3)),
+        *(step._replace(seconds=None) for step in finished),
+        Done(finished),
+    ]
+
+
+async def test_a_run_with_nothing_to_do_tells_that(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    await Migrator(dsn, folder).up()
+
+    await Migrator(dsn, folder, listener=events.append).up()
+
+    assert events == [Looked(1, (), (), (), ()), Done(())]
+
+
+async def test_statements_are_told_while_the_step_is_under_way(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": f"SELECT 1; SELECT 2; {PASS_GATE}"})
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0, listener=events.append).up)
+        await closed.reached()
+
+        async def two() -> bool:
+            return len(told(events, StatementFinished)) == 2
+
+        await until(two)
+        await closed.open()
+    assert told(events, StatementFinished, Finished)[-2] == StatementFinished("1", "a", UP, 3, 3)
+
+
+async def test_statements_of_a_file_without_a_transaction_are_told_as_they_are_counted(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    text = "-- pgratchet: no-transaction\nCREATE TABLE a (n int); CREATE INDEX CONCURRENTLY i ON a (n);"
+    await Migrator(dsn, write({"001_a.sql": text}), listener=events.append).up()
+
+    assert told(events, StatementFinished) == [StatementFinished("1", "a", UP, number, 2) for number in (1, 2)]
+
+
+async def test_the_way_down_is_told_as_such(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": "DROP TABLE a;"})
+    migrator = Migrator(dsn, folder, listener=events.append)
+    await migrator.up()
+    events.clear()
+    await migrator.down()
+
+    assert told(events, Started) == [Started("1", "a", Direction.DOWN, 1)]
+    assert migrator.readiness == Readiness(Condition.PENDING, pending=("1",))
+
+
+async def test_who_waits_tells_for_whom(dsn: str, write: Write, events: list[Event]) -> None:
+    async with runner_lock(dsn), anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), listener=events.append).up)
+
+        async def waiting() -> bool:
+            return bool(told(events, Waiting))
+
+        await until(waiting)
+        tasks.cancel_scope.cancel()
+    (first, *_) = told(events, Waiting)
+    assert isinstance(first, Waiting)
+    assert first.holder.startswith("somebody else (role ")
+    assert isinstance(events[-1], Failed)
+    assert events[-1].error == "CancelledError"
+
+
+async def test_a_retry_tells_who_was_in_the_way(
+    dsn: str, write: Write, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+    await tell(dsn, "CREATE TABLE busy (n int)")
+    folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
+    async with connected(dsn, application_name="night batch") as connection:
+        await connection.execute("BEGIN; LOCK TABLE busy")
+        with anyio.fail_after(20), pytest.raises(BudgetExceededError):
+            await Migrator(dsn, folder, lock_timeout=0.5, budget=0.9, listener=events.append).up()
+    retries = [event for event in events if isinstance(event, Retried)]
+    assert [(each.version, each.what, each.attempt) for each in retries] == [
+        ("1", "up 1 a", number) for number in range(1, len(retries) + 1)
+    ]
+    assert all("night batch" in each.blockers and "55P03" in each.reason for each in retries)
+    assert isinstance(events[-1], Failed)
+    assert events[-1].error == "BudgetExceededError"
+    await Migrator(dsn, folder).up()
+
+
+async def test_a_failure_is_told_with_its_place(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": "SELECT 1;\nSELECT 1/0;", "002_b.sql": "SELECT 2;"})
+    migrator = Migrator(dsn, folder, listener=events.append)
+    with pytest.raises(MigrationFailedError) as caught:
+        await migrator.up()
+
+    assert events[-1] == Failed("MigrationFailedError", str(caught.value), caught.value.failure)
+    assert migrator.readiness == Readiness(Condition.FAILED, pending=("2",), failed=("1",))
+    write({"001_a.sql": "SELECT 1;"})
+    await migrator.up()
+    assert migrator.readiness == Readiness(Condition.APPLIED, applied=2)
+
+
+async def test_files_that_cannot_be_read_are_told_as_a_failure_too(dsn: str, write: Write, events: list[Event]) -> None:
+    migrator = Migrator(dsn, write({"x.sql": ""}), listener=events.append)
+    with pytest.raises(FilesError):
+        await migrator.up()
+    assert [type(event) for event in events] == [Failed]
+    assert migrator.readiness.state is Condition.FAILED
+
+
+async def test_who_waits_for_somebody_else_is_ready_when_that_one_is_done(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    reader = Migrator(dsn, folder, listener=events.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reader.wait)
+
+        async def looked() -> bool:
+            return reader.readiness == Readiness(Condition.PENDING, pending=("1",))
+
+        await until(looked)
+        await Migrator(dsn, folder).up()
+    assert reader.readiness == Readiness(Condition.APPLIED, applied=1)
+    assert events[-1] == Done(())
+
+
+async def test_a_listener_that_raises_changes_nothing(dsn: str, write: Write) -> None:
+    def listener(event: Event) -> None:
+        raise LookupError(type(event).__name__)
+
+    assert len(await Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), listener=listener).up()) == 1
+
+
+@contextmanager
+def structured() -> Iterator[io.StringIO]:
+    """Log as JSON through structlog, as its own documentation sets it up for the standard library's loggers."""
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logger = logging.getLogger("pgratchet")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield out
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+async def test_structlog_shows_the_parts_of_each_event(dsn: str, write: Write) -> None:
+    with structured() as out:
+        await Migrator(dsn, write({"001_a.sql": "SELECT 1;"})).up()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["migration_event"] for line in lines] == ["Locked", "Started", "Finished", "Done"]
+    assert lines[1] == {
+        "event": "up 1 a",
+        "level": "info",
+        "migration_event": "Started",
+        "migration_version": "1",
+        "migration_name": "a",
+        "migration_direction": "up",
+        "migration_statements": 1,
+    }

@@ -1,0 +1,163 @@
+"""A role that logs in and may do nothing but become the owner: whose everything is, and who may do what."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import asyncpg
+import pytest
+
+from pgratchet import MigrationFailedError, Migrator, ServerError, Verdict
+from tests.poolers import pgbouncer
+from tests.support import HISTORY, Connection, Write, a_role, as_role, ask, column, history, states, tell
+
+pytestmark = pytest.mark.anyio
+
+FILES = {
+    "001_a.sql": "CREATE TABLE a (n int);",
+    "001_a.down.sql": "DROP TABLE a;",
+    "002_b.sql": "RESET ROLE; CREATE TABLE b ();",
+    "003_c.sql": "CREATE INDEX CONCURRENTLY c ON a (n);",
+    "004_d.py": "async def up(connection):\n    await connection.execute('CREATE TABLE d ()')\n",
+    "005_e.sql": "-- pgratchet: no-transaction\nRESET ROLE;\nSELECT 1;\nCREATE INDEX CONCURRENTLY e ON a (n);",
+    "006_f.sql": "CREATE TABLE f ();",
+}
+OWNERS = """
+SELECT DISTINCT relowner::regrole::text FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relname IN ('a', 'b', 'c', 'd', 'e', 'f', 'schema_migrations')
+"""
+
+
+@asynccontextmanager
+async def roles(dsn: str) -> AsyncIterator[tuple[str, str]]:
+    """Yield a role that may create things, and the DSN of one that may do nothing but become that."""
+    async with a_role(dsn, "NOINHERIT") as login:
+        owner = f"{login} Owner"
+        await tell(
+            dsn,
+            f'CREATE ROLE "{owner}"; GRANT CREATE ON SCHEMA public TO "{owner}"; GRANT "{owner}" TO {login};'
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        )
+        try:
+            yield owner, as_role(dsn, login)
+        finally:
+            await tell(dsn, f'DROP OWNED BY "{owner}" CASCADE; DROP ROLE "{owner}"')
+
+
+async def refuses_ddl(dsn: str) -> bool:
+    try:
+        await tell(dsn, "CREATE TABLE public.mine ()")
+    except asyncpg.InsufficientPrivilegeError:
+        return True
+    return False
+
+
+async def test_everything_is_the_owners_the_history_too(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        assert await refuses_ddl(login)
+        migrator = Migrator(login, write(FILES), owner=owner)
+        assert len(await migrator.up()) == 6
+        assert await column(dsn, OWNERS) == [f'"{owner}"']
+        assert await refuses_ddl(login)
+
+
+async def test_the_history_says_who_logged_in(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        await Migrator(login, write(FILES), owner=owner).up()
+        user = owner.removesuffix(" Owner")
+        assert all(row["applied_by"].startswith(f"{user}@") for row in (await history(dsn)).values())
+
+
+async def test_the_way_down_is_the_owners_as_well(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        migrator = Migrator(login, write({name: FILES[name] for name in ("001_a.sql", "001_a.down.sql")}), owner=owner)
+        await migrator.up()
+        await migrator.redo()
+        await migrator.down()
+        assert await states(dsn) == {}
+
+
+async def test_who_logs_in_may_wait_and_check_without_the_owner(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        folder = write(FILES)
+        await Migrator(login, folder, owner=owner).up()
+        reader = Migrator(login, folder)
+        await reader.wait()
+        await reader.check()
+        assert reader.readiness.ready
+        write({"007_g.sql": "CREATE TABLE g ();"})
+        with pytest.raises(ServerError, match="may not write the history"):
+            await reader.up()
+
+
+async def test_a_migration_that_changes_role_is_recorded_all_the_same(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        user = owner.removesuffix(" Owner")
+        files = {"001_a.sql": f"SET ROLE {user}; SELECT 1;", "002_b.sql": "CREATE TABLE b ();"}
+        await Migrator(login, write(files), owner=owner).up()
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+        assert await column(dsn, OWNERS) == [f'"{owner}"']
+
+
+async def test_a_factory_of_connections_needs_no_role_of_its_own(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+
+        async def connect() -> Connection:
+            return await asyncpg.connect(login, statement_cache_size=0)
+
+        files = {name: text.replace("RESET ROLE;", "") for name, text in FILES.items()}
+        assert len(await Migrator(connect=connect, migrations=write(files), owner=owner).up()) == 6
+        assert await column(dsn, OWNERS) == [f'"{owner}"']
+
+
+async def test_through_a_pooler_the_role_stays_with_nobody(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login), pgbouncer(login, size=1) as pooler:
+        folder = write({name: FILES[name] for name in ("001_a.sql", "001_a.down.sql", "004_d.py", "006_f.sql")})
+        migrator = Migrator(pooler.dsn, folder, owner=owner)
+        assert len(await migrator.up()) == 3
+        assert await ask(pooler.dsn, "SELECT current_user = session_user")
+        assert await column(dsn, OWNERS) == [f'"{owner}"']
+        await migrator.repair("6", Verdict.NOT_APPLIED, "dropped by hand")
+        await tell(dsn, "DROP TABLE f")
+        assert [step.version for step in await migrator.up()] == ["6"]
+        assert await ask(pooler.dsn, "SELECT current_user = session_user")
+
+
+async def test_a_failure_is_recorded_by_the_owner_and_the_next_run_succeeds(dsn: str, write: Write) -> None:
+    async with roles(dsn) as (owner, login):
+        migrator = Migrator(login, write({"001_a.sql": "RESET ROLE; SELECT 1/0;"}), owner=owner)
+        with pytest.raises(MigrationFailedError, match="division by zero"):
+            await migrator.up()
+        assert await states(dsn) == {"1": "failed"}
+        write({"001_a.sql": "CREATE TABLE a ();"})
+        await migrator.up()
+        assert await states(dsn) == {"1": "applied"}
+
+
+async def test_an_owner_that_the_role_is_no_member_of_is_refused_with_the_grant_that_is_missing(
+    dsn: str, write: Write
+) -> None:
+    async with a_role(dsn) as login:
+
+        async def connect() -> Connection:
+            return await asyncpg.connect(as_role(dsn, login), statement_cache_size=0)
+
+        for migrator in (partial(Migrator, as_role(dsn, login)), partial(Migrator, connect=connect)):
+            with pytest.raises(ServerError, match='GRANT "pg_monitor" TO the one that logs in'):
+                await migrator(migrations=write({}), owner="pg_monitor").up()
+            with pytest.raises(ServerError, match="nobody here"):
+                await migrator(migrations=write({}), owner="nobody here").up()
+
+
+async def test_a_history_that_is_somebody_elses_says_whom_it_has_to_let_write(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as (owner, login):
+        await tell(dsn, f'GRANT SELECT ON {HISTORY} TO "{owner}"')
+        write({"002_b.sql": "CREATE TABLE b ();"})
+        with pytest.raises(ServerError, match=f"the role {owner} may not write the history"):
+            await Migrator(login, folder, owner=owner).up()
+        await tell(dsn, f'ALTER TABLE {HISTORY} OWNER TO "{owner}"')
+        await Migrator(login, folder, owner=owner).up()
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+        await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO CURRENT_USER")

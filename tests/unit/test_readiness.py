@@ -1,0 +1,88 @@
+from functools import reduce
+
+import pytest
+
+from pgratchet import Condition, Direction, Done, Event, Failed, Failure, Finished, Locked, Looked, Readiness, Started
+
+MISSING = Looked(applied=2, pending=("3", "4"), running=(), failed=(), unknown=())
+COMPLETE = Looked(applied=4, pending=(), running=(), failed=(), unknown=("9",))
+
+
+def after(*events: Event) -> Readiness:
+    return reduce(Readiness.after, events, Readiness())
+
+
+def started(version: str, direction: Direction = Direction.UP) -> Started:
+    return Started(version, "x", direction, 1)
+
+
+def finished(version: str, direction: Direction = Direction.UP) -> Finished:
+    return Finished(version, "x", direction, 1, None)
+
+
+def failed(version: str) -> Failed:
+    return Failed("MigrationFailedError", "x", Failure(version, "x", Direction.UP, "x.sql", "x"))
+
+
+def test_before_anything_was_looked_at_nothing_is_known() -> None:
+    assert Readiness() == Readiness(Condition.UNKNOWN)
+    assert not Readiness().ready
+
+
+def test_a_look_alone_does_not_make_ready() -> None:
+    assert after(COMPLETE) == Readiness(Condition.PENDING, applied=4, unknown=("9",))
+
+
+def test_a_run_that_finds_everything_there_makes_ready() -> None:
+    assert after(COMPLETE, Done(())).ready
+
+
+def test_a_run_that_ends_with_something_missing_does_not() -> None:
+    assert after(MISSING, Done(())).state is Condition.PENDING
+
+
+def test_steps_go_from_pending_over_running_to_applied() -> None:
+    assert after(MISSING, started("3")) == Readiness(Condition.RUNNING, 2, pending=("4",), running=("3",))
+    assert after(MISSING, started("3"), finished("3"), started("4"), finished("4"), Done(())) == Readiness(
+        Condition.APPLIED, applied=4
+    )
+
+
+def test_a_step_that_is_tried_again_runs_once() -> None:
+    assert after(MISSING, started("3"), started("3")).running == ("3",)
+
+
+def test_a_failure_names_its_version_and_puts_back_what_was_behind_it() -> None:
+    assert after(MISSING, started("3"), started("4"), failed("3")) == Readiness(
+        Condition.FAILED, applied=2, pending=("4",), failed=("3",)
+    )
+
+
+@pytest.mark.parametrize("error", ["CancelledError", "BudgetExceededError"])
+def test_what_ended_a_run_outside_a_step_is_a_failure_too(error: str) -> None:
+    readiness = after(MISSING, started("3"), Failed(error, ""))
+
+    assert readiness == Readiness(Condition.FAILED, applied=2, pending=("3", "4"))
+    assert readiness.after(Locked(0.0)) == readiness
+
+
+def test_only_another_run_mends_a_failure() -> None:
+    readiness = after(MISSING, Failed("CancelledError", ""))
+
+    assert not readiness.after(COMPLETE).ready
+    assert readiness.after(COMPLETE).after(Done(())).ready
+
+
+def test_another_look_that_finds_everything_there_leaves_it_ready() -> None:
+    assert after(COMPLETE, Done(()), COMPLETE).ready
+
+
+def test_a_look_that_finds_something_missing_ends_it() -> None:
+    assert after(COMPLETE, Done(()), MISSING).state is Condition.PENDING
+
+
+def test_a_way_down_makes_it_pending_and_a_way_up_behind_it_ready_again() -> None:
+    down: list[Event] = [started("4", Direction.DOWN), finished("4", Direction.DOWN)]
+
+    assert after(COMPLETE, *down, Done(())) == Readiness(Condition.PENDING, 3, pending=("4",), unknown=("9",))
+    assert after(COMPLETE, *down, started("4"), finished("4"), Done(())).ready
