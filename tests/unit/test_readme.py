@@ -3,6 +3,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 
 
 def rows() -> list[list[str]]:
@@ -11,15 +12,33 @@ def rows() -> list[list[str]]:
 
 
 def test_every_guarantee_names_a_test_that_is_there() -> None:
-    missing = []
-    for number, *_, test in rows():
-        path, _, name = test.strip("`").partition("::")
-        file = ROOT / path
-        defined = file.is_file() and (not name or re.search(rf"(def|class) {name}\b", file.read_text(encoding="utf-8")))
-        if not (path.startswith("tests/") and defined):
-            missing.append((number, test))
+    missing = [(number, test) for number, *_, test in rows() if not is_there(test.strip("`"))]
 
     assert missing == []
+
+
+def test_each_guarantee_has_its_faults_its_tests_and_its_limits() -> None:
+    head, *sections = re.split(r"^## (?=G\d)", GUARANTEES, flags=re.MULTILINE)
+
+    assert [section.split(":")[0] for section in sections] == [row[0] for row in rows()]
+    for section in sections:
+        assert "| under | by |" in section
+        assert "**Not promised.**" in section
+        assert all(named(line) for line in section.splitlines() if re.match(r"\| (?!under)\w", line)), section
+    assert [test for test in named(head) + named("".join(sections)) if not is_there(test)] == []
+
+
+def named(text: str) -> list[str]:
+    """Return the tests that a text names."""
+    return re.findall(r"`(tests/[\w/.:]+)`", text)
+
+
+def is_there(test: str) -> bool:
+    path, _, name = test.partition("::")
+    file = ROOT / path
+    if not (path.startswith("tests/") and file.is_file()):
+        return False
+    return not name or bool(re.search(rf"(def|class) {name}\b", file.read_text(encoding="utf-8")))
 
 
 def test_the_guarantees_are_numbered_without_a_gap() -> None:
