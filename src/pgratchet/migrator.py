@@ -15,7 +15,7 @@ from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, failed
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
-from pgratchet.core.readiness import Readiness
+from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres.budget import Budget
@@ -52,8 +52,6 @@ class Migrator:
     has to be a member of it, and needs no right of its own. `listener` is called with each event of a run, in the
     event loop, and should return at once.
 
-    `readiness` says how the schema stands, as the last run of this migrator has left it.
-
     A migrator holds no connection between calls, and each call is a run of its own.
     """
 
@@ -81,7 +79,7 @@ class Migrator:
         direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
         self.migrations = migrations
         self.budget = budget
-        self.readiness = Readiness()
+        self._course = Course()
         self._listener = listener
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
@@ -101,6 +99,11 @@ class Migrator:
     def __repr__(self) -> str:
         # The DSN is left out: it may hold a password.
         return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.table)!r})"
+
+    @property
+    def readiness(self) -> Readiness:
+        """How the schema stands, as the last run of this migrator has left it, or the one under way."""
+        return self._course.readiness
 
     async def up(self, to: str | int | None = None) -> tuple[Finished, ...]:
         """Return once everything, or everything up to `to`, is applied; what this run did itself is in the result.
@@ -221,7 +224,7 @@ class Migrator:
         return tuple(finished)
 
     def _tell(self, event: Event) -> None:
-        self.readiness = self.readiness.after(event)
+        self._course.take(event)
         telling.tell(event, self._listener)
 
 

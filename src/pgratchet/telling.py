@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import get_args
 
 from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished
 
@@ -13,6 +14,8 @@ _LEVELS = {
     Retried: logging.WARNING,
     Failed: logging.ERROR,
 }
+
+_NAMES = {kind: [f"migration_{name}" for name in ("event", *kind._fields)] for kind in get_args(Event)}
 
 _log = logging.getLogger("pgratchet")
 
@@ -36,5 +39,5 @@ def fields(event: Event) -> dict[str, object]:
 
     With a prefix, as `name` and `message` are fields of every record already, and `event` is structlog's own.
     """
-    parts = {f"migration_{name}": value for name, value in event._asdict().items()}
-    return {"migration_event": type(event).__name__, **parts}
+    kind = type(event)
+    return dict(zip(_NAMES[kind], (kind.__name__, *event), strict=True))

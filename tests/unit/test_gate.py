@@ -58,8 +58,8 @@ async def test_requests_are_told_to_come_again_in_every_other_state(state: Condi
 
 
 async def test_it_opens_when_the_schema_gets_ready_and_closes_when_it_is_not_any_more() -> None:
-    ours = migrator(NOT_READY)
-    app = Gate(application, ours)
+    ours = SimpleNamespace()
+    app = Gate(application, cast("Migrator", ours))
 
     for readiness, served in ((NOT_READY, False), (READY, True), (NOT_READY, False)):
         ours.readiness = readiness

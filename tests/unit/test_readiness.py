@@ -1,15 +1,17 @@
-from functools import reduce
-
 import pytest
 
 from pgratchet import Condition, Direction, Done, Event, Failed, Failure, Finished, Locked, Looked, Readiness, Started
+from pgratchet.core.readiness import Course
 
 MISSING = Looked(applied=2, pending=("3", "4"), running=(), failed=(), unknown=())
 COMPLETE = Looked(applied=4, pending=(), running=(), failed=(), unknown=("9",))
 
 
 def after(*events: Event) -> Readiness:
-    return reduce(Readiness.after, events, Readiness())
+    course = Course()
+    for event in events:
+        course.take(event)
+    return course.readiness
 
 
 def started(version: str, direction: Direction = Direction.UP) -> Started:
@@ -25,8 +27,8 @@ def failed(version: str) -> Failed:
 
 
 def test_before_anything_was_looked_at_nothing_is_known() -> None:
-    assert Readiness() == Readiness(Condition.UNKNOWN)
-    assert not Readiness().ready
+    assert after() == Readiness(Condition.UNKNOWN)
+    assert not after().ready
 
 
 def test_a_look_alone_does_not_make_ready() -> None:
@@ -48,6 +50,12 @@ def test_steps_go_from_pending_over_running_to_applied() -> None:
     )
 
 
+def test_a_step_that_a_look_has_found_done_already_counts_once() -> None:
+    assert after(MISSING, started("3"), Looked(3, ("4",), (), (), ()), finished("3")) == Readiness(
+        Condition.PENDING, applied=3, pending=("4",)
+    )
+
+
 def test_a_step_that_is_tried_again_runs_once() -> None:
     assert after(MISSING, started("3"), started("3")).running == ("3",)
 
@@ -60,17 +68,17 @@ def test_a_failure_names_its_version_and_puts_back_what_was_behind_it() -> None:
 
 @pytest.mark.parametrize("error", ["CancelledError", "BudgetExceededError"])
 def test_what_ended_a_run_outside_a_step_is_a_failure_too(error: str) -> None:
-    readiness = after(MISSING, started("3"), Failed(error, ""))
+    events = (MISSING, started("3"), Failed(error, ""))
 
-    assert readiness == Readiness(Condition.FAILED, applied=2, pending=("3", "4"))
-    assert readiness.after(Locked(0.0)) == readiness
+    assert after(*events) == Readiness(Condition.FAILED, applied=2, pending=("3", "4"))
+    assert after(*events, Locked(0.0)) == after(*events)
 
 
 def test_only_another_run_mends_a_failure() -> None:
-    readiness = after(MISSING, Failed("CancelledError", ""))
+    events = (MISSING, Failed("CancelledError", ""))
 
-    assert not readiness.after(COMPLETE).ready
-    assert readiness.after(COMPLETE).after(Done(())).ready
+    assert not after(*events, COMPLETE).ready
+    assert after(*events, COMPLETE, Done(())).ready
 
 
 def test_another_look_that_finds_everything_there_leaves_it_ready() -> None:

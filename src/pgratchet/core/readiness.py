@@ -37,39 +37,71 @@ class Readiness(NamedTuple):
         """Whether the application may serve."""
         return self.state is Condition.APPLIED
 
-    def after(self, event: Event) -> "Readiness":
-        """Return how it stands after an event."""
+
+class Course:
+    """The course of all runs so far; `readiness` is what it has come to."""
+
+    def __init__(self) -> None:
+        self._state = Condition.UNKNOWN
+        self._applied = 0
+        self._unknown: tuple[str, ...] = ()
+        # Not the tuples of a Readiness: to take each of 10,000 versions out of one takes 10,000 times too long.
+        self._missing: dict[str, Condition] = {}
+
+    @property
+    def readiness(self) -> Readiness:
+        """How it stands now."""
+
+        def those(condition: Condition) -> tuple[str, ...]:
+            return tuple(version for version, its in self._missing.items() if its is condition)
+
+        missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
+        return Readiness(self._state, self._applied, *missing, self._unknown)
+
+    def take(self, event: Event) -> None:
+        """Take an event into account."""
         match event:
             case Looked():
-                still = self.ready and not (event.pending or event.running or event.failed)
-                return Readiness(Condition.APPLIED if still else Condition.PENDING, *event)
-            case Started(version=version):
-                begun = self._without(version)
-                return begun._replace(state=Condition.RUNNING, running=(*begun.running, version))
+                self._look(event)
+            case Started():
+                self._start(event)
             case Finished():
-                return self._after_step(event)
+                self._finish(event)
             case Done():
-                missing = self.pending or self.running or self.failed
-                return self._replace(state=Condition.PENDING if missing else Condition.APPLIED)
+                self._state = Condition.PENDING if self._missing else Condition.APPLIED
             case Failed():
-                return self._after_failure(event)
+                self._fail(event)
             case _:
-                return self
+                pass
 
-    def _after_step(self, step: Finished) -> "Readiness":
-        rest = self._without(step.version)
-        if step.direction is Direction.UP:
-            return rest._replace(applied=self.applied + 1)
-        return rest._replace(applied=self.applied - 1, pending=(*rest.pending, step.version))
+    def _look(self, event: Looked) -> None:
+        found = {
+            Condition.PENDING: event.pending,
+            Condition.RUNNING: event.running,
+            Condition.FAILED: event.failed,
+        }
+        by_version = {version: condition for condition, versions in found.items() for version in versions}
+        self._missing = {version: by_version[version] for version in sorted(by_version, key=int)}
+        self._applied, self._unknown = event.applied, event.unknown
+        if self._missing or self._state is not Condition.APPLIED:
+            self._state = Condition.PENDING
 
-    def _after_failure(self, event: Failed) -> "Readiness":
-        culprit = (event.failure.version,) if event.failure else ()
-        rest = self._without(*culprit)
-        left = tuple(sorted(rest.pending + rest.running, key=int))
-        return rest._replace(state=Condition.FAILED, pending=left, running=(), failed=(*rest.failed, *culprit))
+    def _start(self, step: Started) -> None:
+        if step.version not in self._missing:
+            self._applied -= 1
+        self._state = self._missing[step.version] = Condition.RUNNING
 
-    def _without(self, *versions: str) -> "Readiness":
-        def rest(of: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(version for version in of if version not in versions)
+    def _finish(self, step: Finished) -> None:
+        # What a lost connection has left unanswered is told after the look that has found it in the history.
+        if step.direction is Direction.DOWN:
+            self._missing[step.version] = Condition.PENDING
+        elif self._missing.pop(step.version, None):
+            self._applied += 1
 
-        return self._replace(pending=rest(self.pending), running=rest(self.running), failed=rest(self.failed))
+    def _fail(self, event: Failed) -> None:
+        for version, condition in self._missing.items():
+            if condition is Condition.RUNNING:
+                self._missing[version] = Condition.PENDING
+        if event.failure is not None:
+            self._missing[event.failure.version] = Condition.FAILED
+        self._state = Condition.FAILED
