@@ -84,13 +84,13 @@ class Migrator:
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
             connect=sessions(sessions=by is Lock.SESSION),
-            direct=direct(owner, sessions=by is Lock.SESSION),
+            direct=direct(owner or None, sessions=by is Lock.SESSION),
             lock=by,
             table=Table.parse(table),
             limits=Limits(lock_timeout, statement_timeout),
             tool_version=__version__,
             tell=self._tell,
-            owner=owner,
+            owner=owner or None,
             allow_late=allow_late,
             strict=strict,
             readers=tuple(readers),
