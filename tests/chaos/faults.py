@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from tests.chaos.history import History
-from tests.faults.proxy import Way
+from tests.faults.traps import Way
 
 
 class Kind(Enum):

@@ -14,7 +14,8 @@ import asyncpg
 
 from pgratchet import embedded
 from tests.chaos.faults import NETWORK, After, Fault, Kind, Passing, Seen
-from tests.faults.proxy import Harm, Proxy
+from tests.faults.proxy import Proxy
+from tests.faults.traps import Harm
 from tests.poolers import Pooler
 from tests.support import connected
 
