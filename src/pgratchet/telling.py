@@ -8,13 +8,6 @@ from pgratchet.core.events import Done, Event, Failed, Looked, Retried, Statemen
 
 Listener = Callable[[Event], object]
 
-_LEVELS = {
-    Looked: logging.DEBUG,
-    StatementFinished: logging.DEBUG,
-    Retried: logging.WARNING,
-    Failed: logging.ERROR,
-}
-
 _NAMES = {kind: [f"migration_{name}" for name in ("event", *kind._fields)] for kind in get_args(Event)}
 
 _log = logging.getLogger("pgratchet")
@@ -22,9 +15,7 @@ _log = logging.getLogger("pgratchet")
 
 def tell(event: Event, listener: Listener | None) -> None:
     """Log an event and hand it to the listener; what goes wrong in there is logged, and disturbs no migration."""
-    level = _LEVELS.get(type(event), logging.INFO)
-    if isinstance(event, Done) and not event.finished:
-        level = logging.DEBUG
+    level = _level(event)
     if _log.isEnabledFor(level):
         _log.log(level, "%s", event, extra=fields(event))
     if listener is not None:
@@ -32,6 +23,18 @@ def tell(event: Event, listener: Listener | None) -> None:
             listener(event)
         except Exception:  # noqa: BLE001 - a listener may raise anything
             _log.exception("the listener failed at %s", type(event).__name__)
+
+
+def _level(event: Event) -> int:
+    match event:
+        case Looked() | StatementFinished() | Done(finished=()):
+            return logging.DEBUG
+        case Retried() | Failed(cancelled=True):
+            return logging.WARNING
+        case Failed():
+            return logging.ERROR
+        case _:
+            return logging.INFO
 
 
 def fields(event: Event) -> dict[str, object]:

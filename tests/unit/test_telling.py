@@ -35,7 +35,7 @@ SENTENCES: dict[Event, tuple[int, str]] = {
     Done((FINISHED,)): (logging.INFO, "done: 1 step(s)"),
     Done(()): (logging.DEBUG, "nothing to do"),
     Failed("ServerError", "no server"): (logging.ERROR, "ServerError: no server"),
-    Failed("CancelledError", ""): (logging.ERROR, "CancelledError"),
+    Failed("CancelledError", ""): (logging.WARNING, "cancelled"),
 }
 
 

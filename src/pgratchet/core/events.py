@@ -101,8 +101,13 @@ class Failed(NamedTuple):
     message: str
     failure: Failure | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has ended it, and nothing was wrong."""
+        return self.error == "CancelledError"
+
     def __str__(self) -> str:
-        return f"{self.error}: {self.message}" if self.message else self.error
+        return "cancelled" if self.cancelled else f"{self.error}: {self.message}"
 
 
 Event = Looked | Waiting | Locked | Started | StatementFinished | Retried | Finished | Done | Failed

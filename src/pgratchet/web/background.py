@@ -39,9 +39,9 @@ async def in_background(
 
 
 def _tell_failure(task: "asyncio.Future[object]", on_failure: OnFailure | None) -> None:
-    if task.cancelled():
+    if not task.done() or task.cancelled():
         return
-    error = task.exception()
+    error = task.exception()  # asked for in any case: the loop complains of one that nobody has looked at
     if error is not None and on_failure is not None:
         on_failure(error)
 
@@ -53,3 +53,4 @@ async def _stop(task: "asyncio.Future[object]") -> None:
     # may hold on to its cancellation.
     with anyio.CancelScope(shield=True):
         await asyncio.wait({task}, timeout=STOP_SECONDS)
+    _tell_failure(task, None)
