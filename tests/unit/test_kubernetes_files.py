@@ -1,6 +1,7 @@
 """The manifests and the chart: valid for Kubernetes, and in step with the code, the image and one another."""
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from inspect import signature
@@ -16,7 +17,7 @@ from pgratchet import BudgetExceededError, FilesError, Gate, HistoryError, Migra
 from pgratchet.cli import program, troubles
 from pgratchet.web.background import STOP_SECONDS
 from pgratchet.web.lifespan import Mode
-from tests.deployment import CHART, ROOT, Document, dockerfile, image_command, manifests, rendered, services
+from tests.deployment import CHART, KUBERNETES, ROOT, Document, dockerfile, image_command, manifests, rendered, services
 
 VERSIONS = ("1.30", "1.34", kubernetes.latest_version().rpartition(".")[0])
 APPLICATION = (ROOT / "examples" / "service" / "app.py").read_text()
@@ -275,3 +276,13 @@ def test_the_chart_has_all_of_its_values_and_no_others() -> None:
     assert not any("{{" in rendered(text) for text in texts)
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["apiVersion"], values["image"].rpartition(":")[2]) == ("v2", chart["appVersion"])
+
+
+def test_the_page_has_every_manifest_every_exit_code_and_the_annotations_of_the_hook() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+
+    assert {f"[{path.name}]" for path in KUBERNETES.glob("*.yaml")} <= set(re.findall(r"\[[\w.-]+\]", page))
+    assert codes == {0, *troubles.EXIT_CODES.values(), 128 + signal.SIGTERM}
+    for name, value in ALL["helm/templates/migrate.yaml#0"]["metadata"]["annotations"].items():
+        assert re.search(rf'^{name}: "?{value}"?$', page, re.MULTILINE)
