@@ -15,8 +15,11 @@ import httpx2
 
 from tests.support import PATIENCE
 
-RECIPES = Path(__file__).resolve().parents[1] / "examples" / "frameworks"
+RECIPES = Path(__file__).resolve().parents[2] / "examples" / "frameworks"
 
+SEEDS = "INSERT INTO tenants VALUES ('one'), ('two'), ('three');"
+
+Load = Callable[[str], ModuleType]
 Ask = Callable[[], Awaitable[object]]
 """Ask the application how many tenants there are."""
 
