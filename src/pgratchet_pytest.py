@@ -51,7 +51,9 @@ def pgratchet_databases(pgratchet_server: str) -> Any:
     """Return what makes and drops databases: `with pgratchet_databases.empty() as dsn`, or `.clone(template)`."""
     from pgratchet.testing.databases import Databases  # noqa: PLC0415 - as above
 
-    return Databases(pgratchet_server)
+    databases = Databases(pgratchet_server)
+    databases.sweep()
+    return databases
 
 
 @pytest.fixture(scope="session")

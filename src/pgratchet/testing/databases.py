@@ -61,7 +61,10 @@ class Databases:
         self.server = server
         self._prefix = databases.unique_prefix()
         self._numbers = count(1)
-        run(partial(databases.sweep, server))
+
+    def sweep(self) -> None:
+        """Drop what runs that were killed have left on the server, a day ago or earlier."""
+        run(partial(databases.sweep, self.server))
 
     def server_major(self) -> int:
         """Return the server's major version."""
@@ -91,10 +94,11 @@ class Databases:
         name = f"{self._prefix}{next(self._numbers)}"
         run(partial(databases.create, self.server, name, template))
         try:
-            yield self._dsn(name)
+            yield self.dsn_of(name)
         finally:
             run(partial(databases.drop, self.server, name))
 
-    def _dsn(self, name: str) -> str:
+    def dsn_of(self, name: str) -> str:
+        """Return the DSN of a database on the server, whether or not it exists."""
         parts = urlsplit(self.server)
         return f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
