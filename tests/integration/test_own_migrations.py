@@ -2,9 +2,10 @@
 
 import pytest
 
-from pgratchet.testing import test_every_down_undoes_its_up, test_every_migration_applies
+from pgratchet import testing
 
-__all__ = ["test_every_down_undoes_its_up", "test_every_migration_applies"]
+test_every_migration_applies = testing.test_every_migration_applies
+test_every_down_undoes_its_up = testing.test_every_down_undoes_its_up
 
 
 @pytest.fixture(scope="session")

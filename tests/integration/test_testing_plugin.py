@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
 import pytest
 
 from pgratchet.testing.databases import Databases, run
@@ -239,7 +240,7 @@ def test_it(pgratchet_dsn):
 
 
 @pytest.mark.anyio
-async def test_what_a_killed_run_has_left_is_no_harm_and_is_gone_a_day_later(project: Project) -> None:
+async def test_what_a_killed_run_has_left_does_no_harm_and_is_swept_up_days_later(project: Project) -> None:
     tests = """
 import time
 
@@ -349,19 +350,48 @@ class TestUpAndDown:
 
     @pytest.mark.parametrize("there", [True, False])
     def test_a_pg_dump_older_than_the_server_or_none_fails_with_the_cure(self, project: Project, there: bool) -> None:  # noqa: FBT001 - a case
+        project.write({"bin/pg_dump": "#!/bin/sh\necho 'pg_dump (PostgreSQL) 9.6.1'\n"} if there else {})
         folder = project.folder / "bin"
-        names = ("initdb", "postgres", "pg_dump") if there else ("initdb", "postgres")
-        for name in names:
-            project.write({f"bin/{name}": "#!/bin/sh\necho 'pg_dump (PostgreSQL) 9.6.1'\n"})
-            (folder / name).chmod(0o755)
+        folder.mkdir(exist_ok=True)
+        if there:
+            (folder / "pg_dump").chmod(0o755)
+        # The machine's own are out of sight.
+        project.write({"conftest.py": "from pgratchet import embedded\n\nembedded.candidates = lambda: ()\n"})
         project.write({**USERS, **CHECKS})
 
-        outcome = project.test("-k", UNDOES, PGRATCHET_POSTGRES_BIN=str(folder), PATH=str(folder))
+        outcome = project.test("-k", UNDOES, PGRATCHET_POSTGRES_BIN="", PATH=str(folder))
 
         assert outcome.tests == {UNDOES: "failed"}
         assert "needs a pg_dump that is as new" in outcome.text
         assert ("bin/pg_dump is 9" in outcome.text) is there
-        assert "name the folder of a server's programs in PGRATCHET_POSTGRES_BIN" in outcome.text
+        assert "name the folder that has pg_dump in PGRATCHET_POSTGRES_BIN" in outcome.text
+
+
+def test_the_pages_examples_pass(project: Project) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"```(?:python|sql)\n(?:#|--) (\S+)\n(.*?)```", page, re.DOTALL))
+    project.write({"pytest.ini": INI + "pythonpath = .\n", **files})
+
+    outcome = project.test("--deselect=tests/test_migrations.py::test_no_released_migration_was_edited")
+
+    assert set(outcome.tests.values()) == {"passed"}, outcome.text
+    assert len(outcome.tests) == 5
+
+
+def test_an_interrupt_cancels_what_is_under_way() -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await anyio.sleep(60)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(work)
+
+    assert ended
 
 
 def test_files_are_compared_with_what_is_released(project: Project) -> None:

