@@ -5,9 +5,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,15 @@ SERVERS = {
 }
 
 
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+"""What a websocket begins with; a server that accepts it answers with 101."""
+
+
 class Answer(NamedTuple):
     """What a request was answered with."""
 
@@ -69,11 +78,11 @@ class Serving:
     port: int
     log: Path
 
-    async def ask(self, path: str = "/") -> Answer | None:
+    async def ask(self, path: str = "/", headers: Mapping[str, str] | None = None) -> Answer | None:
         """Return the answer to a request on a connection of its own; None where there is none."""
         async with httpx2.AsyncClient(verify=False, trust_env=False, timeout=2) as client:
             try:
-                response = await client.get(f"http://127.0.0.1:{self.port}{path}")
+                response = await client.get(f"http://127.0.0.1:{self.port}{path}", headers=headers)
             except httpx2.TransportError:
                 return None
             return Answer(response.status_code, response.text)
@@ -119,7 +128,7 @@ class Starting:
     dsn: str
     folder: Path
     logs: Path
-    count: int = field(default=0)
+    count: int = 0
 
     @asynccontextmanager
     async def one(
@@ -168,6 +177,9 @@ def _reserved_port() -> Iterator[int]:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(("127.0.0.1", 0))
         port: int = reserved.getsockname()[1]
+        if sys.platform != "linux":
+            # Elsewhere it takes SO_REUSEPORT on both sides.
+            reserved.close()
         yield port
 
 

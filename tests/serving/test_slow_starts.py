@@ -10,7 +10,7 @@ import pytest
 
 from pgratchet import Migrator
 from tests.serving.conftest import Start
-from tests.serving.processes import PATIENCE
+from tests.serving.processes import HANDSHAKE, PATIENCE
 from tests.support import PASS_GATE, Write, deserted, exists, gate, states
 
 pytestmark = pytest.mark.anyio
@@ -22,11 +22,11 @@ import asyncio, types
 from gunicorn.asgi import lifespan
 
 async def wait_for(what, timeout):
-    return await asyncio.wait_for(what, timeout / 20)
+    return await asyncio.wait_for(what, timeout / 10)
 
 lifespan.asyncio = types.SimpleNamespace(**{**vars(asyncio), "wait_for": wait_for})
 """
-"""A configuration of gunicorn's, which is a program: its own code gives a start up after 1.5 s then, not after 30."""
+"""A configuration of gunicorn's, which is a program: its own code gives a start up after 3 s then, not after 30."""
 SERVE = {"on_slow": "serve-not-ready", "slow_after": 0.3}
 ENDING = {
     "uvicorn": -signal.SIGTERM,
@@ -58,6 +58,10 @@ class TestServedNotReady:
             await closed.reached(PATIENCE)
             assert (await serving.answers(200, "/livez")).text == "alive"
             assert (await serving.answers(503, "/readyz")).json["state"] in ("running", "pending")
+            refused = await serving.ask(headers=HANDSHAKE)
+            assert refused is not None
+            # gunicorn has no word for more than a refusal.
+            assert refused.status == (403 if name == "gunicorn" else 503)
             await closed.open()
             assert (await serving.answers(200)).json["rows"] == 1
             assert (await serving.answers(200, "/readyz")).json["state"] == "applied"
@@ -104,7 +108,7 @@ class TestNotServed:
         self, dsn: str, start: Start, tmp_path: Path, name: str, code: int
     ) -> None:
         configuration = tmp_path / "hypercorn.toml"
-        configuration.write_text("startup_timeout = 1.5")
+        configuration.write_text("startup_timeout = 3")
         servers = start(LEDGER | SLOW)
         async with gate(dsn, PATIENCE) as closed, servers.one(name, flags=f"-c {configuration}") as serving:
             await closed.reached(PATIENCE)
