@@ -1,5 +1,4 @@
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.frameworks.drivers import RECIPES, SEEDS, Load
-from tests.poolers import REQUIRED
-from tests.support import Write
+from tests.support import Write, missing
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
@@ -24,9 +22,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
     """A Redis of one's own."""
     program = shutil.which("redis-server")
     if program is None:
-        if REQUIRED in os.environ:
-            pytest.fail("redis-server is not installed")
-        pytest.skip("redis-server is not installed")
+        missing("redis-server is not installed")
     socket = tmp_path / "redis"
     options = ("--port", "0", "--unixsocket", str(socket), "--save", "")
     with subprocess.Popen([program, *options], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
