@@ -1,6 +1,7 @@
 """The recipes in examples/frameworks, and for each framework what runs an application of it, in the running loop."""
 
-# ruff: noqa: PLC0415 - a worker imports the frameworks whose tests it runs, and no other
+# A worker imports the frameworks whose tests it runs, and no other: all of them take seconds.
+# ruff: noqa: PLC0415
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -1,6 +1,7 @@
 """What docs/frameworks.md says of the frameworks themselves."""
 
-# ruff: noqa: PLC0415 - a worker imports the frameworks whose tests it runs, and no other
+# A worker imports the frameworks whose tests it runs, and no other: all of them take seconds.
+# ruff: noqa: PLC0415
 import asyncio
 import os
 import signal
@@ -137,6 +138,52 @@ async def test_blacksheep_leaves_lifespans_in_the_order_in_which_it_has_entered_
     async with started(app):
         pass
     assert events == ["first begins", "second begins", "first ends", "second ends"]
+
+
+async def test_litestar_enters_its_lifespans_before_it_calls_what_is_to_start(migrator: Migrator, dsn: str) -> None:
+    from litestar import Litestar
+
+    found: list[bool] = []
+
+    async def start() -> None:
+        found.append(await exists(dsn, "tenants"))
+
+    async with started(Litestar(lifespan=[migrated(migrator)], on_startup=[start])):
+        assert found == [True]
+
+
+async def test_quart_calls_what_comes_before_serving_before_its_generators(load: Load, dsn: str) -> None:
+    quart = load("quart_app").quart
+    found: list[bool] = []
+
+    async def start() -> None:
+        found.append(await exists(dsn, "tenants"))
+
+    quart.before_serving(start)
+    async with started(quart):
+        assert found == [False]
+        assert await exists(dsn, "tenants")
+
+
+async def test_faststream_enters_no_lifespan_for_a_test_broker_alone(load: Load, dsn: str) -> None:
+    from faststream.redis import TestRedisBroker
+
+    recipe = load("faststream_app")
+    async with TestRedisBroker(recipe.broker):
+        await recipe.app.start()
+        await recipe.app.stop()
+    assert not await exists(dsn, "tenants")
+
+
+async def test_fastapi_runs_the_lifespan_of_a_fastmcp_server_as_its_own(load: Load, migrator: Migrator) -> None:
+    from fastapi import FastAPI
+    from fastmcp import FastMCP
+
+    mounted = FastMCP("tenants", lifespan=load("fastmcp_app").lifespan).http_app()
+    app = FastAPI(lifespan=migrated(migrator, inner=mounted.lifespan))
+    app.mount("/mcp", mounted)
+    async with started(app):
+        assert migrator.readiness.ready
 
 
 async def test_a_lifespan_of_ones_own_that_is_a_bare_generator_fails_the_start(migrator: Migrator) -> None:

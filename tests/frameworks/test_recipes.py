@@ -1,6 +1,7 @@
 """Each recipe of docs/frameworks.md, run as its framework runs it, on both loops."""
 
-# ruff: noqa: PLC0415 - a worker imports the frameworks whose tests it runs, and no other
+# A worker imports the frameworks whose tests it runs, and no other: all of them take seconds.
+# ruff: noqa: PLC0415
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
