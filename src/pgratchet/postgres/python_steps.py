@@ -31,7 +31,6 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     except Exception as error:
         if wire.connection.is_closed():
             raise
-        await wire.roll_back(framing.reset)
         raise StepError(from_python(claim, error), error) from error
 
 
@@ -41,7 +40,11 @@ async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool)
     # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
     # migration would then not be a savepoint.
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(framing.opening(claim, over_failed=over_failed))
-        await wire.watch(partial(function, connection))
-        # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
-        await connection.execute(framing.closing(claim, durable=False) + framing.clean + DURABLE)
+        try:
+            await connection.execute(framing.opening(claim, over_failed=over_failed))
+            await wire.watch(partial(function, connection))
+            # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
+            await connection.execute(framing.closing(claim, durable=False) + framing.clean + DURABLE)
+        except BaseException as error:
+            await wire.undo(framing.reset, error)
+            raise

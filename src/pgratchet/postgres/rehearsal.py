@@ -44,6 +44,9 @@ async def run(
                     raise
                 failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
                 raise MigrationFailedError(_failure(claim, error)) from error
+    except BaseException as error:
+        await wire.undo(framing.reset, error)
+        raise
     finally:
         if not connection.is_closed():
             await transaction.rollback()
