@@ -158,6 +158,11 @@ async def runner_lock(dsn: str, table: str = HISTORY) -> AsyncIterator[Connectio
             yield connection
 
 
+def without_tls(dsn: str) -> str:
+    """Return the same DSN without TLS: cut in its negotiation, asyncpg leaves a future that nobody looks at."""
+    return dsn + ("&" if "?" in dsn else "?") + "sslmode=disable"
+
+
 def as_role(dsn: str, role: str) -> str:
     """Return the same DSN for a role made by `a_role`."""
     parts = urlsplit(dsn)

@@ -11,6 +11,7 @@ from typing import Literal
 import anyio.to_thread
 
 from pgratchet import directory, journal, telling
+from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, failed
@@ -158,8 +159,8 @@ class Migrator:
 
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
-        run = await self._run()
-        await run.rehearse(_version(to))
+        run, version = await self._run(), _version(to)
+        await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
     async def adopt(
@@ -177,7 +178,8 @@ class Migrator:
         table = Table.parse(source)
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
-        return await adopt(self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
+        work = partial(adopt, self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
+        return await cancelled_for_good(work)
 
     async def repair(self, version: str | int, verdict: Verdict, reason: str) -> Entry:
         """Record what a person says of a version that no run can judge, and return both sides of it as they are then.
@@ -191,7 +193,8 @@ class Migrator:
         from pgratchet.repairing import repair  # noqa: PLC0415 - the same
 
         judgement = Judgement(_canonical(version), Verdict(verdict), reason)
-        return await repair(self._settings, await self._read(), judgement, Budget(self.budget))
+        work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
+        return await cancelled_for_good(work)
 
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
@@ -211,7 +214,7 @@ class Migrator:
         try:
             run = await self._run()
             finished = run.progress.finished
-            await work(run)
+            await cancelled_for_good(partial(work, run))
         except BaseException as error:
             if isinstance(error, PgratchetError):
                 error.finished = tuple(finished)

@@ -8,10 +8,13 @@ import anyio
 import pytest
 
 from pgratchet import Migrator
-from pgratchet.postgres.session import SETTINGS
+from pgratchet.postgres.session import CLOSE_SECONDS, SETTINGS
+from tests.faults.proxy import proxy
 from tests.support import (
+    HISTORY,
     LOCK_KEY,
     PASS_GATE,
+    PATIENCE,
     Write,
     ask,
     column,
@@ -25,6 +28,7 @@ from tests.support import (
     tell,
     until,
     waiters,
+    without_tls,
 )
 
 pytestmark = pytest.mark.anyio
@@ -249,3 +253,90 @@ async def test_twice_is_as_good_as_once(dsn: str, write: Write) -> None:
     await deserted(dsn, GONE_WITHIN)
     write({"001_a.sql": "SELECT 1;"})
     await Migrator(dsn, folder).up()
+
+
+IN_A_SAVEPOINT = f"""
+async def up(connection):
+    async with connection.transaction():
+        await connection.execute("{SLEEP}")
+"""
+ENDED_WITHIN = CLOSE_SECONDS + 2
+STEPS = {
+    "SQL": {"001_a.sql": SLEEP},
+    "Python": {"001_a.py": f"async def up(c):\n    await c.execute('{SLEEP}')\n"},
+    "in a savepoint": {"001_a.py": IN_A_SAVEPOINT},
+    "statement by statement": {"001_a.sql": f"-- pgratchet: no-transaction\n{SLEEP}"},
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [*((way, "in a savepoint") for way in WAYS), *((by_task, kind) for kind in STEPS if kind != "in a savepoint")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_on_a_network_that_is_frozen_is_bounded(dsn: str, write: Write, way: Way, kind: str) -> None:
+    files = STEPS[kind]
+    folder = write(files)
+    async with proxy(dsn) as network:
+
+        async def frozen() -> None:
+            await sleeping(dsn)
+            network.freeze()
+
+        with anyio.fail_after(PATIENCE + ENDED_WITHIN):
+            began = await timed(way, Migrator(without_tls(network.dsn), folder).up, frozen)
+        assert anyio.current_time() - began < ENDED_WITHIN
+    await next_succeeds(dsn, write, files)
+
+
+@every_way
+@pytest.mark.parametrize("files", STEPS.values(), ids=STEPS)
+async def test_in_the_moment_in_which_the_session_is_lost_is_not_forgotten(
+    dsn: str, write: Write, way: Way, files: dict[str, str]
+) -> None:
+    folder = write(files)
+    async with proxy(dsn) as network:
+
+        async def lost() -> None:
+            await sleeping(dsn)
+            asyncio.get_running_loop().call_soon(network.cut)
+
+        with anyio.fail_after(PATIENCE):
+            await way(Migrator(without_tls(network.dsn), folder).up, lost)
+        assert network.connections <= 2  # the run's, and the one that looks who blocks
+    await next_succeeds(dsn, write, files)
+
+
+@pytest.mark.parametrize("way", [by_task, by_timeout], ids=lambda way: way.__name__)
+async def test_of_a_rehearsal_whose_session_is_lost_is_not_forgotten(dsn: str, write: Write, way: Way) -> None:
+    folder = write({"001_a.sql": SLEEP})
+    async with proxy(dsn) as network:
+
+        async def lost() -> None:
+            await sleeping(dsn)
+            asyncio.get_running_loop().call_soon(network.cut)
+
+        with anyio.fail_after(PATIENCE):
+            await way(Migrator(without_tls(network.dsn), folder).rehearse, lost)
+        assert network.connections <= 2
+    await next_succeeds(dsn, write, {"001_a.sql": SLEEP})
+
+
+async def timed(way: Way, work: Work, when: Work) -> float:
+    """Cancel work, and return the time at which that was."""
+    times: list[float] = []
+
+    async def moment() -> None:
+        await when()
+        times.append(anyio.current_time())
+
+    await way(work, moment)
+    return times[0]
+
+
+async def next_succeeds(dsn: str, write: Write, files: dict[str, str]) -> None:
+    """Show that nothing of a cancelled run is left, and that one that does not sleep gets through."""
+    await deserted(dsn, GONE_WITHIN)
+    assert set((await states(dsn)).values() if await exists(dsn, HISTORY) else ()) <= {"running"}
+    await Migrator(dsn, write({name: text.replace("600", "0") for name, text in files.items()})).up()
+    assert await states(dsn) == {"1": "applied"}

@@ -10,25 +10,40 @@ from typing import Any, TypedDict, assert_type
 import asyncpg
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
 
 import pgratchet
 from pgratchet import (
     BehindError,
     BudgetExceededError,
+    Condition,
     Direction,
+    Done,
     Entry,
+    Event,
+    Failed,
     Failure,
     FilesError,
     Finished,
+    Gate,
     HistoryError,
+    Locked,
+    Looked,
     MigrationFailedError,
     Migrator,
     PgratchetError,
     Plan,
     Problem,
+    Readiness,
+    Retried,
+    Started,
     State,
+    StatementFinished,
     Step,
     Verdict,
+    Waiting,
+    gate,
     migrated,
 )
 
@@ -85,6 +100,8 @@ with_everything = Migrator(
     strict=True,
     readers=["web", "worker"],
     journal=Path(".migration_history"),
+    owner="orders_owner",
+    listener=print,
 )
 
 FastAPI(lifespan=migrated(by_dsn))
@@ -95,6 +112,17 @@ Starlette(lifespan=migrated(by_dsn))
 Starlette(lifespan=migrated(by_dsn, inner=with_typed_state))
 FastAPI(lifespan=migrated(by_dsn, inner=migrated(packed)))
 
+FastAPI(lifespan=migrated(by_dsn, on_slow="serve-not-ready", slow_after=10, on_failure=print))
+
+behind_a_gate = FastAPI(lifespan=migrated(by_dsn))
+behind_a_gate.add_middleware(Gate, migrator=by_dsn)
+behind_a_gate.add_middleware(Gate, migrator=by_dsn, live=["/alive"], ready=None, retry_after=1)
+Starlette(middleware=[Middleware(Gate, migrator=by_dsn)])
+gated: Gate = gate(behind_a_gate, by_dsn)
+gate(gated, by_dsn, ready="/up")
+TestClient(gated)
+
+migrated(by_dsn, on_slow="cancel")  # type: ignore[arg-type] # nothing cancels the one that works
 migrated(by_dsn, mode="skip")  # type: ignore[arg-type] # a mode that does not exist is found here
 Migrator("postgresql://localhost/app", "m", "public.t")  # type: ignore[call-arg, arg-type] # options go by keyword
 Migrator(connect=with_state)  # type: ignore[arg-type] # no factory of connections
@@ -137,6 +165,28 @@ async def report(migrator: Migrator) -> None:
     for step in (await migrator.plan()).steps:
         assert_type(step, Step)
         assert_type(step.migration.version, str)
+
+
+def listen(event: Event) -> None:
+    match event:
+        case Started(version=version, statements=statements):
+            assert_type(version, str)
+            assert_type(statements, int)
+        case Retried(blockers=blockers):
+            assert_type(blockers, str)
+        case Finished():
+            assert_type(event.seconds, float | None)
+        case Failed(failure=failure):
+            assert_type(failure, Failure | None)
+        case _:
+            assert_type(event, Looked | Waiting | Locked | StatementFinished | Done)
+
+
+def look(migrator: Migrator) -> None:
+    assert_type(migrator.readiness, Readiness)
+    assert_type(migrator.readiness.state, Condition)
+    assert_type(migrator.readiness.ready, bool)
+    Migrator("postgresql://localhost/app", listener=listen)
 
 
 async def handle(migrator: Migrator) -> None:

@@ -34,7 +34,7 @@ RINGS = (
     {"core.judging", "core.doubt"},
     {"core.planning"},
     {"core.verdicts"},
-    {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "embedded"},
+    {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "cancelling", "embedded"},
     {"postgres.sql", "postgres.budget", "postgres.limits"},
     {"postgres.session", "postgres.records"},
     {"postgres.temporary"},

@@ -44,9 +44,13 @@ class Blockers:
         await anyio.sleep(self.every)
         try:
             async with open_session(self._connect) as connection:
-                while True:
-                    await self._look(connection)
-                    await anyio.sleep(self.every)
+                try:
+                    while True:
+                        await self._look(connection)
+                        await anyio.sleep(self.every)
+                finally:
+                    # Nothing of it is worth a farewell, for which a run that is cancelled would wait as well.
+                    connection.terminate()
         except Exception as error:  # noqa: BLE001 - a factory of connections may raise anything
             _log.debug("cannot see who blocks: %s", describe(error))
 
