@@ -261,18 +261,33 @@ async def test_a_run_that_is_blocked_for_long_is_told_by_whom(  # noqa: PLR0913,
     assert await states(dsn) == {"1": "applied"}
 
 
+AT_WORK = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgratchet since%' AND datname = "
+    "current_database() AND (wait_event_type = 'Lock' OR state = 'idle in transaction' AND query LIKE '%leak%')"
+)
+IDLE = "    import asyncio\n    await asyncio.sleep(600)\n"
+STUCK = LEAKY + "SET lock_timeout = 0; " + PASS_GATE.strip()
+
+
 @every_mode
-@every_way
+@pytest.mark.parametrize("verb", ["up", "rehearse"])
+@pytest.mark.parametrize(
+    "files",
+    [migration("sql", STUCK), migration("py", STUCK), {"001_a.py": migration("py", LEAKY)["001_a.py"] + IDLE}],
+    ids=["SQL", "Python", "idle Python"],
+)
 async def test_a_run_that_is_cancelled_leaves_no_trace(  # noqa: PLR0913, PLR0917 - two are the mode
-    dsn: str, write: Write, mode: Mode, size: int, suffix: str, verb: str
+    dsn: str, write: Write, mode: Mode, size: int, verb: str, files: dict[str, str]
 ) -> None:
-    folder = write(migration(suffix, f"{LEAKY} SET lock_timeout = 0; {PASS_GATE.strip()}"))
-    async with unharmed(dsn, mode, size) as between, gate(dsn) as closed:
+    folder = write(files)
+    async with unharmed(dsn, mode, size) as between, gate(dsn):
         run = asyncio.create_task(getattr(Migrator(between.dsn, folder, lock_timeout=0), verb)())
-        await closed.reached()
+        await until(lambda: ask(dsn, AT_WORK))
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
+    (name,) = files
+    write({name: "async def up(connection): pass\n" if name.endswith("py") else "SELECT 1;"})
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
 
 

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-import anyio
 import asyncpg
 
 from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.message import MARKER, Part
-from pgratchet.postgres.session import CLOSE_SECONDS, Connect, Connection, describe
+from pgratchet.postgres.session import Connect, Connection, describe
 from pgratchet.postgres.watch import Blockers, beside
 
 LOOK_AFTER = 2.0
@@ -91,21 +90,6 @@ class Wire:
     async def roll_back(self, reset: str) -> None:
         """Leave whatever transaction is open, and take back what a script has left in the session."""
         await self.connection.execute(f"ROLLBACK;{reset}")
-
-    async def undo(self, reset: str, error: BaseException) -> None:
-        """Do the same inside a transaction() that is about to end with an error.
-
-        Its own ROLLBACK comes too late: a pooler that has seen one hands the session to somebody else, as it is.
-        What goes wrong is not raised in the place of a cancellation, behind which the session is closed.
-        """
-        if self.connection.is_closed():
-            return
-        try:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await self.roll_back(reset)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            if isinstance(error, Exception):
-                raise
 
     async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Callable[[], None] | None = None) -> T:
         """Return what `work` returns; whoever blocks it for long is logged."""
