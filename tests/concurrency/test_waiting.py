@@ -1,6 +1,8 @@
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -144,6 +146,86 @@ async def test_everybody_gets_through_a_server_with_far_fewer_connections_than_r
                     await closed.open()
         assert sorted(done) == [0] * 29 + [6]
         await deserted(own.dsn)
+
+
+async def test_all_processes_get_through_a_server_with_half_as_many_connections(
+    memory: Path | None, write: Write
+) -> None:
+    folder = write({f"{n:03}_m.sql": "SELECT pg_sleep(0.02);" for n in range(1, 4)} | {"004_m.sql": PASS_GATE})
+    with small_server(memory, 6) as own:
+        async with gate(own.dsn) as closed, replicas(12, own.dsn, folder, budget=60) as racing:
+            for replica in racing:
+                await replica.go()
+
+            async def full() -> bool:
+                return "sorry, too many clients already" in own.log.read_text(errors="replace")
+
+            await until(full)
+            await closed.open()
+            outcome = [await replica.result() for replica in racing]
+        assert [code for code, _ in outcome] == [0] * 12
+        assert sorted(len(said["finished"]) for _, said in outcome) == [0] * 11 + [4]
+        await deserted(own.dsn)
+
+
+async def refused(dsn: str) -> bool:
+    """Say whether the server is there, and lets nobody in: 57P03."""
+    try:
+        async with connected(dsn):
+            return False
+    except asyncpg.CannotConnectNowError:
+        return True
+
+
+@asynccontextmanager
+async def five_that_are_refused(own: Server, folder: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """Run migrators; the block begins when the server's refusal was heard, and at its end all of them get through."""
+
+    async def heard() -> bool:
+        return "57P03" in caplog.text
+
+    await until(lambda: refused(own.dsn))
+    with anyio.fail_after(60), caplog.at_level(logging.WARNING, "pgratchet"):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(Migrator(own.dsn, folder, budget=60).up)
+            await until(heard)
+            yield
+    assert await states(own.dsn) == {"1": "applied"}
+
+
+async def test_a_server_that_shuts_down_is_waited_for_until_it_is_back(
+    memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    with small_server(memory, 20) as own:
+        async with connected(own.dsn) as last:
+            # In this mode it stays, and refuses, for as long as somebody is connected.
+            os.kill(own.pid or 0, signal.SIGTERM)
+            async with five_that_are_refused(own, folder, caplog):
+                last.terminate()
+                await anyio.to_thread.run_sync(own.restart)
+
+
+async def test_a_standby_that_lets_nobody_in_is_waited_for_until_it_is_promoted(
+    memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    with small_server(memory, 20) as own:
+        own.stop()
+        own._settings["hot_standby"] = "off"
+        signal_file(own, "standby.signal")
+        await anyio.to_thread.run_sync(own.start)
+        async with five_that_are_refused(own, folder, caplog):
+            signal_file(own, "promote")
+            # It looks for that file when it gets this signal.
+            os.kill(own.pid or 0, signal.SIGUSR1)
+
+
+def signal_file(own: Server, name: str) -> None:
+    path, owner = own.data / name, own.data.stat()
+    path.touch()
+    os.chown(path, owner.st_uid, owner.st_gid)
 
 
 async def test_a_server_that_starts_is_waited_for(memory: Path | None, write: Write) -> None:
