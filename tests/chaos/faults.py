@@ -110,6 +110,10 @@ def _moment(random: Random, history: History, kind: Kind) -> Moment:
     after = After(round(random.uniform(0.0, 1.5), 3))
     if kind in (Kind.OLD_TRANSACTION, Kind.TABLE_LOCK):
         return after
+    python = [f": up {file.version} " for file in history.files if file.name.endswith(".py")]
+    if kind is Kind.EVICT and python:
+        # There the driver has something to say at the end of a transaction, with a cancellation under way.
+        return Seen(random.choice(python), round(random.uniform(0.0, 0.3), 3))
     passing = Passing(*_place(random, history), random.random() < 0.5, round(random.uniform(0.0, 1.0), 3))
     if kind in NETWORK:
         return _one_of(random, [(after, 1), (passing, 3)])
