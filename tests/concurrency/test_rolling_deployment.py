@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,17 +7,35 @@ import pytest
 
 from pgratchet import HistoryError, Migrator
 from tests.processes import replicas
-from tests.support import Write, column, deserted, states, tell
+from tests.support import Write, column, connected, deserted, states, tell, until, waiters
 
 pytestmark = pytest.mark.anyio
 
 EACH = 2
 
+INSERT = "INSERT INTO ledger VALUES ({0});"
+BUILD = "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES ({0});\nCREATE INDEX CONCURRENTLY i_{0} ON busy (n);\n"
+STUCK = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND application_name LIKE 'pgratchet since%'"
+)
+
+
+def python(sql: str) -> str:
+    return f"async def up(connection):\n    await connection.execute({sql!r})\n"
+
 
 def image(write: Write, name: str, *versions: int, head: str = "") -> Path:
     """Return the folder of an image with these versions, each of which may only be applied once."""
-    sql = "INSERT INTO ledger VALUES ({}); SELECT pg_sleep(0.02);"
+    sql = INSERT + " SELECT pg_sleep(0.02);"
     return write({f"{name}/{n:03}_m.sql": (head if n == versions[-1] else "") + sql.format(n) for n in versions}) / name
+
+
+def mixed_image(write: Write, name: str, *versions: int) -> Path:
+    """Return the same with every third version built CONCURRENTLY, and every third one in Python."""
+    kinds = (("sql", BUILD), ("sql", INSERT + " SELECT pg_sleep(0.02);"), ("py", python(INSERT)))
+    chosen = [(n, *kinds[n % len(kinds)]) for n in versions]
+    return write({f"{name}/{n:03}_m.{suffix}": text.format(n) for n, suffix, text in chosen}) / name
 
 
 async def started(dsn: str, *folders: Path) -> list[list[tuple[int, Any]]]:
@@ -37,22 +56,76 @@ async def started(dsn: str, *folders: Path) -> list[list[tuple[int, Any]]]:
 
 @pytest.fixture
 async def ledger(dsn: str) -> str:
-    await tell(dsn, "CREATE TABLE ledger (n int)")
+    await tell(dsn, "CREATE TABLE ledger (n int); CREATE TABLE busy AS SELECT 1 AS n")
     return dsn
 
 
 async def entries(dsn: str) -> list[int]:
+    """Return what is in the ledger, of a database in which nothing is half done."""
+    assert all(await column(dsn, "SELECT indisvalid AND indisready FROM pg_index WHERE indrelid = 'busy'::regclass"))
     assert set((await states(dsn)).values()) <= {"applied"}
     return sorted(await column(dsn, "SELECT n FROM ledger"))
 
 
-async def test_old_and_new_images_start_together_in_any_order(ledger: str, write: Write) -> None:
+@pytest.mark.parametrize("image", [image, mixed_image], ids=["in transactions", "of every kind"])
+async def test_old_and_new_images_start_together_in_any_order(
+    ledger: str, write: Write, image: Callable[..., Path]
+) -> None:
     images = [image(write, f"v{newest}", *range(1, newest + 1)) for newest in (2, 4, 6)]
     for (old, new), newest in (((images[0], images[1]), 4), ((images[2], images[1]), 6)):
         outcome = await started(ledger, old, new)
 
         assert [code for said in outcome for code, _ in said] == [0] * 2 * EACH
         assert await entries(ledger) == list(range(1, newest + 1))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        ("sql", INSERT + "LOCK TABLE busy IN SHARE MODE;"),
+        ("py", python(INSERT + "LOCK TABLE busy IN SHARE MODE;")),
+        ("sql", BUILD),
+    ],
+    ids=["SQL", "Python", "CONCURRENTLY"],
+)
+@pytest.mark.parametrize("first", ["old", "new"])
+async def test_an_image_that_is_killed_in_mid_step_leaves_it_to_the_other(
+    ledger: str, write: Write, first: str, suffix: str, text: str
+) -> None:
+    """All of its replicas, while those of the other one wait for them."""
+    newest = {"old": 3, "new": 5}
+    folders = {name: image(write, name, 1, *range(3, last + 1)) for name, last in newest.items()}
+    for name in folders:
+        write({f"{name}/002_m.{suffix}": text.format(2)})
+    (other,) = folders.keys() - {first}
+    with anyio.fail_after(60):
+        async with (
+            connected(ledger) as stranger,
+            replicas(EACH, ledger, folders[first]) as dying,
+            replicas(EACH, ledger, folders[other]) as living,
+        ):
+            await stranger.execute("BEGIN; INSERT INTO busy VALUES (2)")
+            for replica in dying:
+                await replica.go()
+            (victim,) = await until(lambda: column(ledger, STUCK))
+            for replica in living:
+                await replica.go()
+            await waiters(ledger, 2 * EACH - 1)
+            for replica in dying:
+                replica.process.kill()
+
+            async def taken_over() -> bool:
+                return await column(ledger, STUCK) not in ([], [victim])
+
+            await until(taken_over)
+            await stranger.execute("COMMIT")
+            outcome = [await replica.result() for replica in living]
+
+    assert [code for code, _ in outcome] == [0] * EACH
+    assert await entries(ledger) == list(range(1, newest[other] + 1))
+    (again,) = await started(ledger, folders[first])
+    assert [code for code, _ in again] == [0] * EACH
+    assert await entries(ledger) == list(range(1, max(newest[first], newest[other]) + 1))
 
 
 async def test_a_rollback_to_the_old_image_starts_and_changes_nothing(ledger: str, write: Write) -> None:
