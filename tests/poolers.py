@@ -11,14 +11,11 @@ from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import asyncpg
-import pytest
 
 from pgratchet import embedded
+from tests.support import missing
 
 Mode = Literal["session", "transaction", "statement"]
-
-REQUIRED = "PGRATCHET_REQUIRE_ALL"
-"""When this variable is set, what is not installed fails a test that it would skip otherwise."""
 
 
 class Pooler:
@@ -44,6 +41,11 @@ class Pooler:
         query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
         user = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", path=f"/{database}", query=query).geturl()
+
+    @property
+    def clients(self) -> int:
+        """How many have logged in since it was made, those that have left again included."""
+        return self.log.read_text().count("login attempt")
 
     async def tell(self, command: str) -> None:
         """Run a command of the console, such as PAUSE, which returns when no server is in use, RESUME or RECONNECT."""
@@ -108,8 +110,7 @@ def _program() -> str:
     """Return where PgBouncer is; ordinary accounts do not always have its folder in PATH."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
-        reason = "PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)"
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+        missing("PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)")
     return found
 
 
