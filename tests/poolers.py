@@ -42,6 +42,11 @@ class Pooler:
         user = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", path=f"/{database}", query=query).geturl()
 
+    @property
+    def clients(self) -> int:
+        """How many have logged in since it was made, those that have left again included."""
+        return self.log.read_text().count("login attempt")
+
     async def tell(self, command: str) -> None:
         """Run a command of the console, such as PAUSE, which returns when no server is in use, RESUME or RECONNECT."""
         console = await asyncpg.connect(self.dsn_for("pgbouncer"))

@@ -23,8 +23,7 @@ import pytest
 
 from pgratchet import embedded
 from tests.deployment import ROOT, image_command, services
-from tests.poolers import REQUIRED
-from tests.support import tell, until
+from tests.support import missing, tell, until
 
 PATIENCE = 60.0
 REPLICAS: int = services()["app"]["deploy"]["replicas"]
@@ -176,8 +175,7 @@ def haproxy() -> str:
         pytest.skip("needs an address of its own for each replica, as Linux has them")
     found = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
-        reason = "HAProxy is not installed (Debian and Ubuntu: apt-get install haproxy)"
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+        missing("HAProxy is not installed (Debian and Ubuntu: apt-get install haproxy)")
     return found
 
 

@@ -1,12 +1,16 @@
 """Through a pooler: every migration once, and nothing of ours left for its other clients."""
 
+import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import asyncpg
 import pytest
 
-from pgratchet import HistoryError, Migrator, ServerError
+from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
+from pgratchet.postgres import wire
 from tests.poolers import Mode, Pooler, pgbouncer
 from tests.processes import replicas, results
 from tests.support import (
@@ -31,6 +35,7 @@ pytestmark = pytest.mark.anyio
 
 COUNT = 6
 MODES: list[tuple[Mode, int]] = [("session", 20), ("transaction", 5), ("transaction", 1)]
+every_way = pytest.mark.parametrize(("suffix", "verb"), [("sql", "up"), ("py", "up"), ("py", "rehearse")])
 every_mode = pytest.mark.parametrize(("mode", "size"), MODES, ids=str)
 
 LEAKY = (
@@ -44,28 +49,18 @@ async def up(connection):
     await connection.execute("{LEAKY}")
 """
 TRACES = """
-SELECT pg_backend_pid() AS pid, current_setting('lock_timeout') AS lock_timeout,
-       current_setting('client_connection_check_interval') AS checks,
-       current_setting('search_path') AS search_path, current_setting('statement_timeout') AS statement_timeout,
-       session_user = current_user AND current_user NOT LIKE 'pg_%' AS own_role,
-       (SELECT count(*) FROM pg_class WHERE relpersistence = 't' AND relname = 'leak') AS temporary,
-       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()) AS locks,
-       (SELECT count(*) FROM pg_listening_channels()) AS channels,
-       (SELECT count(*) FROM pg_prepared_statements WHERE name = 'leak') AS prepared,
-       (SELECT count(*) FROM pg_cursors WHERE name = 'leak') AS cursors
+SELECT 'session user' AS name, session_user::text AS setting
+UNION ALL SELECT 'role', current_setting('role')
+UNION ALL SELECT 'temporary', relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()
+UNION ALL SELECT 'lock', objid::text FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+UNION ALL SELECT 'channel', channel FROM pg_listening_channels() AS channel
+UNION ALL SELECT 'prepared', name FROM pg_prepared_statements WHERE from_sql
+UNION ALL SELECT 'cursor', name FROM pg_cursors WHERE name <> ''
+UNION ALL SELECT name, setting FROM pg_settings
+ORDER BY 1, 2
 """
-CLEAN = {
-    "lock_timeout": "0",
-    "checks": "0",
-    "search_path": '"$user", public',
-    "statement_timeout": "0",
-    "own_role": True,
-    "temporary": 0,
-    "locks": 0,
-    "channels": 0,
-    "prepared": 0,
-    "cursors": 0,
-}
+KNOWN_PLPGSQL = "DO $$BEGIN END$$"
+"""What has a session show the settings of plpgsql too, which one has only once it has used that."""
 
 FILES = {
     "001_ledger.sql": "CREATE TABLE ledger (n int); INSERT INTO ledger VALUES (1);" + LEAKY,
@@ -76,16 +71,28 @@ FILES = {
 INDEX = {"005_e.sql": "CREATE INDEX CONCURRENTLY i ON ledger (n);"}
 
 
-async def clean(between: Pooler, most: int) -> None:
-    """Return if what strangers get from the pooler has no trace of ours, whichever server process they get."""
-    strangers = [await asyncpg.connect(between.dsn, statement_cache_size=0) for _ in range(most)]
+Trace = tuple[str, str]
+
+
+@asynccontextmanager
+async def unharmed(dsn: str, mode: Mode = "transaction", size: int = 5, **settings: object) -> AsyncIterator[Pooler]:
+    """Yield a pooler; in the end its other clients get what they got before, whichever server process they get."""
+    async with pgbouncer(dsn, mode, size, **settings) as between:
+        (before,) = await traces(between, mode, 1)
+        yield between
+        for after in await traces(between, mode, min(size, 5)):
+            assert sorted(after ^ before) == []
+
+
+async def traces(between: Pooler, mode: Mode, count: int) -> list[set[Trace]]:
+    """Return all that so many strangers see of their sessions, each in another server process where that can be."""
+    strangers = [await asyncpg.connect(between.dsn, statement_cache_size=0) for _ in range(count)]
     try:
-        for stranger in strangers:
+        for stranger in strangers if mode != "statement" else ():
             await stranger.execute("BEGIN")
         for stranger in strangers:
-            found = dict(await stranger.fetchrow(TRACES) or {})
-            assert found.pop("pid")
-            assert found == CLEAN
+            await stranger.execute(KNOWN_PLPGSQL)
+        return [{tuple(row) for row in await stranger.fetch(TRACES)} for stranger in strangers]
     finally:
         for stranger in strangers:
             stranger.terminate()
@@ -96,13 +103,12 @@ async def test_a_herd_applies_each_migration_once_and_leaves_no_trace(
     dsn: str, write: Write, mode: Mode, size: int
 ) -> None:
     folder = write(FILES)
-    async with pgbouncer(dsn, mode, size) as between:
+    async with unharmed(dsn, mode, size) as between:
         async with replicas(COUNT, between.dsn, folder) as racing:
             outcome = await results(racing)
         assert [code for code, _ in outcome] == [0] * COUNT
         done = Counter(version for _, said in outcome for version in said["finished"])
         assert done == dict.fromkeys("1234", 1)
-        await clean(between, min(size, 5))
     assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
     assert set((await states(dsn)).values()) == {"applied"}
     assert await column(dsn, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'") == []
@@ -111,58 +117,62 @@ async def test_a_herd_applies_each_migration_once_and_leaves_no_trace(
 async def test_runners_with_and_without_it_keep_each_other_out(dsn: str, write: Write) -> None:
     folder = write(FILES)
     async with (
-        pgbouncer(dsn, "transaction", 5) as between,
+        unharmed(dsn, "transaction", 5) as between,
         replicas(3, between.dsn, folder) as pooled,
         replicas(3, dsn, folder) as direct,
     ):
         outcome = await results([*pooled, *direct])
-        await clean(between, 5)
     assert [code for code, _ in outcome] == [0] * 6
     assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
 
 
+def migration(suffix: str, sql: str) -> dict[str, str]:
+    """Return the one file of that kind that runs the SQL."""
+    python = f"async def up(connection):\n    await connection.execute({sql!r})\n"
+    return {f"001_a.{suffix}": python if suffix == "py" else sql}
+
+
 @every_mode
-async def test_a_migration_that_fails_leaves_no_trace_either(dsn: str, write: Write, mode: Mode, size: int) -> None:
-    folder = write({"001_a.sql": LEAKY + "SELECT 1/0;"})
-    async with pgbouncer(dsn, mode, size) as between:
-        failed = await failure_of(Migrator(between.dsn, folder))
-        assert failed.failure.sqlstate == "22012"
-        assert await states(dsn) == {"1": "failed"}
-        await clean(between, min(size, 3))
-        write({"001_a.sql": "CREATE TABLE a ();"})
-        assert [step.version for step in await Migrator(between.dsn, folder).up()] == ["1"]
+@every_way
+async def test_a_migration_that_fails_leaves_no_trace_either(  # noqa: PLR0913, PLR0917 - two are the mode
+    dsn: str, write: Write, mode: Mode, size: int, suffix: str, verb: str
+) -> None:
+    folder = write(migration(suffix, LEAKY + "SELECT 1/0;"))
+    async with unharmed(dsn, mode, size) as between:
+        with pytest.raises(MigrationFailedError) as caught:
+            await getattr(Migrator(between.dsn, folder), verb)()
+        assert caught.value.failure.sqlstate == "22012"
+    write(migration(suffix, "CREATE TABLE a ();"))
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
 
 
 async def test_a_setting_that_the_pooler_lets_through_at_start_up_is_not_left_behind(dsn: str, write: Write) -> None:
     folder = write(FILES)
     ignored = "extra_float_digits,lock_timeout,statement_timeout,idle_in_transaction_session_timeout"
-    async with pgbouncer(dsn, "transaction", 2, ignore_startup_parameters=ignored) as between:
+    async with unharmed(dsn, "transaction", 2, ignore_startup_parameters=ignored) as between:
         assert len(await Migrator(between.dsn, folder).up()) == 4
-        await clean(between, 2)
 
 
 async def test_what_runs_outside_a_transaction_is_refused_before_anything_ran(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
-    async with pgbouncer(dsn, "transaction", 2) as between:
+    async with unharmed(dsn, "transaction", 2) as between:
         with pytest.raises(ServerError, match=r"005_e\.sql.*direct_dsn"):
             await Migrator(between.dsn, folder).up()
         assert not await exists(dsn, "ledger")
 
         assert len(await Migrator(between.dsn, folder, direct_dsn=dsn).up()) == 5
         assert await ask(dsn, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
-        await clean(between, 2)
 
 
 async def test_a_pool_of_sessions_that_is_said_to_be_one_runs_everything(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
-    async with pgbouncer(dsn, "session", 20) as between:
+    async with unharmed(dsn, "session", 20) as between:
         async with replicas(COUNT, between.dsn, folder, lock="session") as racing:
             outcome = await results(racing)
         assert [code for code, _ in outcome] == [0] * COUNT
         assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
         assert await ask(dsn, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
         await until(lambda: unlocked(dsn))
-        await clean(between, 5)
 
 
 POLLS = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%try_advisory_xact_lock%' AND pid <> pg_backend_pid()"
@@ -176,7 +186,7 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
     dsn: str, write: Write
 ) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
-    async with pgbouncer(dsn, "statement", 2) as between:
+    async with unharmed(dsn, "statement", 2) as between:
         with pytest.raises(ServerError, match="direct_dsn"):
             await Migrator(between.dsn, folder).up()
         assert not await exists(dsn, HISTORY)
@@ -191,7 +201,7 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
 async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, mode: Mode, size: int) -> None:
     folder = write(FILES | {"002_b.py": "async def up(c):\n    pass\n", "003_c.sql": FILES["003_c.sql"] + PASS_GATE})
     finished: list[str] = []
-    async with pgbouncer(dsn, mode, size) as between, gate(dsn) as closed, anyio.create_task_group() as tasks:
+    async with unharmed(dsn, mode, size) as between, gate(dsn) as closed, anyio.create_task_group() as tasks:
 
         async def run() -> None:
             finished.extend(step.version for step in await Migrator(between.dsn, folder, lock_timeout=0).up())
@@ -209,46 +219,96 @@ async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, 
 async def test_a_runner_killed_in_mid_statement_frees_the_lock_within_two_seconds(
     dsn: str, write: Write, mode: Mode, size: int
 ) -> None:
-    folder = write({"001_a.sql": "CREATE TABLE a (); SELECT pg_sleep(600);"})
-    async with pgbouncer(dsn, mode, size) as between, replicas(1, between.dsn, folder) as (replica,):
+    folder = write({"001_a.sql": LEAKY + "SET lock_timeout = 0; SELECT pg_sleep(600);"})
+    async with unharmed(dsn, mode, size) as between, replicas(1, between.dsn, folder) as (replica,):
         await replica.go()
         await until(lambda: ask(dsn, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
         replica.process.kill()
-        await until(lambda: unlocked(dsn), 2.5)
-        write({"001_a.sql": "CREATE TABLE a ();"})
-        with anyio.fail_after(10):
-            assert [step.version for step in await Migrator(between.dsn, folder).up()] == ["1"]
+        await until(lambda: unlocked(dsn), 2.0)
+    write({"001_a.sql": "CREATE TABLE a ();"})
+    with anyio.fail_after(10):
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
 
 
-async def test_who_blocks_is_told_through_it_too(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+@every_mode
+async def test_a_run_that_is_blocked_for_long_is_told_by_whom(  # noqa: PLR0913, PLR0917 - two are the mode
+    dsn: str,
+    write: Write,
+    mode: Mode,
+    size: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "LOOK_AFTER", 0.2)
     await tell(dsn, "CREATE TABLE t (n int)")
-    folder = write({"001_a.sql": "ALTER TABLE t ADD m int;"})
+    folder = write({"001_a.sql": LEAKY + "SET lock_timeout = 0; ALTER TABLE public.t ADD m int;"})
     async with (
-        pgbouncer(dsn, "transaction", 5) as between,
+        unharmed(dsn, mode, size) as between,
         connected(dsn, application_name="the blocker") as blocker,
     ):
+        await tell(dsn, "GRANT pg_monitor TO current_user; ALTER TABLE t OWNER TO pg_monitor")
         await blocker.execute("BEGIN; LOCK TABLE t")
+        clients = between.clients
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Migrator(between.dsn, folder, lock_timeout=1).up)
+            tasks.start_soon(Migrator(between.dsn, folder, lock_timeout=0).up)
 
-            async def told() -> bool:
-                return "the blocker" in caplog.text
+            async def looked() -> bool:
+                # In a pool of one the session that would look has to wait until there is nothing left to see.
+                return between.clients >= clients + 2 if size == 1 else "the blocker" in caplog.text
 
-            await until(told)
+            await until(looked)
             await blocker.execute("ROLLBACK")
     assert await states(dsn) == {"1": "applied"}
+
+
+AT_WORK = (
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgratchet since%' AND datname = "
+    "current_database() AND (wait_event_type = 'Lock' OR state = 'idle in transaction' AND query LIKE '%leak%')"
+)
+IDLE = "    import asyncio\n    await asyncio.sleep(600)\n"
+STUCK = LEAKY + "SET lock_timeout = 0; " + PASS_GATE.strip()
+
+
+@every_mode
+@pytest.mark.parametrize("verb", ["up", "rehearse"])
+@pytest.mark.parametrize(
+    "files",
+    [migration("sql", STUCK), migration("py", STUCK), {"001_a.py": migration("py", LEAKY)["001_a.py"] + IDLE}],
+    ids=["SQL", "Python", "idle Python"],
+)
+async def test_a_run_that_is_cancelled_leaves_no_trace(  # noqa: PLR0913, PLR0917 - two are the mode
+    dsn: str, write: Write, mode: Mode, size: int, verb: str, files: dict[str, str]
+) -> None:
+    folder = write(files)
+    async with unharmed(dsn, mode, size) as between, gate(dsn):
+        run = asyncio.create_task(getattr(Migrator(between.dsn, folder, lock_timeout=0), verb)())
+        await until(lambda: ask(dsn, AT_WORK))
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    (name,) = files
+    write({name: "async def up(connection): pass\n" if name.endswith("py") else "SELECT 1;"})
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+
+
+@every_mode
+async def test_a_repair_leaves_no_trace(dsn: str, write: Write, mode: Mode, size: int) -> None:
+    async with unharmed(dsn, mode, size) as between:
+        migrator = Migrator(between.dsn, write({"001_a.sql": LEAKY + "SELECT 1/0;"}))
+        await failure_of(migrator)
+        assert (await migrator.repair(1, Verdict.APPLIED, "did it by hand")).state == "applied"
+        assert await migrator.up() == ()
 
 
 @pytest.mark.parametrize("verb", ["down", "redo", "rehearse"])
 async def test_every_way_leads_through_it(dsn: str, write: Write, verb: str) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": "DROP TABLE a;", "002_b.sql": "SELECT 1;"})
-    async with pgbouncer(dsn, "transaction", 1) as between:
+    async with unharmed(dsn, "transaction", 1) as between:
         migrator = Migrator(between.dsn, folder)
         await migrator.up(to=1)
         done = await getattr(migrator, verb)()
         assert [step.version for step in done] == {"down": ["1"], "redo": ["1", "1"], "rehearse": ["2"]}[verb]
         assert await exists(dsn, "a") is (verb != "down")
-        await clean(between, 1)
         await migrator.up()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
 

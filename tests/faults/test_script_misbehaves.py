@@ -1,10 +1,29 @@
 """Scripts that reach for what is not theirs: the transaction, the lock, the history, the session."""
 
+from functools import partial
+from typing import Literal
+
+import anyio
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator
 from pgratchet.core import scripts
-from tests.support import LOCK_KEY, Write, a_role, ask, column, connected, exists, failure_of, history, states, tell
+from tests.support import (
+    LOCK_KEY,
+    PASS_GATE,
+    Write,
+    a_role,
+    ask,
+    column,
+    connected,
+    exists,
+    failure_of,
+    gate,
+    history,
+    states,
+    tell,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +79,37 @@ NEUTRALISED = {
 }
 
 
+Lock = Literal["session", "transaction", "none"]
+SESSION: Lock = "session"
+TRANSACTION: Lock = "transaction"
+NONE: Lock = "none"
+every_lock = pytest.mark.parametrize("lock", [SESSION, TRANSACTION, NONE])
+every_kind = pytest.mark.parametrize(
+    ("kind", "lock"),
+    [(kind, lock) for lock in (SESSION, TRANSACTION, NONE) for kind in ("sql", "py")] + [("statements", SESSION)],
+)
+WAITS = {
+    TRANSACTION: "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%xact_lock(%' AND state = 'idle'",
+    NONE: "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted",
+}
+"""Says whether the second of two runners is kept out."""
+
+HEAD = "-- pgratchet: no-transaction\n"
+
+
+def bad(kind: str, sql: str) -> dict[str, str]:
+    """Return the second migration, of that kind, which makes a table and does what the SQL says."""
+    match kind:
+        case "py":
+            made = f"CREATE TABLE bad (); {sql}"
+            return {"002_bad.py": f"async def up(connection):\n    await connection.execute({made!r})\n"}
+        case "statements":
+            # What comes before a statement that fails is kept.
+            return {"002_bad.sql": f"{HEAD}SELECT 1; {sql} CREATE TABLE bad ();"}
+        case _:
+            return {"002_bad.sql": f"CREATE TABLE bad (); {sql}"}
+
+
 async def refused(dsn: str, migrator: Migrator, *, fenced: bool) -> MigrationFailedError:
     error = await failure_of(migrator)
     assert [step.version for step in error.finished] == ["1"]
@@ -73,22 +123,21 @@ async def refused(dsn: str, migrator: Migrator, *, fenced: bool) -> MigrationFai
 
 
 class TestAScript:
+    @every_kind
     @pytest.mark.parametrize("sql", AGAINST_THE_HISTORY.values(), ids=AGAINST_THE_HISTORY.keys())
-    async def test_that_touches_the_history_fails(self, dsn: str, write: Write, sql: str) -> None:
-        folder = write(
-            {
-                "001_good.sql": GOOD,
-                "002_bad.sql": f"CREATE TABLE bad (); {sql}",
-                "003_after.sql": "CREATE TABLE after ();",
-            }
-        )
+    async def test_that_touches_the_history_fails(
+        self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
+    ) -> None:
+        folder = write({"001_good.sql": GOOD, **bad(kind, sql), "003_after.sql": "CREATE TABLE after ();"})
+        migrator = Migrator(dsn, folder, lock=lock)
         fenced = not any(word in sql for word in ("DROP", "RENAME"))
-        await refused(dsn, Migrator(dsn, folder), fenced=fenced)
+        await refused(dsn, migrator, fenced=fenced)
         assert await states(dsn) == {"1": "applied", "2": "failed"}
         assert (await history(dsn))["2"]["error"]
 
-        write({"002_bad.sql": "CREATE TABLE bad ();"})
-        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+        write(bad(kind, ""))
+        assert [step.version for step in await migrator.up()] == ["2", "3"]
+        assert await exists(dsn, "bad")
 
     @pytest.mark.parametrize("sql", AGAINST_THE_LOCK.values(), ids=AGAINST_THE_LOCK.keys())
     @pytest.mark.parametrize("suffix", ["sql", "py"])
@@ -103,32 +152,52 @@ class TestAScript:
         write({f"002_bad.{suffix}": body.replace(sql, "")})
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
 
+    @pytest.mark.parametrize("sql", AGAINST_THE_LOCK.values(), ids=AGAINST_THE_LOCK.keys())
+    @pytest.mark.parametrize("kind", ["sql", "py"])
+    @pytest.mark.parametrize("lock", [TRANSACTION, NONE])
+    async def test_cannot_give_away_a_lock_of_its_transaction(
+        self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
+    ) -> None:
+        folder = write({"001_good.sql": GOOD, **bad(kind, sql + PASS_GATE), "003_after.sql": "SELECT 3;"})
+        first, second = (Migrator(dsn, folder, lock=lock, lock_timeout=0) for _ in range(2))
+        finished: list[str] = []
+
+        async def run(migrator: Migrator) -> None:
+            finished.extend(step.version for step in await migrator.up())
+
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(run, first)
+            await closed.reached()
+            tasks.start_soon(run, second)
+            await until(partial(ask, dsn, WAITS[lock]))
+            await closed.open()
+        assert sorted(finished) == ["1", "2", "3"]
+        assert set((await states(dsn)).values()) == {"applied"}
+
     async def test_that_gives_the_lock_away_statement_by_statement_fails(self, dsn: str, write: Write) -> None:
-        head = "-- pgratchet: no-transaction\n"
-        folder = write({"001_bad.sql": head + "CREATE TABLE bad (); SELECT pg_advisory_unlock_all(); SELECT 3;"})
+        folder = write({"001_bad.sql": HEAD + "CREATE TABLE bad (); SELECT pg_advisory_unlock_all(); SELECT 3;"})
         error = await failure_of(Migrator(dsn, folder))
         assert (error.failure.statement, error.failure.statements) == (2, 3)
         row = (await history(dsn))["1"]
         assert (row["state"], row["statements_done"]) == ("failed", 1)
-        write({"001_bad.sql": head + "CREATE TABLE bad (); SELECT 2; SELECT 3;"})
+        write({"001_bad.sql": HEAD + "CREATE TABLE bad (); SELECT 2; SELECT 3;"})
         await Migrator(dsn, folder).up()
 
-    @pytest.mark.parametrize("kind", ["transaction", "statements"])
+    @every_kind
     @pytest.mark.parametrize("sql", NEUTRALISED.values(), ids=NEUTRALISED.keys())
     async def test_that_bends_the_session_is_recorded_all_the_same(
-        self, dsn: str, write: Write, sql: str, kind: str
+        self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
     ) -> None:
         async with a_role(dsn) as role:
-            body = f"CREATE TABLE public.bent (); {sql.format(role=role)}"
-            if kind == "statements":
-                body = f"-- pgratchet: no-transaction\n{body}"
-            files = {"001_good.sql": GOOD, "002_bent.sql": body, "003_after.sql": "CREATE TABLE after ();"}
-            await Migrator(dsn, write(files)).up()
+            sql = sql.format(role=role)
+            bent = bad(kind, sql) if kind != "statements" else {"002_bad.sql": f"{HEAD}CREATE TABLE bad (); {sql}"}
+            files = {"001_good.sql": GOOD, **bent, "003_after.sql": "CREATE TABLE after ();"}
+            await Migrator(dsn, write(files), lock=lock).up()
             rows = await history(dsn)
             assert {version: row["state"] for version, row in rows.items()} == dict.fromkeys("123", "applied")
             assert all(row["finished_at"] for row in rows.values())
             assert await exists(dsn, "public.after")
-            owners = "SELECT count(DISTINCT relowner) FROM pg_class WHERE relname IN ('good', 'bent', 'after')"
+            owners = "SELECT count(DISTINCT relowner) FROM pg_class WHERE relname IN ('good', 'bad', 'after')"
             assert await ask(dsn, owners) == 1
 
     async def test_that_takes_the_history_out_of_its_schema_leaves_it_where_it_was(
@@ -160,12 +229,13 @@ class TestATransactionControlThatTheReaderMissed:
     def blind(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scripts, "_forbidden_controls", lambda *_: [])
 
+    @every_lock
     @pytest.mark.parametrize("sql", ESCAPES.values(), ids=ESCAPES.keys())
     async def test_is_noticed_and_stops_every_run_until_a_person_has_looked(
-        self, dsn: str, write: Write, sql: str
+        self, dsn: str, write: Write, sql: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, "002_bad.sql": sql, "003_after.sql": "CREATE TABLE after ();"})
-        error = await failure_of(Migrator(dsn, folder))
+        error = await failure_of(Migrator(dsn, folder, lock=lock))
         assert error.failure.version == "2"
         row = (await history(dsn))["2"]
         assert row["state"] == "running"
@@ -173,33 +243,35 @@ class TestATransactionControlThatTheReaderMissed:
         assert not await exists(dsn, "worse")
         assert not await exists(dsn, "after")
         with pytest.raises(HistoryError) as caught:
-            await Migrator(dsn, folder).up()
+            await Migrator(dsn, folder, lock=lock).up()
         assert caught.value.versions == ("2",)
         assert str(row["backend_pid"]) in str(caught.value)
 
         await tell(dsn, "DELETE FROM schema_migrations WHERE version = '2'; DROP TABLE bad")
         write({"002_bad.sql": "CREATE TABLE bad ();"})
-        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+        assert [step.version for step in await Migrator(dsn, folder, lock=lock).up()] == ["2", "3"]
 
+    @every_lock
     @pytest.mark.parametrize("sql", UNDONE.values(), ids=UNDONE.keys())
     async def test_that_undoes_the_transaction_is_a_failure_like_any_other(
-        self, dsn: str, write: Write, sql: str
+        self, dsn: str, write: Write, sql: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, "002_bad.sql": sql, "003_after.sql": "CREATE TABLE after ();"})
-        error = await failure_of(Migrator(dsn, folder))
+        error = await failure_of(Migrator(dsn, folder, lock=lock))
         assert error.failure.version == "2"
         assert await states(dsn) == {"1": "applied", "2": "failed"}
         assert not await exists(dsn, "worse")
         write({"002_bad.sql": "CREATE TABLE bad ();"})
-        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
+        assert [step.version for step in await Migrator(dsn, folder, lock=lock).up()] == ["2", "3"]
 
+    @every_lock
     @pytest.mark.parametrize("command", ["COMMIT", "ROLLBACK", "ABORT", "END", "COMMIT; BEGIN", "ROLLBACK; BEGIN"])
     async def test_is_noticed_in_a_Python_migration(  # noqa: N802 - the language's name
-        self, dsn: str, write: Write, command: str
+        self, dsn: str, write: Write, command: str, lock: Lock
     ) -> None:
         code = f"async def up(connection):\n    await connection.execute('CREATE TABLE bad (); {command}')\n"
         folder = write({"001_good.sql": GOOD, "002_bad.py": code, "003_after.sql": "CREATE TABLE after ();"})
-        error = await failure_of(Migrator(dsn, folder))
+        error = await failure_of(Migrator(dsn, folder, lock=lock))
         assert error.failure.version == "2"
         assert not await exists(dsn, "after")
         assert (await states(dsn))["2"] == ("failed" if "ROLLBACK" in command or "ABORT" in command else "running")

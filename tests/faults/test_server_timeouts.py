@@ -1,6 +1,7 @@
 """Timeouts that an administrator has set for a database or a role must not end a run."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,17 +10,20 @@ import asyncpg
 import pytest
 
 from pgratchet import Migrator, embedded
+from tests.poolers import pgbouncer
 from tests.support import (
     LOCK_KEY,
     Connection,
     Write,
     a_role,
     as_role,
+    ask,
     connected,
     embedded_wheel,
     exists,
     states,
     tell,
+    until,
     waiters,
 )
 
@@ -28,6 +32,8 @@ pytestmark = pytest.mark.anyio
 SHORT = "200ms"
 LONG = "0.3"
 TIMEOUTS = ("statement_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout")
+OF_A_TRANSACTION = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+WAITING_FOR = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
 IDLE = f"import asyncio\n\n\nasync def up(connection):\n    await asyncio.sleep({LONG})\n"
 FILES = {
     "001_a.sql": f"CREATE TABLE t AS SELECT 1 AS n; SELECT pg_sleep({LONG});",
@@ -35,6 +41,7 @@ FILES = {
     "003_c.sql": "RESET ALL; CREATE TABLE c ();",
     "004_d.sql": f"SELECT pg_sleep({LONG});",
 }
+HELD_UP = {"005_e.sql": "ALTER TABLE c ADD n int;"}
 BY_STATEMENT = {
     "005_e.sql": f"-- pgratchet: no-transaction\nSELECT pg_sleep({LONG});\nCREATE INDEX CONCURRENTLY i ON t (slow(n));",
     "006_f.sql": f"CREATE TABLE f (); SELECT pg_sleep({LONG});",
@@ -77,6 +84,46 @@ async def test_of_a_database_do_not_end_a_run_and_neither_does_that_of_a_transac
         assert len(await migrator.rehearse()) == len(FILES)
     write(BY_STATEMENT)
     await survived(migrator, newest, caplog)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+async def test_of_a_role_do_not_end_a_run_through_a_pooler(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    async with a_role(dsn, "SUPERUSER") as role:
+        await defaults(as_role(dsn, role), OF_A_TRANSACTION, f"ROLE {role}")
+        await survived_through_a_pooler(as_role(dsn, role), dsn, write, caplog, size)
+
+
+async def test_of_whole_transactions_do_not_end_a_run_through_a_pooler(
+    newest: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(newest, statement_timeout="0", transaction_timeout="0") as connection:
+        await connection.execute("CREATE DATABASE for_roles")
+    dsn = newest.removesuffix("postgres") + "for_roles"
+    async with a_role(dsn, "SUPERUSER") as role:
+        await defaults(as_role(dsn, role), (*OF_A_TRANSACTION, "transaction_timeout"), f"ROLE {role}")
+        await survived_through_a_pooler(as_role(dsn, role), dsn, write, caplog, 3)
+
+
+async def survived_through_a_pooler(
+    mine: str, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    """Without that of idle sessions, which would end those that the pooler keeps for later."""
+    async with pgbouncer(mine, "transaction", size) as between:
+        migrator = Migrator(between.dsn, write(FILES))
+        with anyio.fail_after(30):
+            assert len(await migrator.rehearse()) == len(FILES)
+            assert len(await migrator.up()) == len(FILES)
+        write(HELD_UP)
+        async with connected(dsn) as holder, anyio.create_task_group() as tasks:
+            await holder.execute("BEGIN; LOCK TABLE c")
+            tasks.start_soon(migrator.up)
+            await until(partial(ask, dsn, WAITING_FOR, "c"))
+            await anyio.sleep(float(LONG))
+            await holder.execute("ROLLBACK")
+    assert "again" not in caplog.text
+    assert set((await states(dsn)).values()) == {"applied"}
 
 
 async def survived(migrator: Migrator, dsn: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
     """A Redis of one's own."""
     program = shutil.which("redis-server")
     if program is None:
-        missing("redis-server is not installed")
+        missing("Redis is not installed (Debian and Ubuntu: apt-get install redis-server)")
     socket = tmp_path / "redis"
     options = ("--port", "0", "--unixsocket", str(socket), "--save", "")
     with subprocess.Popen([program, *options], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:

@@ -8,7 +8,7 @@ from pgratchet.core.errors import ServerError
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
-from pgratchet.postgres.session import Connection, NotPrimaryError, settings_sql
+from pgratchet.postgres.session import APPLICATION, Connection, NotPrimaryError, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, become, identifier, literal, milliseconds
 
 CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
@@ -61,7 +61,7 @@ class Facts(NamedTuple):
 
     def writer(self, tool_version: str) -> Writer:
         """Return what rows say about this session."""
-        return Writer(f"{self.login}@{platform.node()} {self.application}", self.started, tool_version)
+        return Writer(f"{self.login}@{platform.node()} {self.application or APPLICATION}", self.started, tool_version)
 
 
 async def facts(connection: Connection, held: str | None) -> Facts:
@@ -107,7 +107,8 @@ class Framing(NamedTuple):
         """What takes back what a script left behind, and nothing of ours."""
         if self.facts.pooled:
             return _UNLOCK + (_OF_A_POOLER if self.facts.plpgsql else "") + CLEAN
-        settings = "" if self.facts.prepared else settings_sql() + ";"
+        name = f"SET application_name = {literal(self.facts.application)};"
+        settings = "" if self.facts.prepared else f"{settings_sql()};{name}"
         return _OF_A_SESSION + CLEAN + settings + (become(self.owner) if self.owner else "")
 
     @property

@@ -1,6 +1,7 @@
 """Python migrations: a coroutine function, given the run's own connection inside the run's own transaction."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from types import ModuleType
 from typing import cast
@@ -31,7 +32,6 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     except Exception as error:
         if wire.connection.is_closed():
             raise
-        await wire.roll_back(framing.reset)
         raise StepError(from_python(claim, error), error) from error
 
 
@@ -40,8 +40,25 @@ async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool)
     function = load(claim.step)
     # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
     # migration would then not be a savepoint.
-    async with connection.transaction(isolation="read_committed"):
+    async with connection.transaction(isolation="read_committed"), undone(wire, framing):
         await connection.execute(framing.opening(claim, over_failed=over_failed))
         await wire.watch(partial(function, connection))
         # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
         await connection.execute(framing.closing(claim, durable=False) + framing.clean + DURABLE)
+
+
+@asynccontextmanager
+async def undone(wire: Wire, framing: Framing) -> AsyncIterator[None]:
+    """Roll back and clean in one message, for the same reason, where the block raises inside a transaction().
+
+    asyncpg's own ROLLBACK would come too early. Cancelled, there is no time for a message: a pooler ends the
+    session of a client that is gone in mid-transaction.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) and not wire.connection.is_closed():
+            await wire.roll_back(framing.reset)
+        elif framing.facts.pooled:
+            wire.connection.terminate()
+        raise

@@ -31,19 +31,20 @@ async def run(
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     try:
-        history = History(framing.records.table)
-        if not await history.exists(connection):
-            await history.create(connection)
-        for step in steps:
-            claim = Claim(step, uuid4().hex)
-            progress.flying = (claim,)
-            try:
-                await _step(wire, framing, claim, over_failed=step.migration.version in failed)
-            except Exception as error:
-                if connection.is_closed():
-                    raise
-                failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
-                raise MigrationFailedError(_failure(claim, error)) from error
+        async with python_steps.undone(wire, framing):
+            history = History(framing.records.table)
+            if not await history.exists(connection):
+                await history.create(connection)
+            for step in steps:
+                claim = Claim(step, uuid4().hex)
+                progress.flying = (claim,)
+                try:
+                    await _step(wire, framing, claim, over_failed=step.migration.version in failed)
+                except Exception as error:
+                    if connection.is_closed():
+                        raise
+                    failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
+                    raise MigrationFailedError(_failure(claim, error)) from error
     finally:
         if not connection.is_closed():
             await transaction.rollback()

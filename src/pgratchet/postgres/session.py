@@ -51,6 +51,9 @@ SETTINGS = {
 LATER_SETTINGS = {"transaction_timeout": "0"}
 """What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
 
+APPLICATION = "pgratchet"
+"""How a session is called that its DSN gives no name."""
+
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _NOT_NOW = (
@@ -84,16 +87,16 @@ def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> C
     if not separator or scheme not in _SCHEMES or not _parses(dsn):
         raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
     address = f"postgresql://{rest}"
-    named = "application_name" in parse_qs(urlsplit(address).query)
-    name = {} if named else {"application_name": "pgratchet"}
+    name = "" if "application_name" in parse_qs(urlsplit(address).query) else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
-    settings = SETTINGS | name | ({"role": role} if role else {})
+    settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
 
     async def connect() -> Connection:
         with suppress(*_UNKNOWN_SETTING), _becoming(role):
             return await _open(address, settings)
-        # A pooler passes on few startup parameters, and older servers do not know them all.
-        return await prepared(partial(_open, address, name), role, sessions=sessions)()
+        # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
+        # name, which would stay with its session for those that have none.
+        return await prepared(partial(_open, address, {}), role, name=name, sessions=sessions)()
 
     return connect
 
@@ -122,12 +125,15 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     raise UsageError(message)
 
 
-def prepared(connect: Connect, role: str | None = None, *, sessions: bool = False) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above."""
+def prepared(connect: Connect, role: str | None = None, *, name: str = "", sessions: bool = False) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above.
+
+    They are called `name`, where one is given.
+    """
 
     async def connect_and_prepare() -> Connection:
         connection = await connect()
-        await _prepare(connection, role, None if sessions else connection.get_server_pid())
+        await _prepare(connection, role, name, None if sessions else connection.get_server_pid())
         return connection
 
     return connect_and_prepare
@@ -153,13 +159,18 @@ def _becoming(role: str | None) -> Iterator[None]:
         raise ServerError(message) from error
 
 
-async def _prepare(connection: Connection, role: str | None, pid: int | None) -> None:
-    """Give a session our settings and its role, unless another server process answers than `pid`."""
+async def _prepare(connection: Connection, role: str | None, name: str, pid: int | None) -> None:
+    """Give a session our settings, its role and its name, unless another server process answers than `pid`."""
     here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}"
-    become = f";SELECT pg_catalog.set_config('role', {literal(role)}, false){here}" if role else ""
+    more = {"application_name": name, "role": role or ""}
+    sql = "".join(
+        f";SELECT pg_catalog.set_config({literal(setting)}, {literal(value)}, false){here}"
+        for setting, value in more.items()
+        if value
+    )
     try:
         with _becoming(role):
-            await connection.execute(settings_sql() + here + become)
+            await connection.execute(settings_sql() + here + sql)
     except BaseException:
         connection.terminate()
         raise
