@@ -14,7 +14,7 @@ from pgratchet import Migrator
 from pgratchet.cli.interruption import InterruptedBySignalError
 from tests.chaos.plan import Manner
 from tests.chaos.replica import CancellationLostError, run_as_a_server, start
-from tests.support import PASS_GATE, Write, deserted, gate, states, tell
+from tests.support import PASS_GATE, Write, deserted, gate, states
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +33,15 @@ async def test_sigterm_ends_it_in_the_midst_of_its_work(
     folder, path = write({"001_a.py": PYTHON}), tmp_path / "replica"
     async with gate(dsn) as closed:
         process = start({"dsn": dsn, "migrations": folder}, path, manner)
-        pid = await closed.reached()
-        process.terminate()
-        if lost:
-            await tell(dsn, f"SELECT pg_terminate_backend({pid})")
-        await anyio.wait_readable(process.sentinel)
-        process.join()
+        try:
+            pid = await closed.reached()
+            process.terminate()
+            if lost:
+                await closed.connection.execute(f"SELECT pg_terminate_backend({pid})")
+            await anyio.wait_readable(process.sentinel)
+        finally:
+            process.kill()
+            process.join()
     assert process.exitcode == 128 + signal.SIGTERM
     assert said(path)["error"] == "InterruptedBySignalError"
     assert said(path)["finished"] == []
