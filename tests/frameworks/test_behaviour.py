@@ -209,7 +209,7 @@ class TestSanicsOwnServer:
             yield Path(folder) / "socket"
 
     @pytest.fixture
-    def server(self, dsn: str, socket: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    def sanic(self, dsn: str, socket: Path) -> Iterator["subprocess.Popen[bytes]"]:
         command = [sys.executable, "-m", "sanic", "sanic_app:app", "--unix", str(socket)]
         env = {**os.environ, "DATABASE_URL": dsn, "PYTHONPATH": str(RECIPES)}
         # A group of its own, which Sanic kills as a whole where it takes a worker for dead.
@@ -221,13 +221,13 @@ class TestSanicsOwnServer:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    async def test_starts_on_its_schema(self, server: "subprocess.Popen[bytes]", socket: Path) -> None:
+    async def test_starts_on_its_schema(self, sanic: "subprocess.Popen[bytes]", socket: Path) -> None:
         transport = httpx2.AsyncHTTPTransport(uds=str(socket))
         # What has connected before there was a worker gets no answer.
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=1) as asking:
 
             async def answer() -> httpx2.Response | None:
-                assert server.poll() is None
+                assert sanic.poll() is None
                 try:
                     return await asking.get("/tenants")
                 except httpx2.TransportError:
@@ -242,7 +242,7 @@ class TestSanicsOwnServer:
         (project / "migrations/versions/002_seeds.sql").write_text("SELECT 1/0;")
 
     @pytest.mark.usefixtures("broken")
-    def test_ends_where_a_migration_fails(self, server: "subprocess.Popen[bytes]", socket: Path, dsn: str) -> None:
-        assert server.wait(3 * PATIENCE) == 1
+    def test_ends_where_a_migration_fails(self, sanic: "subprocess.Popen[bytes]", socket: Path, dsn: str) -> None:
+        assert sanic.wait(3 * PATIENCE) == 1
         assert not socket.exists()
         assert asyncio.run(states(dsn)) == {"1": "applied", "2": "failed"}
