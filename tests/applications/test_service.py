@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ def server(folder: Path, dsn: str, **settings: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("slow_after", "code"), [("60", 3), ("0", -signal.SIGTERM)])
+@pytest.mark.parametrize("slow_after", ["60", "0"])
 def test_a_migration_that_fails_ends_the_process_before_its_start_and_after_it(
-    dsn: str, tmp_path: Path, slow_after: str, code: int
+    dsn: str, tmp_path: Path, slow_after: str
 ) -> None:
     folder = image(tmp_path / "image", {"migrations/versions/009_divide.sql": BROKEN})
     process = server(folder, dsn, MIGRATION_SLOW_AFTER=slow_after)
@@ -31,7 +30,7 @@ def test_a_migration_that_fails_ends_the_process_before_its_start_and_after_it(
     finally:
         process.kill()
 
-    assert process.returncode == code
+    assert process.returncode == 3
     assert "division by zero" in errors
     assert ("Application startup complete" in errors) == (slow_after == "0")
     (folder / "migrations/versions/009_divide.sql").write_text(MENDED)

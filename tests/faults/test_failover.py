@@ -108,6 +108,37 @@ async def test_a_server_that_restarts_again_and_again_while_others_wait_is_survi
     await applied_once(own.dsn, runs)
 
 
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize(("suffix", "known"), [("py", ["1", "2"]), ("sql", [])], ids=["answered", "not answered"])
+async def test_a_server_that_stays_away_is_waited_for_while_the_budget_lasts(
+    own: Server, write: Write, mode: Literal["fast", "immediate"], suffix: str, known: list[str]
+) -> None:
+    """What shares a message with a step that was under way may be committed, and nobody can say so now."""
+    await tell(own.dsn, "CREATE TABLE ledger (n int)")
+    insert = "INSERT INTO ledger VALUES ({});"
+    python = f"async def up(c):\n    await c.execute('{insert.format(2)}')\n"
+    second = {"002_m.py": python} if suffix == "py" else {"002_m.sql": insert.format(2)}
+    folder = write({"001_m.sql": insert.format(1), **second, "003_m.sql": insert.format(3) + PASS_GATE})
+    caught: list[BudgetExceededError] = []
+
+    async def run() -> None:
+        with pytest.raises(BudgetExceededError, match=r"gave up after 1\.5 s: cannot connect") as error:
+            await Migrator(own.dsn, folder, lock_timeout=0, budget=1.5).up()
+        caught.append(error.value)
+
+    async with anyio.create_task_group() as tasks, gate(own.dsn) as closed:
+        tasks.start_soon(run)
+        await closed.reached()
+        await anyio.to_thread.run_sync(own.stop, mode)
+    assert [step.version for step in caught[0].finished] == known
+    await anyio.to_thread.run_sync(own.start)
+    done = [step.version for step in await Migrator(own.dsn, folder).up()]
+    assert done[-1] == "3"
+    assert not set(done) & set(known)
+    assert await column(own.dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3]
+    assert set((await states(own.dsn)).values()) == {"applied"}
+
+
 class TestAFailover:
     @pytest.fixture
     def servers(self, memory: Path | None) -> Iterator[tuple[Server, Server]]:

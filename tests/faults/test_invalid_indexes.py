@@ -1,14 +1,17 @@
 """Indexes that are built concurrently and do not come out as they should: never taken for done, never left behind."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet.postgres.indexes import leftovers
 from pgratchet.postgres.sql import Table
+from pgratchet.postgres.supervision import MOST_BUILDS
 from tests.processes import replicas
 from tests.support import (
     Connection,
@@ -46,6 +49,9 @@ WAITING = (
 )
 
 
+HoldUp = Callable[[str], AbstractAsyncContextManager[Connection]]
+
+
 class Elsewhere(Table):
     """The same table, behind another lock."""
 
@@ -77,6 +83,22 @@ async def an_old_transaction(dsn: str) -> AsyncIterator[Connection]:
         yield old
 
 
+@asynccontextmanager
+async def an_old_snapshot(dsn: str) -> AsyncIterator[Connection]:
+    """Hold up the last wait of every build of an index, in which it is complete, and invalid still."""
+    async with connected(dsn) as old:
+        await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        yield old
+
+
+@asynccontextmanager
+async def an_old_reader(dsn: str) -> AsyncIterator[Connection]:
+    """Hold up whoever is to drop an index of t, which a REINDEX is when it has swapped the new one with the old."""
+    async with connected(dsn) as old:
+        await old.execute("BEGIN; SELECT FROM t")
+        yield old
+
+
 async def leave_an_invalid_index(dsn: str, sql: str = NAMED) -> None:
     async with an_old_transaction(dsn), anyio.create_task_group() as tasks:
 
@@ -92,12 +114,20 @@ async def leave_an_invalid_index(dsn: str, sql: str = NAMED) -> None:
 
 
 @BUILDS
-async def test_whose_builder_is_killed_are_built_by_the_next_run(dsn: str, write: Write, sql: str) -> None:
+@pytest.mark.parametrize(
+    ("hold_up", "phase"),
+    [(an_old_transaction, "waiting for writers before build"), (an_old_snapshot, "waiting for old snapshots")],
+    ids=["first wait", "last wait"],
+)
+async def test_whose_builder_is_killed_are_built_by_the_next_run(
+    dsn: str, write: Write, sql: str, hold_up: HoldUp, phase: str
+) -> None:
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": sql})
-    async with an_old_transaction(dsn), replicas(1, dsn, folder) as (replica,):
+    async with hold_up(dsn), replicas(1, dsn, folder) as (replica,):
         await replica.go()
-        await building(dsn)
+        pid = await building(dsn)
+        assert await ask(dsn, "SELECT phase FROM pg_stat_progress_create_index WHERE pid = $1", pid) == phase
         replica.process.kill()
         await deserted(dsn)
     assert [name for name in await column(dsn, INDEXES) if "invalid" in name]
@@ -336,18 +366,21 @@ async def test_are_dropped_by_the_role_that_builds_them(dsn: str, write: Write) 
 
 
 @pytest.mark.parametrize("ending", ["fails", "is cut off"])
-async def test_left_by_a_reindex_are_told(
-    dsn: str, write: Write, ending: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("hold_up", "left"), [(an_old_transaction, "i_ccnew"), (an_old_reader, "i_ccold")], ids=["new", "old"]
+)
+async def test_left_by_a_reindex_are_told(  # noqa: PLR0913, PLR0917 - three are the case
+    dsn: str, write: Write, ending: str, hold_up: HoldUp, left: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await tell(dsn, TABLE + "; CREATE INDEX i ON t (n)")
     folder = write({"001_r.sql": "REINDEX INDEX CONCURRENTLY i;"})
-    told = "public.i_ccnew on t is an invalid leftover of REINDEX CONCURRENTLY; remove it with DROP INDEX CONCURRENTLY "
-    async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
+    told = f"public.{left} on t is an invalid leftover of REINDEX CONCURRENTLY; remove it with DROP INDEX CONCURRENTLY "
+    async with hold_up(dsn) as old, anyio.create_task_group() as tasks:
 
         async def run() -> None:
             if ending == "fails":
                 error = await failure_of(Migrator(dsn, folder))
-                assert (error.failure.sqlstate, error.failure.hint) == ("57014", f"{told}public.i_ccnew")
+                assert (error.failure.sqlstate, error.failure.hint) == ("57014", f"{told}public.{left}")
             else:
                 await Migrator(dsn, folder).up()
 
@@ -357,12 +390,66 @@ async def test_left_by_a_reindex_are_told(
         if ending != "fails":
             await building(dsn, "REINDEX", but=pid)
         await old.execute("COMMIT")
-    assert f"{told}public.i_ccnew" in caplog.text
-    assert "i_ccnew invalid" in await column(dsn, INDEXES)
-    await tell(dsn, "DROP INDEX CONCURRENTLY i_ccnew")
+    assert f"{told}public.{left}" in caplog.text
+    assert f"{left} invalid" in await column(dsn, INDEXES)
+    await tell(dsn, f"DROP INDEX CONCURRENTLY {left}")
     await Migrator(dsn, folder).up()
     assert await column(dsn, INDEXES) == ["i"]
     assert await states(dsn) == {"1": "applied"}
+
+
+async def test_left_by_a_reindex_are_told_although_another_database_has_a_lock_of_the_same_number(
+    dsn: str, maintenance_dsn: str
+) -> None:
+    await tell(dsn, TABLE + "; CREATE INDEX i_ccold ON t (n)")
+    await tell(dsn, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'i_ccold'::regclass")
+    name = urlsplit(dsn).path[1:]
+    await tell(maintenance_dsn, f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+    try:
+        copy = dsn.replace(name, f"{name}_copy")
+        table = "SELECT 't'::regclass::oid"
+        assert await ask(copy, table) == await ask(dsn, table)
+        async with connected(copy) as stranger, connected(dsn) as connection:
+            await stranger.execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+            (told,) = await leftovers(connection)
+            assert "public.i_ccold on t" in told
+    finally:
+        await tell(maintenance_dsn, f"DROP DATABASE {name}_copy WITH (FORCE)")
+
+
+SPOILS = """
+CREATE SEQUENCE builds;
+CREATE FUNCTION spoil() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN
+    UPDATE pg_index SET indisvalid = nextval('builds') > {} WHERE indexrelid IN (
+        SELECT objid FROM pg_event_trigger_ddl_commands());
+END$$;
+CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION spoil()
+"""
+"""Has so many builds of indexes come out invalid although they have succeeded."""
+
+
+@BUILDS
+async def test_that_come_out_invalid_are_built_again(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, TABLE + ";" + SPOILS.format(MOST_BUILDS - 1))
+    await Migrator(dsn, write({"001_i.sql": sql})).up()
+    assert await ask(dsn, "SELECT last_value FROM builds") == MOST_BUILDS
+    assert await column(dsn, INDEXES) == ["t_n_idx" if sql == UNNAMED else "i"]
+
+
+@BUILDS
+async def test_that_come_out_invalid_again_and_again_leave_nothing(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, TABLE + ";" + SPOILS.format(1000))
+    folder = write({"001_i.sql": sql})
+    failure = (await failure_of(Migrator(dsn, folder))).failure
+    name = "t_n_idx" if sql == UNNAMED else "i"
+    assert failure.message == f"public.{name} is invalid, also after {MOST_BUILDS} builds"
+    assert failure.hint == f"the invalid index public.{name} that it left was dropped"
+    assert await ask(dsn, "SELECT last_value FROM builds") == MOST_BUILDS
+    assert await column(dsn, INDEXES) == []
+    assert await states(dsn) == {"1": "failed"}
+    await tell(dsn, "DROP EVENT TRIGGER spoil")
+    await Migrator(dsn, folder).up()
+    assert await column(dsn, INDEXES) == [name]
 
 
 async def test_are_built_by_one_of_two_runners_although_no_lock_keeps_them_apart(dsn: str, write: Write) -> None:
@@ -378,7 +465,7 @@ async def test_are_built_by_one_of_two_runners_although_no_lock_keeps_them_apart
     async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
         tasks.start_soon(run, one)
         tasks.start_soon(run, two)
-        builder = await building(dsn)
+        builder = await building(dsn, "CREATE INDEX")
         # The other one waits: it polls, and has nothing running.
         asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%state_change%' AND pid <> pg_backend_pid()"
 

@@ -1,21 +1,27 @@
 """The connection ends while a COMMIT is under way: only the history knows, nothing is guessed, nothing is run twice."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
 from pgratchet import Migrator
+from pgratchet.core.scripts import CHUNK
 from pgratchet.postgres.session import SETTINGS
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.traps import Harm, Way
-from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell
+from tests.poolers import pgbouncer
+from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, without_tls
 
 pytestmark = pytest.mark.anyio
 
 COMMITTED = b"C\0\0\0\x0bCOMMIT\0"
 """What the server answers to a COMMIT (CommandComplete)."""
+
+COMMIT = b"Q\0\0\0\x0cCOMMIT;\0"
+"""What asyncpg sends at the end of a transaction()."""
 
 BEFORE_THE_SERVER = b"DISCARD TEMP;COMMIT;\0"
 """How a message ends that holds a step's COMMIT; without its last byte the server does nothing of it."""
@@ -38,12 +44,7 @@ async def between(dsn: str) -> AsyncIterator[Proxy]:
 
 async def finished(between: Proxy, folder: Path) -> list[int]:
     with anyio.fail_after(20):
-        return [int(step.version) for step in await Migrator(plain(between), folder).up()]
-
-
-def plain(between: Proxy) -> str:
-    """Return the DSN through the proxy, without a negotiation of TLS before the start-up."""
-    return f"{between.dsn}{'&' if '?' in between.dsn else '?'}sslmode=disable"
+        return [int(step.version) for step in await Migrator(without_tls(between.dsn), folder).up()]
 
 
 async def applied_once(dsn: str, versions: int) -> None:
@@ -107,6 +108,19 @@ async def test_python_migrations_are_each_applied_and_reported_once(
 
 
 @both_ways
+@pytest.mark.parametrize("commits", [1, 2, 3])
+async def test_python_migrations_whose_commit_did_not_reach_the_server_are_done_again(
+    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
+) -> None:
+    folder = write({f"{n:03}_m.py": PYTHON.format(n) for n in (1, 2, 3)})
+    trap = between.trap(Way.TO_SERVER, COMMIT, harm, forward=False, skip=commits - 1)
+
+    assert await finished(between, folder) == [1, 2, 3]
+    assert trap.sprung.is_set()
+    await applied_once(dsn, 3)
+
+
+@both_ways
 @pytest.mark.parametrize("to_server", [False, True], ids=["before the server", "before the answer"])
 @pytest.mark.parametrize("suffix", ["sql", "py"])
 async def test_a_way_down_is_gone_once_and_reported_once(  # noqa: PLR0913 - where the cut is
@@ -121,7 +135,7 @@ async def test_a_way_down_is_gone_once_and_reported_once(  # noqa: PLR0913 - whe
     trap = between.trap(*place, harm, forward=False)
 
     with anyio.fail_after(20):
-        done = await Migrator(plain(between), folder).down(steps=3)
+        done = await Migrator(without_tls(between.dsn), folder).down(steps=3)
 
     assert trap.sprung.is_set()
     assert [step.version for step in done] == ["5", "4", "3"]
@@ -142,6 +156,93 @@ async def test_the_record_of_a_script_that_runs_statement_by_statement_is_looked
     assert trap.sprung.is_set()
     assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 2]
     assert await states(dsn) == {"1": "applied"}
+
+
+MESSAGES = {
+    "claim": (b": up 1 m'\0", 0),
+    "statement": (b"COMMIT\0", 0),
+    "mark": (b"COMMIT\0", 1),
+    "count": (b"COMMIT\0", 2),
+    "statement behind it": (b"COMMIT\0", 3),
+    "record": (BEFORE_THE_SERVER, 0),
+}
+"""How each message ends that commits something of a script with one statement that runs bare; and which such one."""
+
+
+@both_ways
+@pytest.mark.parametrize("forward", [False, True], ids=["withheld", "not answered"])
+@pytest.mark.parametrize(("end", "skip"), MESSAGES.values(), ids=MESSAGES)
+async def test_what_a_script_commits_around_a_bare_statement_is_looked_up(  # noqa: PLR0913, PLR0917 - where the cut is
+    dsn: str, between: Proxy, write: Write, harm: Harm, end: bytes, skip: int, *, forward: bool
+) -> None:
+    await tell(dsn, "CREATE TABLE t (n int)")
+    bare = "CREATE INDEX CONCURRENTLY i ON t (n);"
+    folder = write({"001_m.sql": f"-- pgratchet: no-transaction\n{INSERT.format(1)}{bare}{INSERT.format(2)}"})
+    trap = between.trap(Way.TO_SERVER, end, harm, forward=forward, skip=skip)
+
+    assert await finished(between, folder) == [1]
+    assert trap.sprung.is_set()
+    assert await column(dsn, "SELECT n FROM ledger") == [1, 2]
+    assert await column(dsn, "SELECT indisvalid FROM pg_index WHERE indrelid = 't'::regclass") == [True]
+    assert await states(dsn) == {"1": "applied"}
+    await deserted(dsn)
+
+
+PLACES = {
+    "in the first message": (Way.TO_SERVER, b"early", True),
+    "in the second message": (Way.TO_SERVER, b"late", True),
+    "before the server": (Way.TO_SERVER, BEFORE_THE_SERVER, False),
+    "behind the server": (Way.TO_SERVER, BEFORE_THE_SERVER, True),
+    "before the answer": (Way.TO_CLIENT, COMMITTED, False),
+}
+
+
+@both_ways
+@pytest.mark.parametrize(("way", "at", "forward"), PLACES.values(), ids=PLACES)
+async def test_a_script_that_takes_several_messages_is_applied_once(  # noqa: PLR0913, PLR0917 - where the cut is
+    dsn: str, between: Proxy, write: Write, harm: Harm, way: Way, at: bytes, *, forward: bool
+) -> None:
+    much = f"SELECT '{'x' * (CHUNK - 100)}';\n"
+    pieces = [INSERT.format(1), much * 2, "SELECT 'early';", much * 3, "SELECT 'late';", much, INSERT.format(2)]
+    folder = write({"001_m.sql": "".join(pieces)})
+    trap = between.trap(way, at, harm, forward=forward)
+
+    assert await finished(between, folder) == [1]
+    assert trap.sprung.is_set()
+    assert await column(dsn, "SELECT n FROM ledger") == [1, 2]
+    assert await states(dsn) == {"1": "applied"}
+    await deserted(dsn)
+
+
+@asynccontextmanager
+async def through_a_pooler(dsn: str, *, behind: bool) -> AsyncIterator[tuple[Proxy, str]]:
+    """Yield a proxy that is behind a pooler, or before it, and the DSN that leads through both."""
+    if behind:
+        async with proxy(dsn) as network, pgbouncer(network.dsn, "transaction", 2) as pooler:
+            yield network, pooler.dsn
+    else:
+        async with pgbouncer(dsn, "transaction", 2) as pooler, proxy(pooler.dsn) as network:
+            yield network, without_tls(network.dsn)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pooler", "behind the pooler"])
+@pytest.mark.parametrize(
+    ("way", "at", "forward"), [place for name, place in PLACES.items() if "message" not in name], ids=str
+)
+@pytest.mark.parametrize("suffix", ["sql", "py"])
+async def test_through_a_pooler_is_looked_up_too(  # noqa: PLR0913 - where the cut is
+    dsn: str, write: Write, suffix: str, way: Way, at: bytes, *, forward: bool, behind: bool
+) -> None:
+    await tell(dsn, "CREATE TABLE ledger (n int)")
+    folder = write(FIVE if suffix == "sql" else {f"{n:03}_m.py": PYTHON.format(n) for n in range(1, 6)})
+    end = COMMIT if (suffix, at) == ("py", BEFORE_THE_SERVER) else at
+    async with through_a_pooler(dsn, behind=behind) as (network, pooled):
+        trap = network.trap(way, end, Harm.RESET, forward=forward)
+        with anyio.fail_after(20):
+            done = await Migrator(pooled, folder).up()
+        assert [step.version for step in done] == ["1", "2", "3", "4", "5"]
+        assert trap.sprung.is_set()
+    await applied_once(dsn, 5)
 
 
 @both_ways
@@ -171,7 +272,7 @@ async def test_a_server_that_finishes_after_its_client_is_back_applies_nothing_t
     done: list[int] = []
 
     async def run() -> None:
-        done.extend(int(step.version) for step in await Migrator(plain(between), folder, lock_timeout=0).up())
+        done.extend(int(step.version) for step in await Migrator(without_tls(between.dsn), folder, lock_timeout=0).up())
 
     async with anyio.create_task_group() as tasks, gate(dsn) as closed:
         tasks.start_soon(run)

@@ -17,6 +17,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return "asyncio", {"use_uvloop": request.param}
 
 
+@pytest.fixture(autouse=True)
+def routers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each application of BlackSheep has one; all have the same otherwise, and take that for a mistake."""
+    monkeypatch.setenv("APP_DEFAULT_ROUTER", "0")
+
+
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
     """A Redis of one's own."""
@@ -47,8 +53,6 @@ def project(write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
 def load(dsn: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Load:
     """Loads a recipe as a new process would."""
     monkeypatch.setenv("DATABASE_URL", dsn)
-    # BlackSheep's applications have one router otherwise, with the routes of all that were loaded before.
-    monkeypatch.setenv("APP_DEFAULT_ROUTER", "0")
 
     def load(name: str) -> ModuleType:
         if name == "arq_app":

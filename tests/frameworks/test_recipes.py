@@ -90,6 +90,7 @@ ASGI = [name for name, driver in DRIVERS.items() if driver is asgi] + ["fastmcp_
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("name", ASGI)
 async def test_the_gate_of_an_asgi_application_opens_with_its_schema(name: str, load: Load) -> None:
     with forgotten(load(name)) as app:
@@ -107,6 +108,7 @@ async def test_the_gate_of_an_asgi_application_opens_with_its_schema(name: str, 
         assert found[1].json() == json.loads(json.dumps(Readiness(Condition.APPLIED, 2)._asdict()))
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("name", ASGI)
 async def test_the_gate_stays_closed_on_a_server_that_serves_in_spite_of_a_failed_start(
     name: str, load: Load, project: Path

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import anyio
 import httpx2
 from anyio.abc import Process
 
-from tests.support import until
+from tests.support import Gate, until, waiters
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 40.0
@@ -158,8 +158,7 @@ class Starting:
                 yield serving
             finally:
                 with anyio.CancelScope(shield=True):
-                    _end(serving)
-                    await process.aclose()
+                    await _end(serving)
 
     def _environment(self, choices: Any) -> dict[str, str]:
         return {
@@ -183,11 +182,14 @@ def _reserved_port() -> Iterator[int]:
         yield port
 
 
-def _end(serving: Serving) -> None:
-    try:
+async def _end(serving: Serving) -> None:
+    """End all of its processes; politely first: semaphores that workers share would outlive them."""
+    with anyio.move_on_after(3), suppress(ProcessLookupError):
+        serving.tell(signal.SIGTERM)
+        await serving.process.wait()
+    with suppress(ProcessLookupError):
         serving.kill()
-    except ProcessLookupError:
-        return
+    await serving.process.aclose()
 
 
 @asynccontextmanager
@@ -206,3 +208,10 @@ async def hammered(servers: Sequence[Serving]) -> AsyncIterator[list[Answer]]:
             tasks.start_soon(hammer, serving)
         yield seen
         tasks.cancel_scope.cancel()
+
+
+async def everybody_started(closed: Gate, name: str, instances: int = 1) -> None:
+    """Return when one worker of all these instances stands at the gate, and all others wait for it."""
+    await closed.reached(PATIENCE)
+    if others := instances * SERVERS[name].workers - 1:
+        await waiters(closed.dsn, others, PATIENCE)

@@ -6,7 +6,7 @@ import pytest
 
 from pgratchet import Migrator
 from tests.serving.conftest import Start
-from tests.serving.processes import PATIENCE
+from tests.serving.processes import PATIENCE, everybody_started
 from tests.support import PASS_GATE, Write, ask, gate, states, until
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ async def test_an_application_ends_when_the_work_beside_it_fails(
     servers = start(LEDGER | FAILING)
     async with gate(dsn, PATIENCE) as closed, servers.one(name, hook=SERVE, on_failure="exit") as serving:
         await serving.answers(503)
-        await closed.reached(PATIENCE)
+        await everybody_started(closed, name)
         await closed.open()
         assert await serving.ended() in EXIT[name]
     assert await ask(dsn, "SELECT last_value FROM runs") == 1

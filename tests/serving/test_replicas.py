@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from tests.serving.conftest import Start
-from tests.serving.processes import PATIENCE, SERVERS, hammered
-from tests.support import PASS_GATE, Gate, Write, ask, column, deserted, gate, states, waiters
+from tests.serving.processes import PATIENCE, everybody_started, hammered
+from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ async def test_that_start_at_once_apply_each_migration_once_and_serve_nothing_be
     async with gate(dsn, PATIENCE) as closed, AsyncExitStack() as stack:
         both = [await stack.enter_async_context(servers.one(name)) for _ in range(2)]
         async with hammered(both) as seen:
-            await everybody_started(closed, 2 * SERVERS[name].workers)
+            await everybody_started(closed, name, 2)
             assert {answer.status for answer in seen} <= {503}
             await closed.open()
             for serving in both:
@@ -63,7 +63,7 @@ async def test_that_meet_a_failing_migration_run_it_once_and_end(
     async with gate(dsn, PATIENCE) as closed, AsyncExitStack() as stack:
         both = [await stack.enter_async_context(servers.one(name)) for _ in range(2)]
         async with hammered(both) as seen:
-            await everybody_started(closed, 2 * SERVERS[name].workers)
+            await everybody_started(closed, name, 2)
             await closed.open()
             assert {await serving.ended() for serving in both} <= ENDING[name]
         assert {answer.status for answer in seen} <= {503}
@@ -90,9 +90,3 @@ async def test_a_reloader_waits_for_the_mended_file(dsn: str, start: Start, writ
         write({"002_b.py": broken.replace("1/0", "1")})
         assert (await serving.answers(200)).json["rows"] == 0
     assert await states(dsn) == {"1": "applied", "2": "applied"}
-
-
-async def everybody_started(closed: Gate, count: int) -> None:
-    """Return when one stands at the gate and all others wait for it."""
-    await closed.reached(PATIENCE)
-    await waiters(closed.dsn, count - 1, PATIENCE) if count > 1 else None

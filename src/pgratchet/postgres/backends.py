@@ -23,12 +23,17 @@ _RUNNER = (
     "AND a.application_name LIKE 'pgratchet since %')"
 )
 
+LOCKS = (
+    "pg_catalog.pg_locks l WHERE l.locktype = 'relation' AND l.granted AND l.database = "
+    "(SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
+)
+"""The locks on this database's tables: another's may have the same number."""
+
 # What builds or drops an index concurrently holds such a lock from before its first to after its last step. So
 # does autovacuum, which has no user, and gives way.
 _BUILDERS = (
     f"{SESSIONS} a.usesysid IS NOT NULL AND a.pid <> pg_catalog.pg_backend_pid() AND a.pid IN ("
-    "SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.locktype = 'relation' AND l.granted AND l.relation = $1 "
-    "AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) "
+    f"SELECT l.pid FROM {LOCKS} AND l.relation = $1 "
     "AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', "
     "'AccessExclusiveLock'))"
 )

@@ -28,14 +28,14 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND c.relkind = 'i'
 ORDER BY c.oid
 """
 
-_LEFTOVERS = """
+_LEFTOVERS = f"""
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, i.indrelid::pg_catalog.regclass::text AS table
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relname ~ '_cc(new|old)[0-9]*$' AND NOT EXISTS (
-    SELECT FROM pg_catalog.pg_locks l WHERE l.relation = i.indrelid AND l.pid <> pg_catalog.pg_backend_pid()
-    AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted)
+    SELECT FROM {backends.LOCKS} AND l.relation = i.indrelid AND l.pid <> pg_catalog.pg_backend_pid()
+    AND l.mode = 'ShareUpdateExclusiveLock')
 ORDER BY 1
 """
 

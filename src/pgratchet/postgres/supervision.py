@@ -104,7 +104,8 @@ class Supervised:
         what = f"is invalid, also after {MOST_BUILDS} builds" if found else "is there, but not an index of this table"
         message = f"{', '.join(index.name for index in found) or self._about.name} {what}"
         failure = at_spot(self._claim, Spot(self._segment.start, self._segment.first), message)
-        raise StepError(failure, ServerError(message), final=True)
+        hint = "; ".join(await self._clean_up()) or None
+        raise StepError(failure._replace(hint=hint), ServerError(message), final=True)
 
     async def _found(self) -> list[Index]:
         """Return what the statement builds, or has built: at most one index."""
