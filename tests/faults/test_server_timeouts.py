@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
@@ -137,14 +136,16 @@ async def survived(migrator: Migrator, dsn: str, caplog: pytest.LogCaptureFixtur
 
 
 async def test_of_idle_sessions_do_not_end_one_that_waits(dsn: str, write: Write) -> None:
-    await tell(dsn, f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET idle_session_timeout = '50ms'")
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
-    async with connected(dsn, idle_session_timeout="0") as holder, anyio.create_task_group() as tasks:
-        await holder.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
-        tasks.start_soon(Migrator(dsn, folder).up)
-        (before,) = await waiters(dsn)
-        await anyio.sleep(1)  # several polls
-        (after,) = await waiters(dsn)
-        holder.terminate()
-    assert before["pid"] == after["pid"]
-    assert await states(dsn) == {"1": "applied"}
+    # Of the role alone: whoever looks on would be ended as well.
+    async with a_role(dsn, "SUPERUSER") as role:
+        await tell(dsn, f"ALTER ROLE {role} SET idle_session_timeout = '50ms'")
+        async with connected(dsn) as holder, anyio.create_task_group() as tasks:
+            await holder.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+            tasks.start_soon(Migrator(as_role(dsn, role), folder).up)
+            (before,) = await waiters(dsn)
+            await anyio.sleep(1)  # several polls
+            (after,) = await waiters(dsn)
+            holder.terminate()
+        assert before["pid"] == after["pid"]
+        assert await states(dsn) == {"1": "applied"}
