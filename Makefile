@@ -50,7 +50,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/all.py $(ARGS)
 
 model:
-	@command -v spin >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -qq --yes spin gcc; }
+	@{ command -v spin && command -v gcc; } >/dev/null || [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -qq --yes spin gcc; }
 	@model/check.sh
 
 clean:

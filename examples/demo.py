@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -75,8 +76,12 @@ class Replica:
         if not (found := _ADDRESS.search(self.log)):
             return False
         self.address = found[1]
-        with _DIRECTLY.open(f"{self.address}/ready", timeout=PATIENCE) as response:
-            return bool(response.status == 200)  # noqa: PLR2004 - OK
+        try:
+            with _DIRECTLY.open(f"{self.address}/readyz", timeout=PATIENCE):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
 
     def _tail(self) -> str:
         return "\n".join(f"    {line}" for line in self.log.splitlines()[-15:])

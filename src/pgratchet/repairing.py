@@ -24,10 +24,12 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     async with open_session(settings.direct, budget) as connection:
         history = History(settings.table, settings.owner)
         async with lock.exclusively(connection, key, budget, settings.owner):
+            facts = await frames.facts(connection, None)
+            frames.refuse_useless(facts)
             if not await history.exists(connection):
                 await history.create(connection, settings.readers)
             entry = await _entry(connection, history, catalogue, judgement.version)
-            await _record(connection, settings, entry, judgement)
+            await _record(connection, settings, entry, judgement, facts)
             return await _entry(connection, history, catalogue, judgement.version)
 
 
@@ -38,14 +40,14 @@ async def _entry(connection: Connection, history: History, catalogue: Catalogue,
     return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))
 
 
-async def _record(connection: Connection, settings: Settings, entry: Entry, judgement: Judgement) -> None:
+async def _record(
+    connection: Connection, settings: Settings, entry: Entry, judgement: Judgement, facts: frames.Facts
+) -> None:
     settled = settle(entry, judgement.verdict)
     if entry.applied is not None and entry.state is State.RUNNING:
         who = await backends.runner(connection, entry.applied)
         if who:
             raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
-    facts = await frames.facts(connection, None)
-    frames.refuse_useless(facts)
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anyio
+import asyncpg
 
 from tests.chaos.history import History
-from tests.support import Connection, column, connected
+from tests.support import Connection, column, connected, states
 
 KNOWN_ERRORS = (
     ("MigrationFailedError", r"canceling statement due to user request|57014|times in a row while it ran"),
@@ -52,6 +53,21 @@ async def audit(dsn: str, history: History, reports: Sequence[Report], log: str)
             *judge_reports(history, reports),
             *judge_log(log),
         ]
+
+
+async def undone(dsn: str, versions: Iterable[int], report: Report) -> list[str]:
+    """Return what is not applied of the versions that a replica has said to be, by ending well; ask as it ends."""
+    if report.code != 0:
+        return []
+    try:
+        there = await states(dsn)
+    except asyncpg.UndefinedTableError:
+        there = {}
+    return [
+        f"replica {report.replica} has ended well, and version {version} is not applied"
+        for version in versions
+        if there.get(str(version)) != "applied"
+    ]
 
 
 async def abandoned(dsn: str) -> list[str]:

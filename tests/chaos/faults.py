@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from tests.chaos.history import History
-from tests.faults.proxy import Way
+from tests.faults.traps import Way
 
 
 class Kind(Enum):
@@ -14,6 +14,7 @@ class Kind(Enum):
 
     KILL = "SIGKILL of a replica"
     TERM = "SIGTERM to a replica"
+    EVICT = "SIGTERM to a replica, and its session ended in the same moment"
     STOP = "SIGSTOP of a replica, and SIGCONT"
     TERMINATE = "pg_terminate_backend"
     CANCEL = "pg_cancel_backend"
@@ -33,6 +34,7 @@ RESTARTS = (Kind.RESTART_FAST, Kind.RESTART_IMMEDIATE)
 _WEIGHTS = {
     Kind.KILL: 5,
     Kind.TERM: 2,
+    Kind.EVICT: 2,
     Kind.STOP: 2,
     Kind.TERMINATE: 4,
     Kind.CANCEL: 2,

@@ -14,7 +14,8 @@ import asyncpg
 
 from pgratchet import embedded
 from tests.chaos.faults import NETWORK, After, Fault, Kind, Passing, Seen
-from tests.faults.proxy import Harm, Proxy
+from tests.faults.proxy import Proxy
+from tests.faults.traps import Harm
 from tests.poolers import Pooler
 from tests.support import connected
 
@@ -36,7 +37,7 @@ _SESSIONS = (
 
 _HARMS = {Kind.RESET: Harm.RESET, Kind.CLOSE: Harm.CLOSE, Kind.FREEZE: Harm.FREEZE}
 _MODES: dict[Kind, Literal["fast", "immediate"]] = {Kind.RESTART_FAST: "fast", Kind.RESTART_IMMEDIATE: "immediate"}
-_SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERM: signal.SIGTERM, Kind.STOP: signal.SIGSTOP}
+_SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERM: signal.SIGTERM, Kind.EVICT: signal.SIGTERM, Kind.STOP: signal.SIGSTOP}
 
 
 class Session(NamedTuple):
@@ -119,13 +120,18 @@ class Scene:
             self.pooler.restart()
         elif kind in (Kind.OLD_TRANSACTION, Kind.TABLE_LOCK):
             await self._stand_in_the_way(fault)
-        elif kind in (Kind.TERMINATE, Kind.CANCEL):
-            session = seen or await self._victim(fault)
-            function = "pg_terminate_backend" if kind is Kind.TERMINATE else "pg_cancel_backend"
-            async with connected(self.server.dsn, application_name=STRANGER) as connection:
-                self.injected[kind] += bool(await connection.fetchval(f"SELECT {function}($1)", session.pid))
+        elif kind in (Kind.TERMINATE, Kind.CANCEL, Kind.EVICT):
+            await self._end_session(fault, seen or await self._victim(fault))
         else:
             await self._signal(fault, (seen or await self._victim(fault)).replica)
+
+    async def _end_session(self, fault: Fault, session: Session) -> None:
+        function = "pg_cancel_backend" if fault.kind is Kind.CANCEL else "pg_terminate_backend"
+        async with connected(self.server.dsn, application_name=STRANGER) as connection:
+            if fault.kind is Kind.EVICT:
+                await self._signal(fault, session.replica)
+            ended = await connection.fetchval(f"SELECT {function}($1)", session.pid)
+            self.injected[fault.kind] += bool(ended) and fault.kind is not Kind.EVICT
 
     async def _hurt_network(self, fault: Fault) -> None:
         self.injected[fault.kind] += 1

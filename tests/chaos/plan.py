@@ -20,13 +20,25 @@ class Route(Enum):
     BOTH = "through a pooler, and to the server for what needs a session"
 
 
+class Manner(Enum):
+    """What a replica does when it is told to end."""
+
+    COMMAND_LINE = "cancels its scope, as the command line does"
+    SERVER = "cancels its task once, as a server does a lifespan"
+
+
 class Replica(NamedTuple):
-    """One replica: its route, its lock, its budget, and how many seconds after the first one it starts."""
+    """One replica: its route, its lock, its budget, and how many seconds after the first one it starts.
+
+    Its image has so many `files`, the oldest ones.
+    """
 
     route: Route
     lock: str | None
     budget: float
     late: float
+    manner: Manner
+    files: int
 
 
 class Plan(NamedTuple):
@@ -52,7 +64,9 @@ def plan(seed: int) -> Plan:
     pooling = random.choice(_POOLING)
     lock = "none" if not bare and random.random() < 0.2 else None
     count = random.randint(3, 5)
-    replicas = tuple(_replica(random, number, _routes(pooling, bare=bare), lock) for number in range(count))
+    images = _images(random, len(history.files), count)
+    routes = _routes(pooling, bare=bare)
+    replicas = tuple(_replica(random, number, routes, lock, images[number]) for number in range(count))
     faults = schedule(random, history, count, pooled=bool(pooling))
     return Plan(seed, history, pooling, replicas, faults)
 
@@ -69,7 +83,16 @@ def _routes(pooling: Mode | None, *, bare: bool) -> list[tuple[Route, str | None
     return routes
 
 
-def _replica(random: Random, number: int, routes: list[tuple[Route, str | None]], lock: str | None) -> Replica:
+def _images(random: Random, files: int, count: int) -> list[int]:
+    """Return how many files each replica's image has: all in the first one, and in most trials in each."""
+    older = random.randrange(1, files) if random.random() < 0.4 else files
+    return [files, *(random.choice([files, older]) for _ in range(1, count))]
+
+
+def _replica(
+    random: Random, number: int, routes: list[tuple[Route, str | None]], lock: str | None, files: int
+) -> Replica:
     # One of them is always within the network's reach.
     route, needed = random.choice(routes) if number else routes[0]
-    return Replica(route, lock or needed, random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3))
+    budget, late = random.choice([3.0, 30.0, 30.0]), round(random.uniform(0.0, 0.3), 3)
+    return Replica(route, lock or needed, budget, late, random.choice(list(Manner)), files)

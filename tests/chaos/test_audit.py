@@ -1,11 +1,18 @@
 """An audit that finds nothing proves something only if it would have found it: each kind of damage is done once."""
 
+import multiprocessing
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pgratchet import Migrator
-from tests.chaos.audit import Report, abandoned, audit, judge_log
+from pgratchet.embedded import Server
+from tests.chaos.audit import Report, abandoned, audit, judge_log, undone
 from tests.chaos.history import FOUNDATION, File, History
-from tests.chaos.plan import plan
+from tests.chaos.plan import Manner, plan
+from tests.chaos.trial import Trial
 from tests.support import LOCK_KEY, Write, connected, tell
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +101,45 @@ async def test_replicas_that_contradict_each_other_or_fail_are_found(
     reports = await applied(dsn, write)
     (found,) = await audit(dsn, HISTORY, [*reports, report], "")
     assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE schema_migrations SET state = 'running' WHERE version = '2'",
+        "UPDATE schema_migrations SET state = 'failed' WHERE version = '2'",
+        "DELETE FROM schema_migrations WHERE version = '2'",
+    ],
+)
+async def test_a_replica_that_says_it_is_done_too_early_is_found(dsn: str, write: Write, damage: str) -> None:
+    (report,) = await applied(dsn, write)
+    assert await undone(dsn, [1, 2], report) == []
+    await tell(dsn, damage)
+    assert await undone(dsn, [1, 2], report) == ["replica 0 has ended well, and version 2 is not applied"]
+    assert await undone(dsn, [1], report) == []  # an older image
+    assert await undone(dsn, [1, 2], report._replace(code=1)) == []
+    await tell(dsn, "DROP TABLE schema_migrations")
+    assert await undone(dsn, [1], report) == ["replica 0 has ended well, and version 1 is not applied"]
+
+
+async def test_a_trial_finds_replicas_that_do_nothing_and_say_they_are_done(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calm run does afterwards all that they have left, and is no excuse."""
+    monkeypatch.setattr("tests.chaos.trial.start", lies)
+    each = plan(1)
+    outcome = await Trial(server, each, tmp_path / "trial").run()
+    assert sorted(outcome.violations) == [
+        f"replica {number} has ended well, and version {version} is not applied"
+        for number, replica in enumerate(each.replicas)
+        for version in range(1, replica.files + 1)
+    ]
+
+
+def lies(_options: dict[str, Any], _path: Path, _manner: Manner) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    return process
 
 
 async def test_sessions_and_locks_that_are_left_are_found(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

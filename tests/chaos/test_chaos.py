@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.plan import plan
+from tests.chaos.faults import Kind
+from tests.chaos.plan import Manner, plan
 from tests.chaos.run import run
 
 TRIALS = 12
@@ -34,9 +35,12 @@ def test_a_seed_says_what_a_trial_does_in_every_process() -> None:
 
 def test_plans_have_every_kind_of_fault_file_and_statement() -> None:
     plans = [plan(seed) for seed in range(200)]
-    kinds = {fault.kind for each in plans for fault in each.faults}
-    assert {kind.name for kind in kinds} >= {"KILL", "TERM", "STOP", "TERMINATE", "CANCEL", "RESET", "CLOSE", "FREEZE"}
-    assert {kind.name for kind in kinds} >= {"RESTART_FAST", "RESTART_IMMEDIATE", "RESTART_POOLER", "TABLE_LOCK"}
+    assert {fault.kind for each in plans for fault in each.faults} == set(Kind)
+    replicas = [replica for each in plans for replica in each.replicas]
+    assert {replica.manner for replica in replicas} == set(Manner)
+    old = [each for each in plans if any(replica.files < len(each.history.files) for replica in each.replicas)]
+    assert 0 < len(old) < len(plans)
+    assert all(max(replica.files for replica in each.replicas) == len(each.history.files) for each in plans)
     text = "\n".join(file.text for each in plans for file in each.history.files)
     for words in (
         "async def up",

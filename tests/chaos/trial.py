@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, PgratchetError, embedded
-from tests.chaos.audit import Report, abandoned, audit
-from tests.chaos.harm import ROLE, STRANGER, Scene
+from tests.chaos.audit import Report, abandoned, audit, undone
+from tests.chaos.harm import GLANCE, ROLE, SERVER_GONE, STRANGER, Scene
 from tests.chaos.history import FOUNDATION
 from tests.chaos.person import settle
 from tests.chaos.plan import Plan, Route
@@ -56,7 +56,6 @@ class Trial:
         self._server = server
         self._plan = plan
         self._folder = folder
-        self._files = folder / "migrations"
         self._database = f"chaos_{plan.seed}"
         self._dsn = server.dsn_for(self._database)
         self._reports: list[Report] = []
@@ -67,10 +66,7 @@ class Trial:
     async def run(self) -> Outcome:
         """Return what came of it; the database is gone afterwards, and the evidence is in the folder."""
         began = time.monotonic()
-        self._files.mkdir(parents=True)
-        (self._folder / "plan.txt").write_text(str(self._plan))
-        for name, text in self._plan.history.texts.items():
-            (self._files / name).write_text(text)
+        self._write()
         logged = self._server.log.stat().st_size
         async with self._a_database():
             async with self._a_pooler() as between:
@@ -84,6 +80,17 @@ class Trial:
         violations, seconds = tuple(self._violations), time.monotonic() - began
         faults = len(self._plan.faults)
         return Outcome(self._plan.seed, faults, self._injected, self._doubts, violations, seconds, str(self._folder))
+
+    def _write(self) -> None:
+        """Write down the plan, and the folder of each image."""
+        for count in {replica.files for replica in self._plan.replicas}:
+            self._image(count).mkdir(parents=True)
+            for name, text in list(self._plan.history.texts.items())[:count]:
+                (self._image(count) / name).write_text(text)
+        (self._folder / "plan.txt").write_text(str(self._plan))
+
+    def _image(self, count: int) -> Path:
+        return self._folder / f"migrations-{count}"
 
     @asynccontextmanager
     async def _a_database(self) -> AsyncIterator[None]:
@@ -135,14 +142,24 @@ class Trial:
         for life in range(MOST_LIVES):
             report = await self._live(scene, number, life)
             self._reports.append(report)
+            self._violations += await self._undone(report)
             if report.code == 0 or report.error == "HistoryError":
                 return
             await anyio.sleep(min(0.1 * 2**life, 1.0))
         self._violations.append(f"replica {number} did not come to its end in {MOST_LIVES} lives")
 
+    async def _undone(self, report: Report) -> list[str]:
+        """Return what a replica has left undone that has ended well, by what the server says as soon as it can."""
+        files = self._plan.history.files[: self._plan.replicas[report.replica].files]
+        while True:
+            try:
+                return await undone(self._dsn, [file.version for file in files], report)
+            except SERVER_GONE:
+                await anyio.sleep(GLANCE)
+
     async def _live(self, scene: Scene, number: int, life: int) -> Report:
         path = self._folder / f"replica-{number}-{life}"
-        process = start(self._options(scene, number), path)
+        process = start(self._options(scene, number), path, self._plan.replicas[number].manner)
         scene.processes[number] = process
         try:
             await anyio.wait_readable(process.sentinel)
@@ -158,7 +175,12 @@ class Trial:
         """Return what a replica's migrator is given. Its role tells its sessions from others', but for the pooler's."""
         replica = self._plan.replicas[number]
         direct = self._dsn.replace("//postgres@", f"//{ROLE}{number}@")
-        options = {"dsn": direct, "migrations": self._files, "budget": replica.budget, "lock": replica.lock}
+        options = {
+            "dsn": direct,
+            "migrations": self._image(replica.files),
+            "budget": replica.budget,
+            "lock": replica.lock,
+        }
         if replica.route is Route.PROXY:
             options["dsn"] = scene.proxy.dsn_for(direct)
         elif replica.route is not Route.DIRECT and scene.pooler:
@@ -167,7 +189,7 @@ class Trial:
 
     async def _calm(self) -> None:
         """Run once more with nothing in the way; what is in doubt is settled as a person would."""
-        migrator = Migrator(self._dsn, self._files, budget=CALM_BUDGET)
+        migrator = Migrator(self._dsn, self._image(len(self._plan.history.files)), budget=CALM_BUDGET)
         try:
             with anyio.fail_after(2 * CALM_BUDGET):
                 finished = await self._settled(migrator)

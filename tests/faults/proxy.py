@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
 from anyio.lowlevel import checkpoint
+
+from tests.faults.traps import LONGEST_PATTERN, Harm, Trap, Way
 
 READY_FOR_QUERY = b"Z\0\0\0\5"
 """How the message begins that ends a connection's start-up."""
@@ -20,57 +21,8 @@ TERMINATE = b"X\0\0\0\4"
 """The message with which a client takes its leave; nobody answers it."""
 
 CHUNK = 1 << 16
-LONGEST_PATTERN = 1 << 10
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class Way(Enum):
-    """Which way bytes go."""
-
-    TO_SERVER = auto()
-    TO_CLIENT = auto()
-
-
-class Harm(Enum):
-    """What can be done to a connection, both sides of it."""
-
-    NONE = auto()
-    CLOSE = auto()
-    """FIN: what was forwarded arrives."""
-    RESET = auto()
-    """RST: what was forwarded may be lost."""
-    FREEZE = auto()
-    """Nothing is forwarded any more, on any connection, until `resume`; nobody is told."""
-
-
-@dataclass(eq=False, slots=True)
-class Trap:
-    """Harm done once, to the first connection that comes to a place: so many bytes, or a byte string.
-
-    With `forward` the byte string passes first, otherwise it does not: where it came in pieces, all but the
-    last one are through. The first `skip` byte strings pass unharmed.
-    """
-
-    way: Way
-    at: int | bytes
-    harm: Harm
-    forward: bool
-    skip: int = 0
-    sprung: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def place(self, passed: int, tail: bytes, chunk: bytes) -> int | None:
-        """Return how much of a chunk comes before the harm, None for all; `passed` bytes, ending in `tail`, did."""
-        if isinstance(self.at, int):
-            return self.at - passed if passed <= self.at < passed + len(chunk) else None
-        before = tail[-(len(self.at) - 1) :] if len(self.at) > 1 else b""
-        found = (before + chunk).find(self.at)
-        while found >= 0 and self.skip:
-            self.skip -= 1
-            found = (before + chunk).find(self.at, found + len(self.at))
-        if found < 0:
-            return None
-        return max(0, found - len(before) + (len(self.at) if self.forward else 0))
 
 
 class Proxy:
@@ -109,11 +61,13 @@ class Proxy:
         """Lead new connections to another server."""
         self._dsn = dsn
 
-    def trap(self, way: Way, at: int | bytes, harm: Harm, *, forward: bool = True, skip: int = 0) -> Trap:
+    def trap(  # noqa: PLR0913 - the place has several sides
+        self, way: Way, at: int | bytes, harm: Harm, *, forward: bool = True, skip: int = 0, seconds: float = 0.0
+    ) -> Trap:
         """Set a trap. One that does no harm only tells, by `sprung`, that something came there."""
         if isinstance(at, bytes) and not 0 < len(at) <= LONGEST_PATTERN:
             raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} bytes")
-        trap = Trap(way, at, harm, forward, skip)
+        trap = Trap(way, at, harm, forward, skip, seconds)
         self._traps.append(trap)
         return trap
 
@@ -142,16 +96,18 @@ class Proxy:
         for link in links:
             await link.ended.wait()
 
-    def spring(self, way: Way, passed: int, tail: bytes, chunk: bytes) -> tuple[int, Harm]:
-        """Return how much of a chunk is forwarded, and what happens then."""
-        for trap in tuple(self._traps):
-            place = trap.place(passed, tail, chunk) if trap.way is way else None
-            if place is not None:
+    def spring(self, way: Way, passed: int, tail: bytes, chunk: bytes) -> tuple[int, list[Trap]]:
+        """Return how much of a chunk comes before the next traps, and these."""
+        places = {trap: trap.place(passed, tail, chunk) for trap in self._traps if trap.way is way}
+        first = min((place for place in places.values() if place is not None), default=len(chunk))
+        sprung = [trap for trap, place in places.items() if place == first]
+        for trap in places:
+            if trap in sprung:
                 self._traps.remove(trap)
                 trap.sprung.set()
-                if trap.harm is not Harm.NONE:
-                    return place, trap.harm
-        return len(chunk), Harm.NONE
+            else:
+                trap.let_pass(tail, chunk[:first])
+        return first, sprung
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Lead one client to the server."""
@@ -232,10 +188,10 @@ class _Link:
             self.ended.set()
 
     def suffer(self, harm: Harm) -> None:
-        """Have harm done."""
+        """Have harm done to the whole of it."""
         if harm is Harm.FREEZE:
             self._owner.freeze()
-        elif harm is not Harm.NONE:
+        elif harm in (Harm.CLOSE, Harm.RESET):
             for pipe in self._pipes if harm is Harm.RESET else ():
                 _reset(pipe.writer)
             self._scope.cancel()
@@ -259,15 +215,19 @@ class _Link:
             await self._owner.flowing.wait()
             if not chunk:
                 break
-            place, harm = self._owner.spring(pipe.way, pipe.passed, pipe.tail, chunk)
-            await self._forward(pipe, chunk[:place])
-            if harm is not Harm.NONE:
-                self.suffer(harm)
-                await checkpoint()
-                await self._owner.flowing.wait()
-                await self._forward(pipe, chunk[place:])
+            await self._pass(pipe, chunk)
         with suppress(OSError):
             pipe.writer.write_eof()
+
+    async def _pass(self, pipe: _Pipe, chunk: bytes) -> None:
+        while chunk:
+            place, traps = self._owner.spring(pipe.way, pipe.passed, pipe.tail, chunk)
+            await self._forward(pipe, chunk[:place])
+            chunk = chunk[place:]
+            for trap in traps:
+                self.suffer(trap.harm)
+                await anyio.sleep(trap.seconds)
+                await self._owner.flowing.wait()
 
     async def _forward(self, pipe: _Pipe, chunk: bytes) -> None:
         try:

@@ -18,7 +18,7 @@ import pytest
 from pgratchet import Migrator, embedded
 from pgratchet.postgres.session import VANISHED_AFTER
 from tests.processes import Replica, replicas
-from tests.support import Write, ask, column, connected, deserted, sessions, states, tell, until
+from tests.support import Write, ask, column, connected, deserted, missing, sessions, states, tell, until
 
 pytestmark = pytest.mark.anyio
 
@@ -94,9 +94,9 @@ def _run(*command: str) -> str:
 
 @contextmanager
 def other_side() -> Iterator[Side]:
-    """Yield the other side of a new wire; skips where none can be made. Nothing of it is left in the end."""
+    """Yield the other side of a new wire; none can be made without root. Nothing of it is left in the end."""
     if sys.platform != "linux" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "ss"))):
-        pytest.skip("network namespaces need Linux, root, and iproute2")
+        missing("network namespaces need Linux, root, and iproute2")
     side = Side(f"pgr{os.getpid()}")
     try:
         try:
@@ -107,7 +107,7 @@ def other_side() -> Iterator[Side]:
             _run(*side.prefix, "ip", "address", "add", f"{THERE}/30", "dev", side.name)
             _run(*side.prefix, "ip", "link", "set", side.name, "up")
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespace can be made here: {error.stderr}")
+            missing(f"no network namespace can be made here: {error.stderr}")
         yield side
     finally:
         for command in (["ip", "link", "del", side.name], ["ip", "netns", "del", side.name]):

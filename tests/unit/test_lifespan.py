@@ -72,6 +72,16 @@ async def test_an_unknown_mode_is_refused_at_once(events: list[str]) -> None:
     assert events == []
 
 
+async def test_a_bare_generator_is_refused_at_once_and_not_after_the_migration(events: list[str]) -> None:
+    async def inner(_: object) -> AsyncIterator[None]:
+        yield
+
+    with pytest.raises(UsageError, match="asynccontextmanager"):
+        migrated(migrator(events), inner=inner)  # type: ignore[arg-type] # that is the mistake
+
+    assert events == []
+
+
 async def test_nothing_happens_before_the_application_starts(events: list[str]) -> None:
     migrated(migrator(events))(object())
 

@@ -66,7 +66,7 @@ class _Run:
 
     async def run(self, *, over_failed: bool) -> None:
         script, done = self._claim.step.script, self._claim.step.done
-        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._in_doubt)
+        await self._open(over_failed=over_failed)
         for segment in lasting(script, done):
             # The session that they were made in is gone.
             await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
@@ -75,14 +75,29 @@ class _Run:
             await self._statement(segment, before, after)
         await self._ours(self._framing.recording(self._records.close(self._claim)))
 
+    async def _open(self, *, over_failed: bool) -> None:
+        """Claim the script, again and again while somebody's lock on the history is in the way."""
+        step, attempt = self._claim.step, 0
+        while True:
+            try:
+                return await self._ours(self._opening(over_failed=over_failed), in_doubt=self._in_doubt)
+            except StepError as error:
+                cause = error.cause
+                if not isinstance(cause, asyncpg.PostgresError) or not may_pass(cause, attempt):
+                    raise
+            place = f"{step.direction} {step.migration.version} {step.migration.name}"
+            await self._wire.before_retry(place, cause, attempt)
+            attempt += 1
+
     def _opening(self, *, over_failed: bool) -> str:
         framing, claim = self._framing, self._claim
-        statement_timeout = framing.limits.of(claim.step.script.source.options).statement_timeout
+        limits = framing.limits.of(claim.step.script.source.options)
         return (
-            framing.recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            f"SET lock_timeout = {milliseconds(limits.lock_timeout)};"
+            + framing.recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
             # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
             # it would end what runs concurrently while that waits for older transactions.
-            + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(statement_timeout)};"
+            + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(limits.statement_timeout)};"
             + f"SET application_name = {literal(framing.application(claim))}"
         )
 

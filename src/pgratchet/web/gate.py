@@ -9,8 +9,8 @@ from pgratchet.migrator import Migrator
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-"""ASGI's own types (asgiref, specs/main.rst); every framework has names of its own for them."""
+App = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application (asgiref, specs/main.rst). Each framework has types of its own for what it takes."""
 
 OK, UNAVAILABLE = 200, 503
 TRY_AGAIN_LATER = 1013

@@ -1,5 +1,6 @@
 """The lifespan hook: an application does not start before its schema is there."""
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -51,6 +52,8 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
             raise UsageError(f"mode is '{mode}'; it must be one of {', '.join(verbs)}")
         if on_slow not in ("wait", "serve-not-ready"):
             raise UsageError(f"on_slow is '{on_slow}'; it must be one of wait, serve-not-ready")
+        if inspect.isasyncgenfunction(inner):
+            raise UsageError("inner is a bare generator: decorate it with contextlib.asynccontextmanager")
         self._verb = verbs[mode]
         self._inner = inner
         self._patience = None if on_slow == "wait" else slow_after

@@ -8,13 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
-from fastapi import FastAPI, Request
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
-from starlette.testclient import TestClient
 
 from pgratchet import BehindError, BudgetExceededError, MigrationFailedError, Migrator, UsageError, migrated
+from tests.frameworks.drivers import started
 from tests.support import PASS_GATE, Write, ask, deserted, exists, gate, runner_lock, states, tell, waiters
 
 anyio_test = pytest.mark.anyio
@@ -40,88 +37,6 @@ def inner(dsn: str, events: list[str]) -> Callable[[Any], AbstractAsyncContextMa
         events.append("end")
 
     return lifespan
-
-
-class TestFastAPI:
-    def test_starts_on_a_finished_schema(self, dsn: str, migrator: Migrator) -> None:
-        app = FastAPI(lifespan=migrated(migrator))
-
-        @app.get("/")
-        async def read() -> int:
-            return int(await ask(dsn, "SELECT n FROM a"))
-
-        with TestClient(app) as client:
-            assert client.get("/").json() == 7
-        with TestClient(app) as client:
-            assert client.get("/").json() == 7
-
-    def test_gets_the_state_of_its_own_lifespan(self, dsn: str, migrator: Migrator) -> None:
-        events: list[str] = []
-        app = FastAPI(lifespan=migrated(migrator, inner=inner(dsn, events)))
-
-        @app.get("/")
-        async def read(request: Request) -> int:
-            return int(request.state.found)
-
-        with TestClient(app) as client:
-            assert client.get("/").json() == 7
-            assert events == ["start of FastAPI"]
-        assert events == ["start of FastAPI", "end"]
-
-    def test_does_not_start_on_a_failing_migration(self, dsn: str, write: Write, migrator: Migrator) -> None:
-        write({"002_b.sql": "SELECT 1/0;"})
-        events: list[str] = []
-        app = FastAPI(lifespan=migrated(migrator, inner=inner(dsn, events)))
-        with pytest.raises(MigrationFailedError), TestClient(app):
-            pass
-        assert events == []
-        asyncio.run(deserted(dsn, 2))
-        write({"002_b.sql": "INSERT INTO a VALUES (7);"})
-        with TestClient(app):
-            assert events == ["start of FastAPI"]
-
-
-class TestStarlette:
-    def test_starts_on_a_finished_schema(self, dsn: str, migrator: Migrator) -> None:
-        async def read(request: Any) -> JSONResponse:
-            return JSONResponse(request.state.found)
-
-        app = Starlette(routes=[Route("/", read)], lifespan=migrated(migrator, inner=inner(dsn, [])))
-        with TestClient(app) as client:
-            assert client.get("/").json() == 7
-
-    @anyio_test
-    async def test_tells_the_server_that_start_up_failed(self, write: Write, migrator: Migrator) -> None:
-        write({"002_b.sql": "SELECT 1/0;"})
-        sent = await asgi_lifespan(Starlette(lifespan=migrated(migrator)), raises=MigrationFailedError)
-        assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-        assert "division by zero" in sent[0]["message"]
-
-    @anyio_test
-    async def test_tells_the_server_that_it_has_started(self, dsn: str, migrator: Migrator) -> None:
-        sent = await asgi_lifespan(Starlette(lifespan=migrated(migrator)))
-        assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-        assert await exists(dsn, "a")
-
-
-async def asgi_lifespan(app: Any, raises: type[Exception] | None = None) -> list[Any]:
-    """Drive an application's lifespan as a server does, and return what it said."""
-    sent: list[Any] = []
-    orders = iter(["lifespan.startup", "lifespan.shutdown"])
-
-    async def receive() -> dict[str, str]:
-        return {"type": next(orders)}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-    if raises is None:
-        await app(scope, receive, send)
-    else:
-        with pytest.raises(raises):
-            await app(scope, receive, send)
-    return sent
 
 
 @anyio_test
@@ -244,9 +159,14 @@ class TestTheHook:
     async def test_of_many_applications_at_once_migrates_once(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE SEQUENCE runs")
         folder = write({"001_a.sql": "SELECT nextval('runs'); SELECT pg_sleep(0.1);"})
+
+        async def start(app: Starlette) -> None:
+            async with started(app):
+                pass
+
         apps = [Starlette(lifespan=migrated(Migrator(dsn, folder))) for _ in range(6)]
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 for app in apps:
-                    tasks.start_soon(asgi_lifespan, app)
+                    tasks.start_soon(start, app)
         assert await ask(dsn, "SELECT last_value FROM runs") == 1

@@ -1,0 +1,115 @@
+"""Ready-made checks of a folder of migrations: tests, for a project to import into a module of its own."""
+
+import ast
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pgratchet import Migrator
+from pgratchet.core.errors import MigrationFailedError, PgratchetError
+from pgratchet.core.model import Kind, Migration
+from pgratchet.directory import Location
+from pgratchet.testing import dumps, released
+from pgratchet.testing.databases import Databases, MakeMigrator, run
+
+
+def test_every_migration_applies(pgratchet_empty_dsn: str, pgratchet_migrator: MakeMigrator) -> None:
+    """Apply every migration on an empty database."""
+    migrator = pgratchet_migrator(pgratchet_empty_dsn)
+    with _failing():
+        run(migrator.up)
+        run(migrator.check)
+
+
+def test_every_down_undoes_its_up(pgratchet_databases: Databases, pgratchet_migrator: MakeMigrator) -> None:
+    """Go one step up and down again from each version, and find the schema as it was; data are not looked at."""
+    with _failing(), pgratchet_databases.empty() as dsn:
+        walk = _Walk(pgratchet_databases, pgratchet_migrator, dsn)
+        problems = [problem for migration in walk.migrations() for problem in walk.step(migration)]
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def test_no_released_migration_was_edited(pgratchet_migrations: Location, pytestconfig: pytest.Config) -> None:
+    """Compare the files with those of the release: none of them is edited, renumbered or gone."""
+    if not isinstance(pgratchet_migrations, str | os.PathLike):
+        pytest.fail("only a folder can be compared with a git ref, not a package's resources", pytrace=False)
+    with _failing():
+        problems = released.edits(Path(pgratchet_migrations), pytestconfig.getini("pgratchet_released"))
+    if problems:
+        pytest.fail("\n".join(map(str, problems)), pytrace=False)
+
+
+class _Walk:
+    """A way up, one version after the other, with a step up and down on a copy before each."""
+
+    def __init__(self, databases: Databases, make_migrator: MakeMigrator, dsn: str) -> None:
+        self._databases = databases
+        self._make_migrator = make_migrator
+        self._dsn = dsn
+        self._migrator = make_migrator(dsn)
+        self._table = self._migrator._settings.table  # noqa: SLF001 - of this package
+        self._pg_dump = dumps.find_pg_dump(databases.server_major())
+
+    def migrations(self) -> Iterator[Migration]:
+        """Yield each migration, oldest first."""
+        # This makes the history, with its schema and its grants: they are no migration's to undo.
+        run(partial(self._migrator.down, 0))
+        for entry in run(self._migrator.status):
+            if entry.migration is not None:
+                yield entry.migration
+
+    def step(self, migration: Migration) -> Iterator[str]:
+        """Apply a migration for good; yield what is wrong with its way down, if it has one."""
+        if _has_way_down(migration):
+            with self._databases.clone(self._dsn) as copy:
+                yield from self._there_and_back(migration, self._make_migrator(copy), copy)
+        run(partial(self._migrator.up, migration.version))
+
+    def _there_and_back(self, migration: Migration, migrator: Migrator, copy: str) -> Iterator[str]:
+        before = dumps.dump(self._pg_dump, copy, self._table)
+        run(partial(migrator.up, migration.version))
+        try:
+            run(migrator.down)
+        except MigrationFailedError as error:
+            yield _described(error)
+            return
+        different = list(dumps.differences(before, dumps.dump(self._pg_dump, copy, self._table)))
+        if different and migration.down is not None:
+            message = "leaves another schema than its up found"
+            yield f"{migration.down.path}: down {migration.version} {migration.name} {message}"
+            yield from different
+
+
+def _has_way_down(migration: Migration) -> bool:
+    if migration.down is None or migration.kind is Kind.SQL:
+        return migration.down is not None
+    try:
+        tree = ast.parse(migration.down.text)
+    except SyntaxError:
+        return False  # as its way up, which comes next, will say
+    return any(getattr(node, "name", "") == "down" for node in tree.body)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turn what pgratchet raises into a failure without a traceback: it points at files, not at code."""
+    try:
+        yield
+    except PgratchetError as error:
+        said = _described(error)
+    else:
+        return
+    pytest.fail(said, pytrace=False)
+
+
+def _described(error: PgratchetError) -> str:
+    if not isinstance(error, MigrationFailedError):
+        return str(error)
+    failure = error.failure
+    more = {"statement": failure.statement, "detail": failure.detail, "hint": failure.hint, "context": failure.context}
+    return "\n".join([str(error), *(f"  {name}: {text}" for name, text in more.items() if text)])

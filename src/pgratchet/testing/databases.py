@@ -1,0 +1,104 @@
+"""Databases on one server, under names that no other run has, from code that is not asynchronous."""
+
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from anyio.from_thread import start_blocking_portal
+
+from pgratchet import Migrator, embedded
+from pgratchet.postgres import databases
+
+MakeMigrator = Callable[[str], Migrator]
+"""Makes the migrator of the database that a DSN leads to."""
+
+ROOM = 2 << 30
+"""Bytes that are free in memory where a server is kept in it: it takes 100 MB, and each database 8 MB or more."""
+
+T = TypeVar("T")
+
+
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what a coroutine function returns, called in a loop and a thread of its own; an interrupt cancels it.
+
+    Not by asyncio.run: the caller's thread may be running a loop already, and has a current one to keep.
+    """
+    with start_blocking_portal("asyncio") as portal:
+        return portal.call(work)
+
+
+@contextmanager
+def server(dsn: str | None = None) -> Iterator[str]:
+    """Yield the DSN of a server: the one that is given, the one in DATABASE_URL, or a private one that ends with it.
+
+    The private one is in memory where there is room, and listens on a free port of 127.0.0.1.
+    """
+    if given := dsn or os.environ.get("DATABASE_URL"):
+        yield given
+        return
+    with embedded.server(tcp=True, folder=_memory()) as private:
+        yield private.dsn
+
+
+def _memory() -> Path | None:
+    folder = Path("/dev/shm")  # noqa: S108 - private directories are made in it
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM else None
+
+
+class Databases:
+    """Makes databases on the server that a DSN leads to, and drops them; a database is told by its DSN.
+
+    Everything may be called from any thread, also from inside a running event loop, which waits meanwhile.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self._prefix = databases.unique_prefix()
+        self._numbers = count(1)
+
+    def sweep(self) -> None:
+        """Drop what runs that were killed have left on the server, a day ago or earlier."""
+        run(partial(databases.sweep, self.server))
+
+    def server_major(self) -> int:
+        """Return the server's major version."""
+        return run(partial(databases.major, self.server))
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """Yield the DSN of an empty database, dropped afterwards whoever is still connected."""
+        with self._copy("template0") as dsn:
+            yield dsn
+
+    @contextmanager
+    def migrated(self, make_migrator: MakeMigrator) -> Iterator[str]:
+        """Yield the same, but with every migration applied."""
+        with self.empty() as dsn:
+            run(make_migrator(dsn).up)
+            yield dsn
+
+    @contextmanager
+    def clone(self, template: str) -> Iterator[str]:
+        """Yield the same, but as a copy of the database of another DSN, to which nobody is connected."""
+        with self._copy(urlsplit(template).path.removeprefix("/")) as dsn:
+            yield dsn
+
+    @contextmanager
+    def _copy(self, template: str) -> Iterator[str]:
+        name = f"{self._prefix}{next(self._numbers)}"
+        run(partial(databases.create, self.server, name, template))
+        try:
+            yield self.dsn_of(name)
+        finally:
+            run(partial(databases.drop, self.server, name))
+
+    def dsn_of(self, name: str) -> str:
+        """Return the DSN of a database on the server, whether or not it exists."""
+        parts = urlsplit(self.server)
+        return f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")

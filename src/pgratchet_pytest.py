@@ -1,0 +1,77 @@
+"""The pytest plugin: fixtures, and the options they read.
+
+Beside the package and not in it, because pytest imports it at every start, and a module in a package imports that too.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what can be written into pytest's own settings."""
+    parser.addini(
+        "pgratchet_server", "DSN of a server to test on (default: DATABASE_URL, or a private one)", default=""
+    )
+    parser.addini(
+        "pgratchet_migrations", "folder of migrations, from the root directory", default="migrations/versions"
+    )
+    parser.addini("pgratchet_released", "git ref of what is released, or a pattern of tags", default="origin/main")
+
+
+@pytest.fixture(scope="session")
+def pgratchet_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Yield the DSN of the server that databases are made on, as a role that may: the given one, or a private one."""
+    from pgratchet.testing.databases import server  # noqa: PLC0415 - at the first use: see above
+
+    with server(pytestconfig.getini("pgratchet_server")) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def pgratchet_migrations(pytestconfig: pytest.Config) -> str | os.PathLike[str]:
+    """Return the folder of migrations."""
+    folder: str = pytestconfig.getini("pgratchet_migrations")
+    return Path(pytestconfig.rootpath, folder)
+
+
+@pytest.fixture(scope="session")
+def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str]) -> Callable[[str], Any]:
+    """Return a function that makes the Migrator of the database that a DSN leads to; override it for options."""
+    from pgratchet import Migrator  # noqa: PLC0415 - as above
+
+    return lambda dsn: Migrator(dsn, pgratchet_migrations)
+
+
+@pytest.fixture(scope="session")
+def pgratchet_databases(pgratchet_server: str) -> Any:
+    """Return what makes and drops databases: `with pgratchet_databases.empty() as dsn`, or `.clone(template)`."""
+    from pgratchet.testing.databases import Databases  # noqa: PLC0415 - as above
+
+    databases = Databases(pgratchet_server)
+    databases.sweep()
+    return databases
+
+
+@pytest.fixture(scope="session")
+def pgratchet_template(pgratchet_databases: Any, pgratchet_migrator: Callable[[str], Any]) -> Iterator[str]:
+    """Yield the DSN of the migrated database that is copied for each test; override it to put rows into it."""
+    with pgratchet_databases.migrated(pgratchet_migrator) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def pgratchet_dsn(pgratchet_databases: Any, pgratchet_template: str) -> Iterator[str]:
+    """Yield the DSN, for asyncpg, of a migrated database of this test's own, dropped whoever is still connected."""
+    with pgratchet_databases.clone(pgratchet_template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def pgratchet_empty_dsn(pgratchet_databases: Any) -> Iterator[str]:
+    """Yield the DSN, for asyncpg, of an empty database of this test's own, dropped whoever is still connected."""
+    with pgratchet_databases.empty() as dsn:
+        yield dsn
