@@ -182,7 +182,7 @@ class Run:
                 _log.warning("%s; waiting for a primary", error)
                 await self._budget.pause(*PRIMARY_PAUSE, str(error))
             except ConnectionLostError as error:
-                if len(self.progress.finished) > finished:
+                if len(self.progress.finished) != finished:
                     losses, deaths, finished = 0, 0, len(self.progress.finished)
                 losses += 1
                 # What an earlier session has left unanswered was not under way in this one.
@@ -240,11 +240,19 @@ class Run:
         """
         await self._resolve(connection)
         entries = await self.look(connection)
+        self._forget_lost(entries)
         self._raise_new_failure(planning.failures(entries))
         if self._by is Lock.TRANSACTION and any(entry.state is State.RUNNING for entry in entries):
             await self._raise_if_busy(connection)
         halfway.refuse_interrupted(entries, direction)
         return entries
+
+    def _forget_lost(self, entries: Iterable[Entry]) -> None:
+        """Report no step whose COMMIT was answered by a server that another has taken over from without it."""
+        rows = (entry.applied for entry in entries if entry.applied)
+        applied = {row.version for row in rows if row.state is RecordState.APPLIED}
+        for step in self.progress.drop_lost(applied):
+            _log.warning("%s %s %s was committed, and the server has lost it", step.direction, step.version, step.name)
 
     async def _raise_if_busy(self, connection: Connection) -> None:
         if not await lock.is_free(connection, self._settings.table.lock_key):

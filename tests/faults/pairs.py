@@ -11,9 +11,9 @@ from pgratchet.embedded import Server
 
 
 @contextmanager
-def pair(folder: Path | None) -> Iterator[tuple[Server, Server]]:
-    """Yield a primary and a standby; what the primary has said to be committed, the standby has as well."""
-    settings = {"synchronous_standby_names": "*"}
+def pair(folder: Path | None, *, synchronous: bool = True) -> Iterator[tuple[Server, Server]]:
+    """Yield a primary and a standby; what a synchronous one has said to be committed, the standby has as well."""
+    settings = {"synchronous_standby_names": "*"} if synchronous else {}
     with (
         embedded.server(tcp=True, folder=folder, settings=settings) as primary,
         embedded.server(tcp=True, folder=folder) as standby,

@@ -1,7 +1,8 @@
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from pgratchet import BudgetExceededError, Migrator, ServerError
+from pgratchet import BudgetExceededError, Finished, Migrator, ServerError
 from pgratchet.embedded import Server
 from pgratchet.embedded import server as embedded_server
 from tests.faults.pairs import pair
@@ -177,6 +178,94 @@ class TestAFailover:
                 assert runs.running == 2
                 assert await ask(standby.dsn, "SELECT pg_promote()")
         await applied_once(standby.dsn, runs, 7)
+
+
+INSERT = "INSERT INTO ledger VALUES ({});"
+DELETE = "DELETE FROM ledger WHERE n = {};"
+# Python, so that no message is shared, and what is done is known.
+LOSABLE = {f"{n:03}_m.py": f"async def up(c):\n    await c.execute('{INSERT.format(n)}')\n" for n in range(1, 6)}
+REVERTIBLE = {f"{n:03}_m.sql": INSERT.format(n) for n in range(1, 6)} | {
+    f"{n:03}_m.down.sql": DELETE.format(n) for n in range(1, 6)
+}
+
+
+class TestAFailoverThatLosesCommits:
+    """Those that an asynchronous standby never got: history and effects go together."""
+
+    @pytest.fixture
+    def servers(self, memory: Path | None) -> Iterator[tuple[Server, Server]]:
+        with pair(memory, synchronous=False) as servers:
+            yield servers
+
+    @pytest.mark.parametrize("ended", [False, True], ids=["in mid-run", "after a run"])
+    async def test_has_what_is_lost_applied_again_and_reported_once(
+        self, servers: tuple[Server, Server], write: Write, caplog: pytest.LogCaptureFixture, *, ended: bool
+    ) -> None:
+        primary, standby = servers
+        await tell(primary.dsn, "CREATE TABLE ledger (n int)")
+        folder = write(LOSABLE)
+        await Migrator(primary.dsn, folder).up(to=1)
+        await cut_off(primary, standby)
+        if ended:
+            assert len(await Migrator(primary.dsn, folder).up()) == 4
+            await take_over(primary, standby)
+            finished = await Migrator(standby.dsn, folder).up()
+        else:
+            sql = INSERT.format(4) + PASS_GATE.strip()
+            write({"004_m.py": f"async def up(c):\n    await c.execute('{sql}')\n"})
+            finished = await through_a_failover(primary, standby, Migrator.up, folder)
+        assert [step.version for step in finished] == ["2", "3", "4", "5"]
+        lost = [n for n in range(1, 6) if f"up {n} m was committed, and the server has lost it" in caplog.text]
+        assert lost == ([] if ended else [2, 3])
+        assert sorted(await column(standby.dsn, "SELECT n FROM ledger")) == [1, 2, 3, 4, 5]
+        assert await states(standby.dsn) == dict.fromkeys("12345", "applied")
+
+    async def test_has_what_is_lost_reverted_again_and_reported_once(
+        self, servers: tuple[Server, Server], write: Write
+    ) -> None:
+        primary, standby = servers
+        await tell(primary.dsn, "CREATE TABLE ledger (n int)")
+        folder = write(REVERTIBLE | {"003_m.down.sql": DELETE.format(3) + PASS_GATE})
+        await Migrator(primary.dsn, folder).up()
+        await cut_off(primary, standby)
+        down = partial(Migrator.down, to=1)
+        finished = await through_a_failover(primary, standby, down, folder)
+        assert [step.version for step in finished] == ["5", "4", "3", "2"]
+        assert await column(standby.dsn, "SELECT n FROM ledger") == [1]
+        assert len(await Migrator(standby.dsn, folder).up()) == 4
+
+
+async def cut_off(primary: Server, standby: Server) -> None:
+    """Return when the standby has everything that the primary has now, and will not get more."""
+    position = await ask(primary.dsn, "SELECT pg_current_wal_flush_lsn()::text")
+    await until(lambda: ask(standby.dsn, "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position))
+    await tell(standby.dsn, "ALTER SYSTEM SET primary_conninfo = ''")
+    await tell(standby.dsn, "SELECT pg_reload_conf()")
+    await until(lambda: ask(standby.dsn, "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"))
+
+
+async def take_over(primary: Server, standby: Server) -> None:
+    await anyio.to_thread.run_sync(primary.stop, "immediate")
+    assert await ask(standby.dsn, "SELECT pg_promote()")
+
+
+async def through_a_failover(
+    primary: Server, standby: Server, verb: Callable[[Migrator], Awaitable[tuple[Finished, ...]]], folder: Path
+) -> tuple[Finished, ...]:
+    """Return what a run has finished whose server was lost when it stood at the gate, and the standby took over."""
+    finished: list[Finished] = []
+
+    async def run(dsn: str) -> None:
+        finished.extend(await verb(Migrator(dsn, folder, lock_timeout=0)))
+
+    async with proxy(primary.dsn) as endpoint, anyio.create_task_group() as tasks, gate(primary.dsn) as closed:
+        tasks.start_soon(run, endpoint.dsn)
+        await closed.reached()
+        await take_over(primary, standby)
+        endpoint.lead_to(standby.dsn)
+        endpoint.cut()
+    await deserted(standby.dsn)
+    return tuple(finished)
 
 
 @pytest.mark.parametrize("budget", [None, 1.5], ids=["until it is over", "while the budget lasts"])

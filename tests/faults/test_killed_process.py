@@ -4,9 +4,11 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet.postgres.lock import HOLDERS, halves
 from tests.processes import replicas
 from tests.support import (
     GATE,
+    LOCK_KEY,
     PASS_GATE,
     Write,
     ask,
@@ -34,6 +36,10 @@ async def asleep(dsn: str) -> int:
     return await until(sleeps)
 
 
+SLOW = "CREATE OR REPLACE FUNCTION slow(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT n FROM pg_sleep({})'"
+HELD = f"SELECT count(*) FROM {HOLDERS}"
+
+
 @pytest.mark.parametrize("signal", ["kill", "terminate"])
 @pytest.mark.parametrize(
     "files",
@@ -41,24 +47,32 @@ async def asleep(dsn: str) -> int:
         {"001_a.sql": "CREATE TABLE a (); " + SLEEP},
         {"001_a.sql": "SELECT 1;", "002_b.sql": "CREATE TABLE a (); " + SLEEP},
         {"001_a.py": f"async def up(c):\n    await c.execute('CREATE TABLE a (); {SLEEP}')\n"},
+        {"001_a.sql": "-- pgratchet: no-transaction\nCREATE TABLE a (); " + SLEEP},
+        {"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "CREATE INDEX CONCURRENTLY i ON t (slow(n));"},
     ],
-    ids=["alone", "in company", "Python"],
+    ids=["alone", "in company", "Python", "statement by statement", "CREATE INDEX CONCURRENTLY"],
 )
 async def test_in_mid_statement_frees_the_lock_within_two_seconds(
     dsn: str, write: Write, files: dict[str, str], signal: str
 ) -> None:
+    await tell(dsn, "CREATE TABLE t AS SELECT 1 AS n;" + SLOW.format(600))
     folder = write(files)
-    async with replicas(1, dsn, folder) as (replica,):
+    async with replicas(1, dsn, folder) as (replica,), connected(dsn) as observer:
         await replica.go()
         await asleep(dsn)
+        assert await observer.fetchval(HELD, *halves(LOCK_KEY))
         getattr(replica.process, signal)()
         killed = time.monotonic()
-        write({name: text.replace("600", "0") for name, text in files.items()})
-        with anyio.fail_after(10):
-            finished = await Migrator(dsn, folder).up()
-        assert time.monotonic() - killed < 2.5
+        while await observer.fetchval(HELD, *halves(LOCK_KEY)):
+            assert time.monotonic() - killed < 2.0
+            await anyio.sleep(0.02)
+    await tell(dsn, SLOW.format(0))
+    write({name: text.replace("600", "0") for name, text in files.items()})
+    with anyio.fail_after(10):
+        finished = await Migrator(dsn, folder).up()
     assert [step.version for step in finished] == [str(int(name[:3])) for name in files][-len(finished) :]
     assert await exists(dsn, "a")
+    assert await column(dsn, "SELECT indisvalid FROM pg_index WHERE NOT indisvalid") == []
     assert set((await states(dsn)).values()) == {"applied"}
 
 

@@ -1,9 +1,9 @@
 """How far a run has come."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pgratchet.core.events import Tell
-from pgratchet.core.model import Finished
+from pgratchet.core.model import Direction, Finished
 from pgratchet.postgres.records import Claim
 
 Group = tuple[Claim, ...]
@@ -25,3 +25,10 @@ class Progress:
         for step in steps:
             self.finished.append(step)
             self.tell(step)
+
+    def drop_lost(self, applied: Collection[str]) -> list[Finished]:
+        """Drop, and return, the steps that a server has lost, given which versions it has, and nobody may change."""
+        last = {step.version: step for step in self.finished}
+        lost = [step for step in last.values() if (step.direction is Direction.UP) != (step.version in applied)]
+        self.finished[:] = [step for step in self.finished if step not in lost]
+        return lost
