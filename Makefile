@@ -1,7 +1,7 @@
 PYTHON ?= python3
 ARGS ?=
 # More than there are processors: half of what the tests do is wait.
-JOBS ?= 4
+JOBS ?= 6
 
 VENV := .venv
 RUN := $(VENV)/bin/python
