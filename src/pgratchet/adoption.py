@@ -25,11 +25,11 @@ async def adopt(
     table = _target(settings, source)
     key = None if settings.lock is Lock.NONE else table.lock_key
     async with open_session(settings.direct, budget) as connection:
-        frames.refuse_useless(await frames.facts(connection, None))
+        facts = await frames.facts(connection, None, settings.owner)
+        frames.refuse_useless(facts)
         history = History(table, settings.owner)
         async with lock.exclusively(connection, key, budget, settings.owner):
-            if not await history.exists(connection):
-                await history.create(connection, settings.readers)
+            await history.ensure(connection, settings.readers_of(facts.login))
             return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
 
 

@@ -14,7 +14,7 @@ from pgratchet import directory, journal, telling
 from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
-from pgratchet.core.events import Done, Event, failed
+from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
@@ -141,7 +141,7 @@ class Migrator:
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
-        run = await self._run()
+        run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection)
         plan = planning.plan_up(entries, _version(to))
@@ -159,7 +159,7 @@ class Migrator:
 
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
-        run, version = await self._run(), _version(to)
+        run, version = await self._run(_silent), _version(to)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -205,8 +205,9 @@ class Migrator:
             _log.warning("%s", warning)
         return catalogue
 
-    async def _run(self) -> Run:
-        return Run(self._settings, await self._read(), Budget(self.budget))
+    async def _run(self, tell: Tell | None = None) -> Run:
+        settings = self._settings if tell is None else self._settings._replace(tell=tell)
+        return Run(settings, await self._read(), Budget(self.budget))
 
     async def _work(self, work: Callable[[Run], Awaitable[None]]) -> tuple[Finished, ...]:
         """Do the work of one run and return what it has finished; how it ended is told, whatever that was."""
@@ -252,6 +253,10 @@ class _Reverting:
 
     def plan_again(self, entries: Sequence[Entry]) -> Plan:
         return planning.plan_again(entries, self._versions or ())
+
+
+def _silent(_: Event) -> None:
+    """Tell nobody: what only looks, or is undone, says nothing of what the last run has come to."""
 
 
 def _sessions(dsn: str | None, connect: Connect | None) -> Callable[..., Connect]:

@@ -24,10 +24,9 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     async with open_session(settings.direct, budget) as connection:
         history = History(settings.table, settings.owner)
         async with lock.exclusively(connection, key, budget, settings.owner):
-            facts = await frames.facts(connection, None)
+            facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
-            if not await history.exists(connection):
-                await history.create(connection, settings.readers)
+            await history.ensure(connection, settings.readers_of(facts.login))
             entry = await _entry(connection, history, catalogue, judgement.version)
             await _record(connection, settings, entry, judgement, facts)
             return await _entry(connection, history, catalogue, judgement.version)
@@ -45,7 +44,7 @@ async def _record(
 ) -> None:
     settled = settle(entry, judgement.verdict)
     if entry.applied is not None and entry.state is State.RUNNING:
-        who = await backends.runner(connection, entry.applied)
+        who = await backends.runner(connection, entry.applied, settings.owner)
         if who:
             raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
     writer = facts.writer(settings.tool_version)

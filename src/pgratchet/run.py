@@ -54,7 +54,7 @@ class Run:
         self._by = settings.lock or Lock.SESSION
         self._records = _records(settings.table, self._by)
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
-        self._history = History(settings.table)
+        self._history = History(settings.table, settings.owner)
         self._old_failures: dict[str, datetime | None] | None = None
         self._told: dict[str, datetime | None] = {}
 

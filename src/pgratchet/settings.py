@@ -32,6 +32,10 @@ class Settings(NamedTuple):
     readers: tuple[str, ...] = ()
     lock: Lock | None = None
 
+    def readers_of(self, login: str) -> tuple[str, ...]:
+        """Return who may read the history, given the role that logs in: beside an owner it has to be told so."""
+        return self.readers if self.owner is None else (*self.readers, login)
+
 
 class Held(NamedTuple):
     """A session whose turn it is, and what a run knows there; `look` compares again, for one direction."""

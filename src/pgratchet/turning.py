@@ -23,13 +23,8 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
     framing = await _framing(held)
     settings = held.settings
-    history = History(settings.table, settings.owner)
-    # Behind a pooler the role that logs in is the one that reads.
-    readers = settings.readers if settings.owner is None else (*settings.readers, framing.facts.login)
-    if await history.exists(held.connection):
-        await history.grant(held.connection, readers)
-    else:
-        await history.create(held.connection, readers)
+    readers = settings.readers_of(framing.facts.login)
+    await History(settings.table, settings.owner).ensure(held.connection, readers)
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
@@ -58,7 +53,7 @@ async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
     """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
     waited = False
     for row in rows:
-        who = partial(backends.runner, held.connection, row)
+        who = partial(backends.runner, held.connection, row, held.settings.owner)
         waited |= await backends.until_gone(who, held.budget, f"{row.version} {row.name} is half done")
     return waited
 
@@ -69,7 +64,8 @@ def _wire(held: Held) -> Wire:
 
 async def _framing(held: Held) -> Framing:
     session = held.lock is Lock.SESSION
-    facts = await frames.facts(held.connection, lock.held(held.settings.table.lock_key) if session else None)
+    condition = lock.held(held.settings.table.lock_key) if session else None
+    facts = await frames.facts(held.connection, condition, held.settings.owner)
     frames.refuse_useless(facts)
     settings = held.settings
     if not (facts.prepared or facts.pooled):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import anyio
 import pytest
 
+from pgratchet import Migrator
 from pgratchet.testing.databases import Databases, run
 from tests.support import column, connected, tell
 
@@ -237,6 +238,35 @@ def test_it(pgratchet_dsn):
     outcome = project.test()
 
     assert outcome.tests == {"test_it": "passed", APPLIES: "passed", UNDOES: "passed"}, outcome.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("option", ["connect=elsewhere", "dsn, direct_dsn=OTHER"])
+async def test_a_migrator_that_leads_elsewhere_is_refused_and_nothing_is_done_there(
+    project: Project, dsn: str, option: str
+) -> None:
+    fixtures = f"""
+from pgratchet import Migrator
+OTHER = {dsn!r}
+
+async def elsewhere():
+    return await asyncpg.connect(OTHER, statement_cache_size=0)
+
+@pytest.fixture(scope="session")
+def pgratchet_migrator(pgratchet_migrations):
+    return lambda dsn: Migrator({option}, migrations=pgratchet_migrations)
+"""
+    project.write(
+        {**USERS, **CHECKS, "conftest.py": HELPERS + fixtures, "test_them.py": "def test_it(pgratchet_dsn): pass"}
+    )
+    await Migrator(dsn, project.folder / "migrations" / "versions").up()
+    await tell(dsn, "INSERT INTO users VALUES ('somebody')")
+
+    outcome = project.test()
+
+    assert outcome.tests == {"test_it": "error", APPLIES: "failed", UNDOES: "failed"}, outcome.text
+    assert outcome.text.count("let it use the DSN that it is given") >= 3
+    assert await column(dsn, "SELECT email FROM users") == ["somebody"]
 
 
 @pytest.mark.anyio

@@ -182,6 +182,22 @@ async def test_who_waits_for_somebody_else_is_ready_when_that_one_is_done(
     assert events[-1] == Done(())
 
 
+async def test_who_only_looks_or_rehearses_tells_nothing(dsn: str, write: Write, events: list[Event]) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    migrator = Migrator(dsn, folder, listener=events.append)
+    await migrator.up()
+    before = migrator.readiness
+    write({"002_b.sql": "SELECT 2;"})
+    events.clear()
+
+    await migrator.plan()
+    await migrator.rehearse()
+    await migrator.status()
+
+    assert events == []
+    assert migrator.readiness == before
+
+
 async def test_a_listener_that_raises_changes_nothing(dsn: str, write: Write) -> None:
     def listener(event: Event) -> None:
         raise LookupError(type(event).__name__)

@@ -4,12 +4,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import anyio
 import asyncpg
 import pytest
 
-from pgratchet import MigrationFailedError, Migrator, ServerError, Verdict
+from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
 from tests.poolers import pgbouncer
-from tests.support import HISTORY, Connection, Write, a_role, as_role, ask, column, history, states, tell
+from tests.support import (
+    HISTORY,
+    PASS_GATE,
+    Connection,
+    Write,
+    a_role,
+    as_role,
+    ask,
+    column,
+    connected,
+    gate,
+    history,
+    states,
+    tell,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +37,10 @@ FILES = {
     "005_e.sql": "-- pgratchet: no-transaction\nRESET ROLE;\nSELECT 1;\nCREATE INDEX CONCURRENTLY e ON a (n);",
     "006_f.sql": "CREATE TABLE f ();",
 }
+LEGACY = (
+    "version int, description text, filename text, executed_at timestamptz, success bool, error_message text); "
+    "INSERT INTO legacy VALUES (1, 'a', '001_a.sql', now(), true, NULL)"
+)
 OWNERS = """
 SELECT DISTINCT relowner::regrole::text FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relname IN ('a', 'b', 'c', 'd', 'e', 'f', 'schema_migrations')
@@ -65,6 +84,7 @@ async def test_the_history_says_who_logged_in(dsn: str, write: Write) -> None:
     async with roles(dsn) as (owner, login):
         await Migrator(login, write(FILES), owner=owner).up()
         user = owner.removesuffix(" Owner")
+        assert all(row["backend_start"] for row in (await history(dsn)).values())
         assert all(row["applied_by"].startswith(f"{user}@") for row in (await history(dsn)).values())
 
 
@@ -147,6 +167,45 @@ async def test_an_owner_that_the_role_is_no_member_of_is_refused_with_the_grant_
                 await migrator(migrations=write({}), owner="pg_monitor").up()
             with pytest.raises(ServerError, match="nobody here"):
                 await migrator(migrations=write({}), owner="nobody here").up()
+
+
+async def test_what_is_adopted_or_repaired_first_can_be_read_by_who_logs_in(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    async with roles(dsn) as (owner, login):
+        await Migrator(login, folder, owner=owner).repair(1, Verdict.APPLIED, "made by hand")
+        assert await Migrator(login, folder, owner=owner).up() == ()
+        await Migrator(login, folder).check()
+    await tell(dsn, "DROP TABLE IF EXISTS public.schema_migrations; CREATE TABLE legacy (" + LEGACY)
+    async with roles(dsn) as (owner, login):
+        await tell(dsn, f'GRANT SELECT ON legacy TO "{owner}"')
+        migrator = Migrator(login, folder, owner=owner)
+        assert (await migrator.adopt("public.legacy", dry_run=False)).adopted == ("1",)
+        await Migrator(login, folder).check()
+
+
+async def test_a_runner_that_works_as_the_owner_is_not_taken_for_dead(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "-- pgratchet: no-transaction\nSELECT 1;\n" + PASS_GATE})
+    async with roles(dsn) as (owner, login), gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(login, folder, lock_timeout=0, owner=owner).up)
+        await closed.reached()
+        for other in (Migrator(dsn, folder, lock="none"), Migrator(login, folder, lock="none", owner=owner)):
+            with pytest.raises(HistoryError, match="being worked on"):
+                await other.repair(1, Verdict.NOT_APPLIED, "looks dead")
+        await closed.open()
+
+
+async def test_a_session_that_has_a_dead_runners_number_is_not_waited_for(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "-- pgratchet: no-transaction\nSELECT 1;\nSELECT 1/0;"})
+    async with roles(dsn) as (owner, login):
+        migrator = Migrator(login, folder, owner=owner, budget=10)
+        with pytest.raises(MigrationFailedError):
+            await migrator.up()
+        write({"001_a.sql": "-- pgratchet: no-transaction\nSELECT 1;\nSELECT 2;"})
+        async with connected(login) as stranger:
+            pid = await stranger.fetchval("SELECT pg_backend_pid()")
+            await tell(dsn, f"UPDATE {HISTORY} SET state = 'running', backend_pid = {pid}")
+            await migrator.up()
+        assert await states(dsn) == {"1": "applied"}
 
 
 async def test_a_history_that_is_somebody_elses_says_whom_it_has_to_let_write(dsn: str, write: Write) -> None:

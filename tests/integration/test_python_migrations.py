@@ -106,6 +106,18 @@ async def test_failing_says_where_and_is_rolled_back(
     assert len(await Migrator(dsn, folder).up()) == 2
 
 
+@pytest.mark.parametrize("word", ["sys.exit(3)", "exit()"])
+async def test_that_exits_is_a_failed_migration_and_not_the_end_of_its_process(
+    dsn: str, write: Write, word: str
+) -> None:
+    folder = write({"001_a.py": "import sys\n" + python(word)})
+    failure = (await failure_of(Migrator(dsn, folder))).failure
+    assert failure.message.startswith("SystemExit")
+    assert await states(dsn) == {"1": "failed"}
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
 @pytest.mark.parametrize("code", ["import nonexistent_module_of_ours\n", "1/0\n"])
 async def test_whose_top_level_fails_is_a_failed_migration(dsn: str, write: Write, code: str) -> None:
     folder = write({"001_a.py": code + "async def up(connection): pass\n"})

@@ -37,7 +37,7 @@ RINGS = (
     {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "cancelling", "embedded"},
     {"postgres.sql", "postgres.budget", "postgres.limits"},
     {"postgres.session", "postgres.records"},
-    {"postgres.temporary", "postgres.databases"},
+    {"postgres.temporary", "postgres.databases", "postgres.roles"},
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
     {"postgres.watch", "postgres.failures", "postgres.frames"},
     {"postgres.wire", "postgres.backends"},

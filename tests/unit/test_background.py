@@ -119,6 +119,54 @@ async def test_a_start_that_is_cancelled_ends_it_before_that_goes_on(anyio_cance
     assert work.ended.is_set()
 
 
+async def test_work_that_ends_by_a_cancellation_of_its_own_is_told_too() -> None:
+    told: list[BaseException] = []
+    reached = anyio.Event()
+
+    async def work() -> None:
+        await reached.wait()
+        raise asyncio.CancelledError
+
+    with anyio.fail_after(5):
+        async with in_background(work, 0.0, told.append):
+            reached.set()
+            while not told:
+                await anyio.lowlevel.checkpoint()
+
+    assert [type(error) for error in told] == [asyncio.CancelledError]
+
+
+async def test_a_second_cancellation_does_not_leave_it_behind() -> None:
+    cancelled, end, ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+            with anyio.CancelScope(shield=True):
+                await end.wait()
+            ended.set()
+
+    async def serve() -> None:
+        async with in_background(work, 0.0, None):
+            await anyio.sleep_forever()
+
+    with anyio.fail_after(5):
+        server = asyncio.create_task(serve())
+        await anyio.lowlevel.checkpoint()
+        while not cancelled.is_set():
+            server.cancel()
+            await anyio.lowlevel.checkpoint()
+        server.cancel()
+        await anyio.lowlevel.checkpoint()
+        end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await server
+
+    assert ended.is_set()
+
+
 async def test_it_can_be_left_by_another_task_than_the_one_that_entered_it() -> None:
     work = Work()
     host = in_background(work, 0.0, None)

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -144,6 +145,21 @@ async def test_a_lifespan_that_raises_fails_the_start() -> None:
     assert await ask(Gate(raising, migrator(NOT_READY)), type="lifespan") == [
         {"type": "lifespan.startup.failed", "message": "LookupError: no schema"}
     ]
+
+
+async def test_a_lifespan_that_exits_fails_the_start_and_exits() -> None:
+    sent: Messages = []
+
+    async def exiting(*_: object) -> None:
+        sys.exit(3)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    with pytest.raises(SystemExit):
+        await Gate(exiting, migrator(NOT_READY))({"type": "lifespan"}, cast("Any", None), send)
+
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
 
 
 async def test_an_application_without_a_lifespan_may_serve_a_schema_that_is_ready() -> None:

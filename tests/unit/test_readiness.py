@@ -89,6 +89,20 @@ def test_a_look_that_finds_something_missing_ends_it() -> None:
     assert after(COMPLETE, Done(()), MISSING).state is Condition.PENDING
 
 
+def test_a_way_down_that_failed_leaves_what_it_was_to_revert() -> None:
+    failure = Failure("4", "x", Direction.DOWN, "x.sql", "x")
+    events = (COMPLETE, started("4", Direction.DOWN), Failed("MigrationFailedError", "x", failure))
+
+    assert after(*events) == Readiness(Condition.FAILED, applied=4, unknown=("9",))
+    assert after(COMPLETE, started("4", Direction.DOWN), Failed("CancelledError", "")).applied == 4
+
+
+def test_a_mistake_of_the_caller_changes_nothing() -> None:
+    assert after(COMPLETE, Done(()), COMPLETE, Failed("UsageError", "no such version")).ready
+    assert not after(COMPLETE, Done(()), COMPLETE, Failed("HistoryError", "edited")).ready
+    assert not after(Failed("UsageError", "no such folder")).ready
+
+
 def test_a_way_down_makes_it_pending_and_a_way_up_behind_it_ready_again() -> None:
     down: list[Event] = [started("4", Direction.DOWN), finished("4", Direction.DOWN)]
 

@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import NamedTuple
 
+from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Done, Event, Failed, Looked, Started
 from pgratchet.core.model import Direction, Finished
 
@@ -47,6 +48,7 @@ class Course:
         self._unknown: tuple[str, ...] = ()
         # Not the tuples of a Readiness: to take each of 10,000 versions out of one takes 10,000 times too long.
         self._missing: dict[str, Condition] = {}
+        self._reverting: set[str] = set()
 
     @property
     def readiness(self) -> Readiness:
@@ -83,25 +85,34 @@ class Course:
         by_version = {version: condition for condition, versions in found.items() for version in versions}
         self._missing = {version: by_version[version] for version in sorted(by_version, key=int)}
         self._applied, self._unknown = event.applied, event.unknown
+        self._reverting.clear()
         if self._missing or self._state is not Condition.APPLIED:
             self._state = Condition.PENDING
 
     def _start(self, step: Started) -> None:
         if step.version not in self._missing:
             self._applied -= 1
+            self._reverting.add(step.version)
         self._state = self._missing[step.version] = Condition.RUNNING
 
     def _finish(self, step: Finished) -> None:
         # What a lost connection has left unanswered is told after the look that has found it in the history.
+        self._reverting.discard(step.version)
         if step.direction is Direction.DOWN:
             self._missing[step.version] = Condition.PENDING
         elif self._missing.pop(step.version, None):
             self._applied += 1
 
     def _fail(self, event: Failed) -> None:
+        if event.error == UsageError.__name__ and self._state is Condition.APPLIED:
+            return  # the caller's mistake says nothing of the schema
+        for version in self._reverting:
+            del self._missing[version]
+        self._applied += len(self._reverting)
+        self._reverting.clear()
         for version, condition in self._missing.items():
             if condition is Condition.RUNNING:
                 self._missing[version] = Condition.PENDING
-        if event.failure is not None:
+        if event.failure is not None and event.failure.direction is Direction.UP:
             self._missing[event.failure.version] = Condition.FAILED
         self._state = Condition.FAILED

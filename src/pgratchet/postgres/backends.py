@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pgratchet.core.model import AppliedMigration
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.roles import as_login
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.watch import SESSIONS, told
 
@@ -18,7 +19,7 @@ TELL_EVERY = 5.0
 # sessions is hidden from a role that may not see what they do: who has the number then may be the one looked for.
 _RUNNER = (
     f"{SESSIONS} a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
-    "AND (a.backend_start = $2 OR a.backend_start IS NULL) AND (a.state IS DISTINCT FROM 'idle' "
+    "AND (a.backend_start = $2 OR a.backend_start IS NULL OR $2 IS NULL) AND (a.state IS DISTINCT FROM 'idle' "
     "OR a.state_change > pg_catalog.clock_timestamp() - '1 second'::pg_catalog.interval "
     "AND a.application_name LIKE 'pgratchet since %')"
 )
@@ -41,9 +42,10 @@ _BUILDERS = (
 _log = logging.getLogger("pgratchet")
 
 
-async def runner(connection: Connection, row: AppliedMigration) -> str:
+async def runner(connection: Connection, row: AppliedMigration, owner: str | None) -> str:
     """Return who is still at work on a version, empty where its runner has gone, or has stopped working."""
-    return told(await connection.fetch(_RUNNER, row.backend_pid, row.backend_start))
+    async with as_login(connection, owner):
+        return told(await connection.fetch(_RUNNER, row.backend_pid, row.backend_start))
 
 
 async def builders(connection: Connection, table: int) -> str:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ServerError
-from pgratchet.postgres.session import Connection, connector, open_session
+from pgratchet.postgres.session import Connect, Connection, connector, open_session
 from pgratchet.postgres.sql import identifier
 
 PREFIX = "pgratchet_test_"
@@ -55,6 +55,12 @@ async def sweep(server: str) -> None:
             # Another role's, in use after all, or being dropped by another sweeper: none of them harms this run.
             with suppress(asyncpg.PostgresError):
                 await connection.execute(f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
+
+
+async def name(connect: Connect) -> str:
+    """Return the name of the database that sessions of a factory are in."""
+    async with open_session(connect) as connection:
+        return str(await connection.fetchval("SELECT pg_catalog.current_database()"))
 
 
 async def major(server: str) -> int:

@@ -23,7 +23,7 @@ class StepError(Exception):
     A `final` one is not to be tried again; of one `in_doubt` nobody knows how far it came.
     """
 
-    def __init__(self, failure: Failure, cause: Exception, *, final: bool = False, in_doubt: bool = False) -> None:
+    def __init__(self, failure: Failure, cause: BaseException, *, final: bool = False, in_doubt: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.cause = cause
@@ -107,7 +107,7 @@ def is_fenced(error: BaseException) -> bool:
     return FENCE in str(error)
 
 
-def from_python(claim: Claim, error: Exception) -> Failure:
+def from_python(claim: Claim, error: BaseException) -> Failure:
     """Return what an exception says of a Python step, at the innermost line of the migration's own file."""
     path = claim.step.script.source.path
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

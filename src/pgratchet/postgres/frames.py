@@ -8,6 +8,7 @@ from pgratchet.core.errors import ServerError
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
+from pgratchet.postgres.roles import as_login
 from pgratchet.postgres.session import APPLICATION, Connection, NotPrimaryError, settings_sql
 from pgratchet.postgres.sql import LONGEST_NAME, become, identifier, literal, milliseconds
 
@@ -23,19 +24,20 @@ _OF_A_POOLER = (
 )
 _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
-_FACTS = """
+_STARTED = "SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+_FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
        session_user::text AS login,
        current_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
-       (SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())) AS started,
+       ({_STARTED}) AS started,
        (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
         FROM pg_catalog.pg_settings WHERE name IN ('lock_timeout', 'transaction_timeout')) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
        pg_catalog.clock_timestamp() AS now,
-       {held} AS held
+       {{held}} AS held
 """
 
 
@@ -64,12 +66,16 @@ class Facts(NamedTuple):
         return Writer(f"{self.login}@{platform.node()} {self.application or APPLICATION}", self.started, tool_version)
 
 
-async def facts(connection: Connection, held: str | None) -> Facts:
+async def facts(connection: Connection, held: str | None, owner: str | None = None) -> Facts:
     """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
     row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    return Facts(**dict(row), pooled=held is None and row["pid"] != connection.get_server_pid())
+    values = dict(row)
+    if values["started"] is None:
+        async with as_login(connection, owner):
+            values["started"] = await connection.fetchval(_STARTED)
+    return Facts(**values, pooled=held is None and row["pid"] != connection.get_server_pid())
 
 
 def refuse_useless(facts: Facts) -> None:

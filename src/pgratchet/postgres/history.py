@@ -85,7 +85,7 @@ class History(NamedTuple):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
             raise ServerError(
-                f"{error}; the role needs USAGE on schema {self.table.schema} and SELECT on {self.table}"
+                f"{error}; {self._role} needs USAGE on schema {self.table.schema} and SELECT on {self.table}"
             ) from None
         else:
             return tuple(_applied(row) for row in rows)
@@ -113,9 +113,15 @@ class History(NamedTuple):
             self.owner,
         )
         if missing:
-            who = f"the role {self.owner}" if self.owner else "the role"
-            raise ServerError(f"{who} may not write the history: it needs {', '.join(missing)} on {self.table}")
+            raise ServerError(f"{self._role} may not write the history: it needs {', '.join(missing)} on {self.table}")
         return missing is not None
+
+    async def ensure(self, connection: Connection, readers: Sequence[str]) -> None:
+        """Have the table, and let the readers read it; to be called under the lock."""
+        if await self.exists(connection):
+            await self.grant(connection, readers)
+        else:
+            await self.create(connection, readers)
 
     async def create(self, connection: Connection, readers: Sequence[str] = ()) -> None:
         """Make the table, and its schema where that is missing; to be called under the lock.
@@ -142,6 +148,10 @@ class History(NamedTuple):
         """Let roles that may do nothing else wait for migrations and check them."""
         for role in readers:
             await through_races(connection, self._as_owner + self._grants(role))
+
+    @property
+    def _role(self) -> str:
+        return f"the role {self.owner}" if self.owner else "the role"
 
     @property
     def _as_owner(self) -> str:

@@ -29,7 +29,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     """Run one Python step, claimed and recorded in its own transaction; raises StepError with what it raised."""
     try:
         await _run(wire, framing, claim, over_failed=over_failed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if wire.connection.is_closed():
             raise
         raise StepError(from_python(claim, error), error) from error
@@ -57,7 +57,7 @@ async def undone(wire: Wire, framing: Framing) -> AsyncIterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) and not wire.connection.is_closed():
+        if isinstance(error, Exception | SystemExit) and not wire.connection.is_closed():
             await wire.roll_back(framing.reset)
         elif framing.facts.pooled:
             wire.connection.terminate()

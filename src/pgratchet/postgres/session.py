@@ -153,7 +153,7 @@ def _becoming(role: str | None) -> Iterator[None]:
     try:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
-        if role is None:
+        if role is None or "set role" not in str(error):
             raise
         message = f"cannot work as the role {role}: {describe(error)}; GRANT {identifier(role)} TO the one that logs in"
         raise ServerError(message) from error

@@ -1,5 +1,6 @@
 """Who blocks: looked up from a second session, in autocommit, only to be told."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -77,12 +78,14 @@ def _session(row: asyncpg.Record) -> str:
 
 async def beside(watching: Callable[[], Coroutine[Any, Any, None]], work: Callable[[], Awaitable[T]]) -> T:
     """Return what `work` returns, or raise what it raises, with `watching` beside it for as long as it runs."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     async with anyio.create_task_group() as group:
         group.start_soon(watching)
         try:
             result = await work()
-        except Exception as error:  # noqa: BLE001 - a task group would wrap it; it is raised again below
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a task group would wrap it; it is raised again below
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:

@@ -14,13 +14,13 @@ from pgratchet.core.errors import MigrationFailedError, PgratchetError
 from pgratchet.core.model import Kind, Migration
 from pgratchet.directory import Location
 from pgratchet.testing import dumps, released
-from pgratchet.testing.databases import Databases, MakeMigrator, run
+from pgratchet.testing.databases import Databases, MakeMigrator, made, run
 
 
 def test_every_migration_applies(pgratchet_empty_dsn: str, pgratchet_migrator: MakeMigrator) -> None:
     """Apply every migration on an empty database."""
-    migrator = pgratchet_migrator(pgratchet_empty_dsn)
     with _failing():
+        migrator = made(pgratchet_migrator, pgratchet_empty_dsn)
         run(migrator.up)
         run(migrator.check)
 
@@ -51,7 +51,7 @@ class _Walk:
         self._databases = databases
         self._make_migrator = make_migrator
         self._dsn = dsn
-        self._migrator = make_migrator(dsn)
+        self._migrator = made(make_migrator, dsn)
         self._table = self._migrator._settings.table  # noqa: SLF001 - of this package
         self._pg_dump = dumps.find_pg_dump(databases.server_major())
 
@@ -67,7 +67,7 @@ class _Walk:
         """Apply a migration for good; yield what is wrong with its way down, if it has one."""
         if _has_way_down(migration):
             with self._databases.clone(self._dsn) as copy:
-                yield from self._there_and_back(migration, self._make_migrator(copy), copy)
+                yield from self._there_and_back(migration, made(self._make_migrator, copy), copy)
         run(partial(self._migrator.up, migration.version))
 
     def _there_and_back(self, migration: Migration, migrator: Migrator, copy: str) -> Iterator[str]:

@@ -8,11 +8,11 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from anyio.from_thread import start_blocking_portal
 
-from pgratchet import Migrator, embedded
+from pgratchet import Migrator, UsageError, embedded
 from pgratchet.postgres import databases
 
 MakeMigrator = Callable[[str], Migrator]
@@ -51,6 +51,27 @@ def _memory() -> Path | None:
     return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM else None
 
 
+def made(make_migrator: MakeMigrator, dsn: str) -> Migrator:
+    """Return the migrator of one of our databases; raises UsageError where any of its sessions would be elsewhere.
+
+    What a test does to its database must not be done to another one, which a factory of connections or a direct DSN
+    may lead to; no other has this name.
+    """
+    migrator, wanted = make_migrator(dsn), _name(dsn)
+    for connect in (migrator._settings.connect, migrator._settings.direct):  # noqa: SLF001 - of this package
+        found = run(partial(databases.name, connect))
+        if found != wanted:
+            raise UsageError(
+                f"pgratchet_migrator was given the database {wanted}, and made a migrator of {found}: let it use the "
+                "DSN that it is given, without connect= or direct_dsn= that lead elsewhere"
+            )
+    return migrator
+
+
+def _name(dsn: str) -> str:
+    return unquote(urlsplit(dsn).path.removeprefix("/"))
+
+
 class Databases:
     """Makes databases on the server that a DSN leads to, and drops them; a database is told by its DSN.
 
@@ -80,13 +101,13 @@ class Databases:
     def migrated(self, make_migrator: MakeMigrator) -> Iterator[str]:
         """Yield the same, but with every migration applied."""
         with self.empty() as dsn:
-            run(make_migrator(dsn).up)
+            run(made(make_migrator, dsn).up)
             yield dsn
 
     @contextmanager
     def clone(self, template: str) -> Iterator[str]:
         """Yield the same, but as a copy of the database of another DSN, to which nobody is connected."""
-        with self._copy(urlsplit(template).path.removeprefix("/")) as dsn:
+        with self._copy(_name(template)) as dsn:
             yield dsn
 
     @contextmanager

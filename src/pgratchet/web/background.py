@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 
@@ -26,31 +28,45 @@ async def in_background(
     # Not a task group: one that is entered here and left behind a yield would cancel its host's task when the work
     # fails, and some frameworks leave their lifespans in another task than the one that has entered them.
     task = asyncio.ensure_future(work())
+    tell = partial(_tell_failure, on_failure)
     try:
         await asyncio.wait({task}, timeout=patience)
         if task.done():
             task.result()
         else:
             _log.warning("the schema is not ready after %g s; the application starts without it", patience)
-            task.add_done_callback(lambda ended: _tell_failure(ended, on_failure))
+            task.add_done_callback(tell)
         yield
     finally:
+        task.remove_done_callback(tell)
         await _stop(task)
 
 
-def _tell_failure(task: "asyncio.Future[object]", on_failure: OnFailure | None) -> None:
-    if not task.done() or task.cancelled():
-        return
-    error = task.exception()  # asked for in any case: the loop complains of one that nobody has looked at
+def _tell_failure(on_failure: OnFailure | None, task: "asyncio.Future[object]") -> None:
+    error = _error(task)
     if error is not None and on_failure is not None:
         on_failure(error)
+
+
+def _error(task: "asyncio.Future[object]") -> BaseException | None:
+    """Return what a task has ended with, if that was an error; the loop complains of one that nobody has looked at."""
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 async def _stop(task: "asyncio.Future[object]") -> None:
     if not task.cancel():
         return
-    # Shielded, so that the session's end is not left to a loop that is about to close. Bounded: a Python migration
-    # may hold on to its cancellation.
+    # Shielded, also from a second cancellation, so that the session's end is not left to a loop that is about to
+    # close. Bounded: a Python migration may hold on to its cancellation.
+    again: asyncio.CancelledError | None = None
+    deadline = time.monotonic() + STOP_SECONDS
     with anyio.CancelScope(shield=True):
-        await asyncio.wait({task}, timeout=STOP_SECONDS)
-    _tell_failure(task, None)
+        while not task.done() and (left := deadline - time.monotonic()) > 0:
+            try:
+                await asyncio.wait({task}, timeout=left)
+            except asyncio.CancelledError as error:
+                again = error
+    if task.done():
+        _error(task)
+    if again is not None:
+        raise again

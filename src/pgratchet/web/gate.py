@@ -72,10 +72,12 @@ class Gate:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if answered or self._migrator.readiness.ready:
                 raise
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            if isinstance(error, SystemExit):
+                raise
 
     async def _refuse_websocket(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await receive()
