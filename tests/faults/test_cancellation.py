@@ -2,6 +2,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -9,7 +10,7 @@ import pytest
 
 from pgratchet import Migrator
 from pgratchet.postgres.session import CLOSE_SECONDS, SETTINGS
-from tests.faults.proxy import proxy
+from tests.faults.proxy import Proxy, proxy
 from tests.support import (
     HISTORY,
     LOCK_KEY,
@@ -296,13 +297,8 @@ async def test_in_the_moment_in_which_the_session_is_lost_is_not_forgotten(
 ) -> None:
     folder = write(files)
     async with proxy(dsn) as network:
-
-        async def lost() -> None:
-            await sleeping(dsn)
-            asyncio.get_running_loop().call_soon(network.cut)
-
         with anyio.fail_after(PATIENCE):
-            await way(Migrator(without_tls(network.dsn), folder).up, lost)
+            await way(Migrator(without_tls(network.dsn), folder).up, partial(lose, dsn, network))
         assert network.connections <= 2  # the run's, and the one that looks who blocks
     await next_succeeds(dsn, write, files)
 
@@ -311,15 +307,16 @@ async def test_in_the_moment_in_which_the_session_is_lost_is_not_forgotten(
 async def test_of_a_rehearsal_whose_session_is_lost_is_not_forgotten(dsn: str, write: Write, way: Way) -> None:
     folder = write({"001_a.sql": SLEEP})
     async with proxy(dsn) as network:
-
-        async def lost() -> None:
-            await sleeping(dsn)
-            asyncio.get_running_loop().call_soon(network.cut)
-
         with anyio.fail_after(PATIENCE):
-            await way(Migrator(without_tls(network.dsn), folder).rehearse, lost)
+            await way(Migrator(without_tls(network.dsn), folder).rehearse, partial(lose, dsn, network))
         assert network.connections <= 2
     await next_succeeds(dsn, write, {"001_a.sql": SLEEP})
+
+
+async def lose(dsn: str, network: Proxy) -> None:
+    """Return when the session sleeps, and is lost in the next turn of the loop."""
+    await sleeping(dsn)
+    asyncio.get_running_loop().call_soon(network.cut)
 
 
 async def timed(way: Way, work: Work, when: Work) -> float:
