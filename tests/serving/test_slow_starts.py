@@ -11,7 +11,7 @@ import pytest
 from pgratchet import Migrator
 from tests.serving.conftest import Start
 from tests.serving.processes import HANDSHAKE, PATIENCE
-from tests.support import PASS_GATE, Write, deserted, exists, gate, states
+from tests.support import PASS_GATE, Write, deserted, exists, gate, states, until
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +150,12 @@ class TestReplacedWorkers:
     async def test_uvicorn_kills_the_new_one_and_keeps_the_old_ones(self, dsn: str, start: Start, write: Write) -> None:
         servers = start(LEDGER)
         async with servers.one("uvicorn --workers 2") as serving, gate(dsn, PATIENCE) as closed:
+
+            async def both_started() -> bool:
+                return serving.log.read_text().count("Application startup complete") == 2
+
+            # One that starts later would find the slow file there, and nobody loses patience with a first start.
+            await until(both_started, PATIENCE)
             await serving.answers(200)
             write(SLOW)
             serving.tell(signal.SIGHUP)
