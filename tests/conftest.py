@@ -1,6 +1,5 @@
 import asyncio
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ import asyncpg
 import pytest
 
 from pgratchet import embedded
+from pgratchet.testing import databases
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def memory() -> Path | None:
     """A folder in memory with room for a server, where there is one: databases are made ten times faster in it."""
-    folder = Path("/dev/shm")  # noqa: S108 - private directories are made in it
-    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 2 << 30 else None
+    return databases.memory()
 
 
 @pytest.fixture(scope="session")

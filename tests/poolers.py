@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import asyncpg
 
 from pgratchet import embedded
-from tests.support import missing
+from tests.support import free_port, missing
 
 Mode = Literal["session", "transaction", "statement"]
 
@@ -58,7 +58,7 @@ class Pooler:
     def start(self, attempts: int = 5) -> None:
         """Return when connections are accepted, at the port of the last time unless somebody has taken it."""
         for _ in range(attempts):
-            self.port = self.port or _free_port()
+            self.port = self.port or free_port()
             self._configure()
             self.pid = self._keeper.order(self._command)[0]
             if self._keeper.wait("PgBouncer's start", self._accepts) is None:
@@ -121,9 +121,3 @@ def _target(dsn: str) -> str:
     values |= {key: value for key, value in parse_qsl(parts.query) if key in {"host", "port"}}
     pairs = {key: unquote(str(value)).replace("'", "''") for key, value in values.items() if value}
     return " ".join(f"{key}='{value}'" for key, value in pairs.items())
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

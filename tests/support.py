@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
 
 REQUIRED = "PGRATCHET_REQUIRE_ALL"
 """When this variable is set, a test for which something is missing fails; it is skipped otherwise."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port at which nobody listens at this moment."""
+    with socket.create_server((host, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def missing(reason: str) -> NoReturn:

@@ -23,7 +23,7 @@ import pytest
 
 from pgratchet import embedded
 from tests.deployment import ROOT, image_command, services
-from tests.support import missing, tell, until
+from tests.support import free_port, missing, tell, until
 
 PATIENCE = 60.0
 REPLICAS: int = services()["app"]["deploy"]["replicas"]
@@ -141,7 +141,7 @@ async def composition(folder: Path, memory: Path | None) -> AsyncIterator[Compos
         await tell(server.dsn, "CREATE DATABASE service")
         await tell(dsn, (ROOT / "examples" / "roles.sql").read_text())
         async with _resolver() as resolver:
-            addresses = Addresses(server.port, _free_port(), resolver)
+            addresses = Addresses(server.port, free_port(f"{NETWORK}.1"), resolver)
             replicas = [Replica(each, addresses, folder / f"{each}.log") for each in addresses.replicas]
             with _proxy(program, addresses, folder):
                 async with httpx2.AsyncClient(
@@ -219,9 +219,3 @@ async def _resolver() -> AsyncIterator[int]:
 
 def _program(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", *command]
-
-
-def _free_port() -> int:
-    with socket.create_server((f"{NETWORK}.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

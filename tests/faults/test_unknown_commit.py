@@ -96,24 +96,14 @@ async def test_five_migrations_that_share_a_message_are_each_applied_and_reporte
 
 @both_ways
 @pytest.mark.parametrize("commits", [1, 2, 3])
-async def test_python_migrations_are_each_applied_and_reported_once(
-    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
+@pytest.mark.parametrize(
+    ("way", "at"), [(Way.TO_CLIENT, COMMITTED), (Way.TO_SERVER, COMMIT)], ids=["before the answer", "before the server"]
+)
+async def test_python_migrations_are_each_applied_and_reported_once(  # noqa: PLR0913 - where the cut is
+    dsn: str, between: Proxy, write: Write, *, harm: Harm, commits: int, way: Way, at: bytes
 ) -> None:
     folder = write({f"{n:03}_m.py": PYTHON.format(n) for n in (1, 2, 3)})
-    trap = between.trap(Way.TO_CLIENT, COMMITTED, harm, forward=False, skip=commits - 1)
-
-    assert await finished(between, folder) == [1, 2, 3]
-    assert trap.sprung.is_set()
-    await applied_once(dsn, 3)
-
-
-@both_ways
-@pytest.mark.parametrize("commits", [1, 2, 3])
-async def test_python_migrations_whose_commit_did_not_reach_the_server_are_done_again(
-    dsn: str, between: Proxy, write: Write, harm: Harm, commits: int
-) -> None:
-    folder = write({f"{n:03}_m.py": PYTHON.format(n) for n in (1, 2, 3)})
-    trap = between.trap(Way.TO_SERVER, COMMIT, harm, forward=False, skip=commits - 1)
+    trap = between.trap(way, at, harm, forward=False, skip=commits - 1)
 
     assert await finished(between, folder) == [1, 2, 3]
     assert trap.sprung.is_set()

@@ -1,5 +1,6 @@
 """Whole databases for tests: made empty or as copies, dropped whoever is connected, and swept up a day later."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -57,10 +58,13 @@ async def sweep(server: str) -> None:
                 await connection.execute(f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
 
 
-async def name(connect: Connect) -> str:
-    """Return the name of the database that sessions of a factory are in."""
-    async with open_session(connect) as connection:
-        return str(await connection.fetchval("SELECT pg_catalog.current_database()"))
+async def names(factories: Iterable[Connect]) -> set[str]:
+    """Return the names of the databases that sessions of these factories are in."""
+    found = set()
+    for connect in factories:
+        async with open_session(connect) as connection:
+            found.add(str(await connection.fetchval("SELECT pg_catalog.current_database()")))
+    return found
 
 
 async def major(server: str) -> int:

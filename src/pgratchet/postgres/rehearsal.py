@@ -32,9 +32,7 @@ async def run(
     await transaction.start()
     try:
         async with python_steps.undone(wire, framing):
-            history = History(framing.records.table, framing.owner)
-            if not await history.exists(connection):
-                await history.create(connection)
+            await History(framing.records.table, framing.owner).ensure(connection, ())
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.flying = (claim,)

@@ -42,11 +42,12 @@ def server(dsn: str | None = None) -> Iterator[str]:
     if given := dsn or os.environ.get("DATABASE_URL"):
         yield given
         return
-    with embedded.server(tcp=True, folder=_memory()) as private:
+    with embedded.server(tcp=True, folder=memory()) as private:
         yield private.dsn
 
 
-def _memory() -> Path | None:
+def memory() -> Path | None:
+    """Return a folder in memory with room for a server, where there is one."""
     folder = Path("/dev/shm")  # noqa: S108 - private directories are made in it
     return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM else None
 
@@ -58,13 +59,12 @@ def made(make_migrator: MakeMigrator, dsn: str) -> Migrator:
     may lead to; no other has this name.
     """
     migrator, wanted = make_migrator(dsn), _name(dsn)
-    for connect in (migrator._settings.connect, migrator._settings.direct):  # noqa: SLF001 - of this package
-        found = run(partial(databases.name, connect))
-        if found != wanted:
-            raise UsageError(
-                f"pgratchet_migrator was given the database {wanted}, and made a migrator of {found}: let it use the "
-                "DSN that it is given, without connect= or direct_dsn= that lead elsewhere"
-            )
+    settings = migrator._settings  # noqa: SLF001 - of this package
+    if elsewhere := run(partial(databases.names, (settings.connect, settings.direct))) - {wanted}:
+        raise UsageError(
+            f"pgratchet_migrator was given the database {wanted}, and made a migrator of {', '.join(elsewhere)}: "
+            "let it use the DSN that it is given, without connect= or direct_dsn= that lead elsewhere"
+        )
     return migrator
 
 

@@ -1,7 +1,7 @@
 """A gate before an ASGI application: nothing is served on a schema that is not ready."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from pgratchet.migrator import Migrator
@@ -45,22 +45,20 @@ class Gate:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, or refuse it."""
-        kind = scope["type"]
+        kind, readiness = scope["type"], self._migrator.readiness
+        path = _path(scope) if kind == "http" else None
         if kind == "lifespan":
             await self._start(scope, receive, send)
-        elif kind == "http" and _path(scope) == self._ready:
-            readiness = self._migrator.readiness
+        elif path is not None and path == self._ready:
             await self._answer(OK if readiness.ready else UNAVAILABLE, readiness._asdict(), send)
-        elif self._migrator.readiness.ready or (kind == "http" and _path(scope) in self._live):
+        elif readiness.ready or path in self._live:
             await self._app(scope, receive, send)
-        elif kind == "websocket":
-            await self._refuse_websocket(scope, receive, send)
         else:
-            await self._answer(UNAVAILABLE, self._reason, send)
-
-    @property
-    def _reason(self) -> dict[str, object]:
-        return {"error": "the schema is not ready", "state": self._migrator.readiness.state}
+            refusal = {"error": "the schema is not ready", "state": readiness.state}
+            if kind == "websocket":
+                await self._refuse_websocket(refusal, scope, receive, send)
+            else:
+                await self._answer(UNAVAILABLE, refusal, send)
 
     async def _start(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         answered = False
@@ -79,15 +77,17 @@ class Gate:
             if isinstance(error, SystemExit):
                 raise
 
-    async def _refuse_websocket(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _refuse_websocket(
+        self, refusal: Mapping[str, object], scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
         await receive()
         if "websocket.http.response" in scope.get("extensions", {}):
-            await self._answer(UNAVAILABLE, self._reason, send, prefix="websocket.")
+            await self._answer(UNAVAILABLE, refusal, send, prefix="websocket.")
         else:
             # Before it is accepted, which servers answer with 403.
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": ""})
 
-    async def _answer(self, status: int, document: dict[str, object], send: Send, prefix: str = "") -> None:
+    async def _answer(self, status: int, document: Mapping[str, object], send: Send, prefix: str = "") -> None:
         body = json.dumps(document).encode()
         headers = [
             (b"content-type", b"application/json"),
