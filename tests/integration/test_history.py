@@ -1,3 +1,4 @@
+from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -193,6 +194,26 @@ class TestTheTable:
         await migrator.check()
         assert await states(dsn, table.quoted) == {"1": "applied", "2": "applied", "3": "applied"}
         assert not await exists(dsn, HISTORY)
+
+    @pytest.mark.parametrize("schema", ["public", "ours"])
+    async def test_is_made_once_by_sessions_that_race_for_it(self, dsn: str, schema: str) -> None:
+        """As replicas do whose lock lasts for a transaction. IF NOT EXISTS alone fails in one race of five."""
+        async with AsyncExitStack() as stack:
+            racing = [await stack.enter_async_context(connected(dsn)) for _ in range(8)]
+            for number in range(60):
+                table = History(Table(schema if schema == "public" else f"{schema}{number}", f"history{number}"))
+                async with anyio.create_task_group() as tasks:
+                    for connection in racing:
+                        tasks.start_soon(table.ensure, connection, ["pg_monitor"])
+                assert await table.read(racing[0]) == ()
+
+    async def test_is_no_type_of_that_name(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE DOMAIN schema_migrations AS int")
+        migrator = Migrator(dsn, one(write))
+        with pytest.raises(ServerError, match='type "schema_migrations" already exists'):
+            await migrator.up()
+        await tell(dsn, "DROP DOMAIN schema_migrations")
+        assert len(await migrator.up()) == 1
 
     async def test_is_one_of_several_in_one_database(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})

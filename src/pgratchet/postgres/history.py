@@ -117,14 +117,14 @@ class History(NamedTuple):
         return missing is not None
 
     async def ensure(self, connection: Connection, readers: Sequence[str]) -> None:
-        """Have the table, and let the readers read it; to be called under the lock."""
+        """Have the table, and let the readers read it, whoever else is making it at the same time."""
         if await self.exists(connection):
             await self.grant(connection, readers)
         else:
             await self.create(connection, readers)
 
     async def create(self, connection: Connection, readers: Sequence[str] = ()) -> None:
-        """Make the table, and its schema where that is missing; to be called under the lock.
+        """Make the table, and its schema where that is missing.
 
         One message without BEGIN is one transaction: readers that wait already see no table that they may not read.
         """

@@ -13,6 +13,9 @@ MOST_RACES = 5
 MOST_CREATIONS = 50
 """How often the history table and its grants are tried again."""
 
+_ALREADY_THERE = asyncpg.DuplicateSchemaError, asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError
+"""What IF NOT EXISTS gets all the same where another session commits between its look and its work."""
+
 _WAITED = (
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
@@ -43,8 +46,14 @@ async def through_races(connection: Connection, sql: str) -> None:
         try:
             await connection.execute(sql)
         except asyncpg.PostgresError as error:
-            if not _is_race(error) or attempt == MOST_CREATIONS:
+            if attempt == _most_losses(error):
                 raise
             await anyio.sleep(0.01 * (attempt + 1))
         else:
             return
+
+
+def _most_losses(error: Exception) -> int:
+    if _is_race(error):
+        return MOST_CREATIONS
+    return MOST_RACES if isinstance(error, _ALREADY_THERE) else 0
