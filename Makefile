@@ -2,11 +2,13 @@ PYTHON ?= python3
 ARGS ?=
 # More than there are processors: half of what the tests do is wait.
 JOBS ?= 6
+# pytest rewrites itself, its plugins and all tests anew at each start where it may not keep the result.
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
-TEST := $(RUN) -m pytest --numprocesses $(JOBS)
+TEST := $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal
 SERVERS := .servers
 MAJORS := 14 15 16 17 18
 
