@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from pgratchet import Condition, Gate, Migrator, Readiness, gate
+from pgratchet import Condition, Gate, Migrator, Readiness, UsageError, gate
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +108,24 @@ async def test_readiness_need_not_be_answered() -> None:
     assert await ask(Gate(application, migrator(READY), ready=None), path="/readyz") == [{"type": "http served"}]
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "status"), [(READY, READY, 200), (READY, NOT_READY, 503), (NOT_READY, READY, 503)]
+)
+async def test_of_several_gates_the_innermost_answers_for_all(outer: Readiness, inner: Readiness, status: int) -> None:
+    gates = Gate(Gate(application, migrator(inner)), migrator(outer), ready=None)
+
+    assert answer(await ask(gates, path="/readyz"))[0] == status
+    assert (await ask(gates) == [{"type": "http served"}]) is (status == 200)
+
+
+def test_paths_that_are_none_are_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=r"live=\('/healthz',\)"):
+        Gate(application, migrator(READY), live="/healthz")
+    for paths in ({"live": ["healthz"]}, {"ready": "readyz"}):
+        with pytest.raises(UsageError, match="begin with /"):
+            Gate(application, migrator(READY), **cast("Any", paths))
+
+
 async def test_websockets_are_refused_before_they_are_accepted() -> None:
     app = Gate(application, migrator(NOT_READY))
 
@@ -165,6 +183,17 @@ async def test_a_lifespan_that_exits_fails_the_start_and_exits() -> None:
 async def test_an_application_without_a_lifespan_may_serve_a_schema_that_is_ready() -> None:
     with pytest.raises(LookupError):
         await ask(Gate(raising, migrator(READY)), type="lifespan")
+
+
+@pytest.mark.parametrize("readiness", [READY, NOT_READY])
+async def test_a_lifespan_of_its_own_that_raises_fails_the_start_whatever_the_schema(readiness: Readiness) -> None:
+    async def asking(_: object, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], __: object) -> None:
+        await receive()
+        raise OSError("no pool")
+
+    assert await ask(Gate(asking, migrator(readiness)), type="lifespan") == [
+        {"type": "lifespan.startup.failed", "message": "OSError: no pool"}
+    ]
 
 
 async def test_a_lifespan_that_has_answered_is_not_answered_for() -> None:

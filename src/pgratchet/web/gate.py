@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
 
 Message = MutableMapping[str, Any]
@@ -23,9 +24,11 @@ class Gate:
     `live` are the paths of liveness probes: they always reach the application. `ready` is answered here: 200 when
     requests are served, 503 when not, and how it stands as JSON; None for no such path. `retry_after` is in seconds.
 
-    Lifespan messages pass. Where the application raises out of its lifespan with the schema not ready, the gate
-    tells the server that start-up failed: without that answer servers take it for an application that has no
-    lifespan, and serve (asgiref, specs/lifespan.rst).
+    Of several gates around one application, one for each of its databases, only the innermost answers `ready`.
+
+    Lifespan messages pass. Where the application raises out of its lifespan, the gate tells the server that start-up
+    failed: without that answer servers take it for an application that has no lifespan, and serve (asgiref,
+    specs/lifespan.rst). One that really has none serves if the schema is ready.
     """
 
     def __init__(
@@ -37,9 +40,15 @@ class Gate:
         ready: str | None = "/readyz",
         retry_after: int = 5,
     ) -> None:
+        if isinstance(live, str):
+            raise UsageError(f"live is the string '{live}'; it must be paths: live=('{live}',)")
+        live = frozenset(live)
+        for path in (*live, ready):
+            if path is not None and not path.startswith("/"):
+                raise UsageError(f"'{path}' is no path: it must begin with /")
         self._app = app
         self._migrator = migrator
-        self._live = frozenset(live)
+        self._live = live
         self._ready = ready
         self._retry_after = retry_after
 
@@ -61,17 +70,22 @@ class Gate:
                 await self._answer(UNAVAILABLE, refusal, send)
 
     async def _start(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        answered = False
+        asked = answered = False
 
-        async def watched(message: Message) -> None:
+        async def asking() -> Message:
+            nonlocal asked
+            asked = True
+            return await receive()
+
+        async def answering(message: Message) -> None:
             nonlocal answered
             answered = True
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, asking, answering)
         except (Exception, SystemExit) as error:
-            if answered or self._migrator.readiness.ready:
+            if answered or (self._migrator.readiness.ready and not asked):
                 raise
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             if isinstance(error, SystemExit):
