@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -75,12 +76,14 @@ class Migrator:
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:
+        telling.refuse_coroutine("listener", listener)
         by = _lock(lock)
         sessions = _sessions(dsn, connect)
         direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
         self.migrations = migrations
         self.budget = budget
         self._course = Course()
+        self._applications = 0
         self._listener = listener
         self._journal = None if journal is None else Path(journal)
         self._settings = Settings(
@@ -90,7 +93,6 @@ class Migrator:
             table=Table.parse(table),
             limits=Limits(lock_timeout, statement_timeout),
             tool_version=__version__,
-            tell=self._tell,
             owner=owner or None,
             allow_late=allow_late,
             strict=strict,
@@ -106,28 +108,43 @@ class Migrator:
         """How the schema stands, as the last run of this migrator has left it, or the one under way."""
         return self._course.readiness
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Be one application's from its start to its end, which is what the lifespan hook makes of this.
+
+        Behind the end of the last one nothing counts as applied: the next one may start in the same process, as
+        tests have it, on another schema, and its gate must not open on what this one knew.
+        """
+        self._applications += 1
+        try:
+            yield
+        finally:
+            self._applications -= 1
+            if not self._applications:
+                self._course.forget()
+
     async def up(self, to: str | int | None = None) -> tuple[Finished, ...]:
         """Return once everything, or everything up to `to`, is applied; what this run did itself is in the result.
 
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
         version = _version(to)
-        return await self._work(lambda run: run.up(version))
+        return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
-        way = _Reverting(_version(to), 1 if to is None and steps is None else steps)
-        return await self._work(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
+        way = planning.WayDown(_version(to), 1 if to is None and steps is None else steps)
+        return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
         """Revert the newest `steps` versions and apply them again, under one lock."""
-        way = _Reverting(None, steps)
+        way = planning.WayDown(None, steps)
         phases = [planning.Phase(Direction.DOWN, way.plan), planning.Phase(Direction.UP, way.plan_again)]
-        return await self._work(lambda run: run.turn(phases))
+        return await self._change(lambda run: run.turn(phases))
 
     async def wait(self) -> None:
         """Return once somebody else has applied everything; needs no right but to read the history."""
-        await self._work(Run.wait)
+        await self._work(Run.wait, self._course.looking())
 
     async def check(self) -> None:
         """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
@@ -137,7 +154,7 @@ class Migrator:
                 if behind := planning.missing(await run.look(connection)):
                     raise BehindError(behind)
 
-        await self._work(check)
+        await self._work(check, self._course.looking())
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
@@ -201,58 +218,47 @@ class Migrator:
             return own.parse(directory.read(self.migrations), strict=self._settings.strict)
 
         catalogue = await anyio.to_thread.run_sync(read)
+        if not catalogue.migrations:
+            _log.warning("there is no migration in %s", self.migrations)
         for warning in catalogue.warnings:
             _log.warning("%s", warning)
         return catalogue
 
-    async def _run(self, tell: Tell | None = None) -> Run:
-        settings = self._settings if tell is None else self._settings._replace(tell=tell)
-        return Run(settings, await self._read(), Budget(self.budget))
+    async def _run(self, tell: Tell) -> Run:
+        return Run(self._settings, await self._read(), Budget(self.budget), tell)
 
-    async def _work(self, work: Callable[[Run], Awaitable[None]]) -> tuple[Finished, ...]:
+    async def _change(self, work: Callable[[Run], Awaitable[None]]) -> tuple[Finished, ...]:
+        with self._course.working() as take:
+            return await self._work(work, take)
+
+    async def _work(self, work: Callable[[Run], Awaitable[None]], take: Tell) -> tuple[Finished, ...]:
         """Do the work of one run and return what it has finished; how it ended is told, whatever that was."""
+
+        def tell(event: Event) -> None:
+            take(event)
+            telling.tell(event, self._listener)
+
         finished: Sequence[Finished] = ()
         try:
-            run = await self._run()
+            run = await self._run(tell)
             finished = run.progress.finished
             await cancelled_for_good(partial(work, run))
         except BaseException as error:
             if isinstance(error, PgratchetError):
                 error.finished = tuple(finished)
-            self._tell(failed(error))
+            tell(failed(error))
             raise
         finally:
             if self._journal is not None:
                 journal.append(self._journal, finished)
-        self._tell(Done(tuple(finished)))
+        tell(Done(tuple(finished)))
         return tuple(finished)
-
-    def _tell(self, event: Event) -> None:
-        self._course.take(event)
-        telling.tell(event, self._listener)
 
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
     """Write the files of a new migration, numbered after the last one, and return their paths."""
     there = own.parse(directory.read(folder)).migrations if Path(folder).exists() else ()
     return directory.write(folder, own.draft(there, description, kind, datetime.now(UTC)))
-
-
-class _Reverting:
-    """A way down whose versions are chosen once: asked again after a lost connection, it goes no further."""
-
-    def __init__(self, to: str | None, steps: int | None) -> None:
-        self._to = to
-        self._steps = steps
-        self._versions: tuple[str, ...] | None = None
-
-    def plan(self, entries: Sequence[Entry]) -> Plan:
-        if self._versions is None:
-            self._versions = planning.choose_down(entries, to=self._to, steps=self._steps)
-        return planning.plan_down(entries, self._versions)
-
-    def plan_again(self, entries: Sequence[Entry]) -> Plan:
-        return planning.plan_again(entries, self._versions or ())
 
 
 def _silent(_: Event) -> None:

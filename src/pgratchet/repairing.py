@@ -26,14 +26,14 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         async with lock.exclusively(connection, key, budget, settings.owner):
             facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
-            await history.ensure(connection, settings.readers_of(facts.login))
-            entry = await _entry(connection, history, catalogue, judgement.version)
+            await history.ensure(connection, settings.readers_of(facts.login), budget)
+            entry = await _entry(connection, history, catalogue, judgement.version, budget)
             await _record(connection, settings, entry, judgement, facts)
-            return await _entry(connection, history, catalogue, judgement.version)
+            return await _entry(connection, history, catalogue, judgement.version, budget)
 
 
-async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str) -> Entry:
-    rows = {row.version: row for row in await history.read_patiently(connection)}
+async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str, budget: Budget) -> Entry:
+    rows = {row.version: row for row in await history.read_patiently(connection, budget)}
     entries = {entry.version: entry for entry in compare(catalogue.migrations, rows.values())}
     # What left nothing behind, of a file that is gone, is no entry, but may be judged.
     return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))

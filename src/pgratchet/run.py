@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
-from pgratchet.core.events import Locked, Waiting, looked
+from pgratchet.core.events import Locked, Tell, Waiting, looked
 from pgratchet.core.model import (
     AppliedMigration,
     Catalogue,
@@ -24,12 +24,10 @@ from pgratchet.core.model import (
     State,
 )
 from pgratchet.postgres import lock
-from pgratchet.postgres.budget import Budget, backoff
-from pgratchet.postgres.history import History, HistoryBusyError
+from pgratchet.postgres.budget import TELL_EVERY, Budget, Interval, backoff
+from pgratchet.postgres.history import History
 from pgratchet.postgres.progress import Progress
-from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
-from pgratchet.postgres.sql import Table
 from pgratchet.settings import Held, Settings
 
 MOST_LOSSES = 5
@@ -38,25 +36,23 @@ MOST_LOSSES = 5
 PRIMARY_PAUSE = 0.5, 1.0
 """Bounds, in seconds, of the pause before a server that was a standby is looked at again."""
 
-TELL_EVERY = 5.0
-"""Seconds between two lines of a waiter's log."""
-
 _log = logging.getLogger("pgratchet")
 
 
 class Run:
     """One run over a catalogue, through as many sessions as it takes; `progress` is right also after an error."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget) -> None:
-        self.progress = Progress(settings.tell)
+    def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget, tell: Tell) -> None:
+        self.progress = Progress(tell)
         self._settings = settings
         self._budget = budget
         self._by = settings.lock or Lock.SESSION
-        self._records = _records(settings.table, self._by)
+        self._records = lock.records(settings.table, self._by)
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = History(settings.table, settings.owner)
         self._old_failures: dict[str, datetime | None] | None = None
         self._told: dict[str, datetime | None] = {}
+        self._rows: dict[str, AppliedMigration] = {}
 
     async def up(self, to: str | None = None) -> None:
         """Have everything up to `to` applied, by this run or meanwhile by another one."""
@@ -64,12 +60,17 @@ class Run:
 
         async def work(connection: Connection) -> None:
             waiting = deque([phase])
-            while missing := planning.missing(await self.look(connection), to):
+            while (missing := planning.missing(await self.look(connection), to)) or not await self._granted(connection):
                 if await self._lock(connection, missing) and await self._turn(connection, waiting):
                     return
             await self._resolve(connection)
 
         await self._through_losses(work)
+
+    async def _granted(self, connection: Connection) -> bool:
+        settings = self._settings
+        needless = settings.owner is None and not settings.readers
+        return needless or await self._history.is_granted(connection, settings.readers)
 
     async def turn(self, phases: Iterable[planning.Phase]) -> None:
         """Carry the phases out, in order, under one lock; one that is done is not begun again."""
@@ -101,11 +102,14 @@ class Run:
         """Return once everything is applied, by somebody else."""
 
         async def work(connection: Connection) -> None:
+            often = Interval(TELL_EVERY)
             while missing := planning.missing(await self.look(connection)):
-                while not _all_applied(missing, rows := await self._read(connection, missing)):
+                while not _all_applied(missing, rows := await self._follow(connection, missing)):
                     self._tell_failures(rows)
-                    reason = f"waiting for somebody to apply {', '.join(missing)}"
-                    await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
+                    whom = f"somebody to apply {', '.join(missing)}"
+                    if often.is_over():
+                        await self._tell_waiting(connection, whom)
+                    await self._budget.poll(f"waiting for {whom}")
 
         await self._through_losses(work, self._settings.connect)
 
@@ -117,8 +121,8 @@ class Run:
 
     async def look(self, connection: Connection) -> tuple[Entry, ...]:
         """Return what files and history say; raises HistoryError where they disagree."""
-        entries = planning.compare(self._migrations.values(), await self._read(connection))
-        self.progress.tell(looked(entries))
+        self._rows = {row.version: row for row in await self._read(connection)}
+        entries = self._tell_look()
         if self._old_failures is None:
             self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
         settings = self._settings
@@ -126,15 +130,24 @@ class Run:
             _log.warning("%s", warning)
         return entries
 
+    def _tell_look(self) -> tuple[Entry, ...]:
+        entries = planning.compare(self._migrations.values(), self._rows.values())
+        self.progress.tell(looked(entries))
+        return entries
+
+    async def _follow(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
+        """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
+        rows = await self._read(connection, versions)
+        if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
+            left = {version: row for version, row in self._rows.items() if version not in versions}
+            self._rows = left | {row.version: row for row in rows}
+            self._tell_look()
+        return rows
+
     async def _read(
         self, connection: Connection, versions: Sequence[str] | None = None
     ) -> tuple[AppliedMigration, ...]:
-        """Return history rows, waiting while a migration keeps the table locked."""
-        while True:
-            try:
-                return await self._history.read(connection, versions)
-            except HistoryBusyError as error:
-                await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, str(error))
+        return await self._history.read_patiently(connection, self._budget, versions)
 
     async def _turn(self, connection: Connection, waiting: deque[planning.Phase]) -> bool:
         """Do what the phases say. False: another runner came in between, and some are left."""
@@ -148,9 +161,8 @@ class Run:
         return True
 
     def _held(self, connection: Connection) -> Held:
-        return Held(
-            connection, self._by, self._settings, self._records, self._budget, self.progress, self._look_under_lock
-        )
+        look, heed = self._look_under_lock, self._raise_new_failure
+        return Held(connection, self._by, self._settings, self._records, self._budget, self.progress, look, heed)
 
     async def _resolve(self, connection: Connection) -> None:
         """Find out what became of the steps that a lost connection has left unanswered.
@@ -161,7 +173,7 @@ class Run:
         if self.progress.flying:
             from pgratchet.postgres.execution import resolve  # noqa: PLC0415 - loaded before, where anything flies
 
-            self.progress.finish(await resolve(connection, self._records, self.progress.flying))
+            self.progress.finish(await resolve(connection, self._records, self.progress.flying, self._budget))
             self.progress.flying = ()
 
     async def _through_losses(
@@ -202,22 +214,26 @@ class Run:
 
     async def _lock(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
         """Wait for this run's turn. True: it is. False: all that was missing is applied by others."""
-        holder: object = "another session"
-        began, told = time.monotonic(), -TELL_EVERY
+        holder = "another session"
+        began, often = time.monotonic(), Interval(TELL_EVERY)
         while not await self._try(connection):
-            await self._budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, f"waiting for the lock of {holder}")
+            await self._budget.poll(f"waiting for the lock of {holder}")
             if missing:
                 # Before the next try: who has nothing left to do shall not take the lock from those who wait.
-                rows = await self._read(connection, missing)
+                rows = await self._follow(connection, missing)
                 if _all_applied(missing, rows):
                     return False
                 self._raise_new_failure(rows)
-            if time.monotonic() - told >= TELL_EVERY:
-                holder = await lock.holder(connection, self._settings.table.lock_key) or holder
-                told = time.monotonic()
-                self.progress.tell(Waiting(str(holder)))
+            if often.is_over():
+                holder = await self._tell_waiting(connection, holder)
         self.progress.tell(Locked(time.monotonic() - began))
         return True
+
+    async def _tell_waiting(self, connection: Connection, whom: str) -> str:
+        """Tell, and return, who has the lock, `whom` where nobody has."""
+        holder = str(await lock.holder(connection, self._settings.table.lock_key) or whom)
+        self.progress.tell(Waiting(holder))
+        return holder
 
     async def _try(self, connection: Connection) -> bool:
         """Say whether it is this run's turn: it holds the lock, or could have it for a transaction."""
@@ -230,7 +246,7 @@ class Run:
                 _log.info("a pooler is in between: the lock is taken by each transaction for itself")
                 await refuse_statement_pooling(connection)
                 self._by = Lock.TRANSACTION
-                self._records = _records(self._settings.table, self._by)
+                self._records = lock.records(self._settings.table, self._by)
         return self._by is Lock.NONE or await lock.is_free(connection, key)
 
     async def _look_under_lock(self, connection: Connection, direction: Direction) -> tuple[Entry, ...]:
@@ -241,7 +257,6 @@ class Run:
         await self._resolve(connection)
         entries = await self.look(connection)
         self._forget_lost(entries)
-        self._raise_new_failure(planning.failures(entries))
         if self._by is Lock.TRANSACTION and any(entry.state is State.RUNNING for entry in entries):
             await self._raise_if_busy(connection)
         halfway.refuse_interrupted(entries, direction)
@@ -272,17 +287,6 @@ class Run:
                 message = f"{row.error} (in another runner: {row.applied_by})"
                 failure = Failure(row.version, row.name, Direction.UP, migration.up.path, message)
                 raise MigrationFailedError(failure, self.progress.finished)
-
-
-def _records(table: Table, by: Lock) -> Records:
-    key = table.lock_key
-    match by:
-        case Lock.SESSION:
-            return Records(table, lock.still_held(key))
-        case Lock.TRANSACTION:
-            return Records(table, "true", lock.taken_for_transaction(key))
-        case Lock.NONE:
-            return Records(table, "true", "")
 
 
 def _all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:

@@ -1,10 +1,9 @@
 """What a migrator is set to, and what a run hands on."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
-from pgratchet.core.events import Tell
-from pgratchet.core.model import Direction, Entry, Lock
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.progress import Progress
@@ -25,7 +24,6 @@ class Settings(NamedTuple):
     table: Table
     limits: Limits
     tool_version: str
-    tell: Tell
     owner: str | None = None
     allow_late: bool = False
     strict: bool = False
@@ -38,7 +36,10 @@ class Settings(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A session whose turn it is, and what a run knows there; `look` compares again, for one direction."""
+    """A session whose turn it is, and what a run knows there.
+
+    `look` compares again, for one direction; `heed` raises where another run has failed at what is to be done.
+    """
 
     connection: Connection
     lock: Lock
@@ -47,3 +48,4 @@ class Held(NamedTuple):
     budget: Budget
     progress: Progress
     look: Callable[[Connection, Direction], Awaitable[tuple[Entry, ...]]]
+    heed: Callable[[Iterable[AppliedMigration]], None]

@@ -1,9 +1,11 @@
 """Tells what happens to the log, with its parts as fields of the record, and to whoever listens."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import get_args
 
+from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished
 
 Listener = Callable[[Event], object]
@@ -11,6 +13,12 @@ Listener = Callable[[Event], object]
 _NAMES = {kind: [f"migration_{name}" for name in ("event", *kind._fields)] for kind in get_args(Event)}
 
 _log = logging.getLogger("pgratchet")
+
+
+def refuse_coroutine(name: str, called: Callable[..., object] | None) -> None:
+    """Raise UsageError for what would only make a coroutine, that nobody awaits, when it is called."""
+    if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004 - it is the method that counts
+        raise UsageError(f"{name} is called, and not awaited: make it a plain function, which may start a task")
 
 
 def tell(event: Event, listener: Listener | None) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pgratchet.core.errors import ServerError
 from pgratchet.core.halfway import in_flight
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
-from pgratchet.core.planning import Phase, plan_up, replaceable
+from pgratchet.core.planning import Phase, failures, plan_up, replaceable
 from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
@@ -24,13 +24,14 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     framing = await _framing(held)
     settings = held.settings
     readers = settings.readers_of(framing.facts.login)
-    await History(settings.table, settings.owner).ensure(held.connection, readers)
+    await History(settings.table, settings.owner).ensure(held.connection, readers, held.budget)
     execution = Execution(_wire(held), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
         if await _let_finish(held, in_flight(entries, waiting[0].direction)):
             continue
         steps = waiting[0].plan(entries).steps
+        held.heed(_failures(entries, steps))
         _refuse_bare(steps, held.lock)
         await concurrent.refuse_unjudged(held.connection, steps)
         try:
@@ -45,8 +46,15 @@ async def rehearse(held: Held, to: str | None) -> None:
     framing = await _framing(held)
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
+    held.heed(_failures(entries, steps))
     done = await rehearsal.run(_wire(held), framing, held.progress, steps, replaceable(entries))
     held.progress.finished += done
+
+
+def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[AppliedMigration]:
+    """Return the rows of what has failed, of that which is to be done."""
+    versions = {step.migration.version for step in steps}
+    return failures(entry for entry in entries if entry.version in versions)
 
 
 async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:

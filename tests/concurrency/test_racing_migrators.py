@@ -1,22 +1,28 @@
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from pgratchet import Migrator
+from pgratchet import HistoryError, Migrator
 from pgratchet.embedded import Server
+from pgratchet.postgres.wire import Wire
 from tests.processes import replicas, results
 from tests.support import (
     HISTORY,
     PASS_GATE,
+    PATIENCE,
     Write,
     ask,
     column,
+    connected,
     deserted,
     exists,
+    failure_of,
     gate,
     history,
     sessions,
@@ -231,3 +237,101 @@ async def test_a_database_that_is_being_migrated_by_an_older_image_is_left_to_it
         await closed.open()
     assert await exists(dsn, "a")
     assert len(await history(dsn)) == 2
+
+
+TWO = {
+    "001_a.sql": "CREATE TABLE a ();",
+    "001_a.down.sql": "DROP TABLE a;",
+    "002_b.sql": "CREATE TABLE IF NOT EXISTS busy (); ALTER TABLE busy ADD n int;",
+    "002_b.down.sql": "ALTER TABLE busy DROP n;",
+}
+
+
+@asynccontextmanager
+async def busy(dsn: str) -> AsyncIterator[None]:
+    """Have a report hold up whatever changes the table `busy`, until the block is left."""
+    async with connected(dsn) as report:
+        await report.execute("BEGIN; LOCK TABLE busy IN ROW EXCLUSIVE MODE")
+        yield
+
+
+async def held_up(dsn: str) -> None:
+    async def blocked() -> bool:
+        return any(row["wait_event_type"] == "Lock" for row in await sessions(dsn))
+
+    await until(blocked)
+
+
+async def refused(work: Callable[[], Awaitable[object]], why: str) -> None:
+    with anyio.fail_after(PATIENCE), pytest.raises(HistoryError, match=why):
+        await work()
+
+
+async def test_a_way_down_reverts_nothing_below_what_another_runner_applies_meanwhile(dsn: str, write: Write) -> None:
+    folder = write(TWO)
+    await Migrator(dsn, folder).up()
+    write({"003_c.sql": "CREATE TABLE c ();"})
+    new = Migrator(dsn, folder, lock="transaction", lock_timeout=0.2)
+    async with anyio.create_task_group() as tasks, busy(dsn):
+        tasks.start_soon(refused, new.down, "another runner has applied 3 meanwhile")
+        await held_up(dsn)
+        assert [step.version for step in await new.up()] == ["3"]
+    assert await states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+    assert await new.up() == ()
+
+
+async def test_a_redo_applies_nothing_above_what_another_runner_reverts_meanwhile(dsn: str, write: Write) -> None:
+    migrator = Migrator(dsn, write(TWO), lock="transaction", lock_timeout=0.2)
+    await migrator.up()
+    write({"002_b.down.sql": "SELECT 1;", "002_b.sql": TWO["002_b.sql"].replace("ADD n", "ADD IF NOT EXISTS n")})
+    await tell(dsn, f"DELETE FROM {HISTORY} WHERE version = '2'")
+    await migrator.up()
+    async with anyio.create_task_group() as tasks, busy(dsn):
+        tasks.start_soon(refused, migrator.redo, "another runner has reverted 1 meanwhile")
+        await held_up(dsn)
+        assert [step.version for step in await migrator.down()] == ["1"]
+    assert await states(dsn) == {}
+    assert [step.version for step in await migrator.up()] == ["1", "2"]
+
+
+async def test_another_runners_failure_is_not_that_of_a_run_with_something_else_to_do(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1;", "001_a.down.sql": "SELECT 1;", "003_c.sql": PASS_GATE + "SELECT 1/0;"})
+    failing = Migrator(dsn, folder, lock_timeout=0)
+    for verb in (Migrator.down, partial(Migrator.up, to=2)):
+        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+            tasks.start_soon(failure_of, failing)
+            await closed.reached()
+            write({"002_b.sql": "SELECT 2;"})
+            tasks.start_soon(verb, Migrator(dsn, folder))
+            await waiters(dsn)
+            await closed.open()
+        (folder / "002_b.sql").unlink()
+    assert await states(dsn) == {"1": "applied", "2": "applied", "3": "failed"}
+
+
+async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(TWO)
+    await Migrator(dsn, folder).up()
+    write({"003_c.sql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; CREATE TABLE c ();"})
+    migrator = Migrator(dsn, folder, lock="transaction")
+    send = Wire.send
+
+    async def either() -> bool:
+        return any(row["wait_event_type"] == "Lock" for row in await sessions(dsn)) or len(await states(dsn)) < 2
+
+    async def interrupted(self: Wire, text: str, meanwhile: Callable[[], None] | None = None) -> None:
+        place = text.find("SELECT CAST(CASE WHEN pg_catalog.pg_try_advisory_xact_lock")
+        if "REPEATABLE READ" in text:
+            monkeypatch.undo()
+            await self.connection.execute(text[:place] + "SELECT 1")
+            tasks.start_soon(migrator.down)
+            await until(either)
+            text = text[place:]
+        await send(self, text, meanwhile)
+
+    monkeypatch.setattr(Wire, "send", interrupted)
+    async with anyio.create_task_group() as tasks:
+        await migrator.up()
+    assert await states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}

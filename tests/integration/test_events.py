@@ -182,6 +182,39 @@ async def test_who_waits_for_somebody_else_is_ready_when_that_one_is_done(
     assert events[-1] == Done(())
 
 
+async def test_who_waits_for_somebody_else_follows_what_that_one_does(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    reader = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "002_b.sql": "SELECT 1/0;"}), listener=events.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reader.wait)
+
+        async def told_for_whom() -> bool:
+            return told(events, Waiting) == [Waiting("somebody to apply 1, 2")]
+
+        async def failed() -> bool:
+            return reader.readiness == Readiness(Condition.PENDING, applied=1, failed=("2",))
+
+        await until(told_for_whom)
+        with pytest.raises(MigrationFailedError):
+            await Migrator(dsn, write({})).up()
+        await until(failed)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_look_does_not_open_the_gate_in_the_middle_of_a_way_down(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": PASS_GATE + "DROP TABLE a;"})
+    migrator = Migrator(dsn, folder, lock_timeout=0)
+    await migrator.up()
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.down)
+        await closed.reached()
+        await migrator.check()
+        assert migrator.readiness == Readiness(Condition.RUNNING, running=("1",))
+        await closed.open()
+    assert migrator.readiness == Readiness(Condition.PENDING, pending=("1",))
+
+
 async def test_who_only_looks_or_rehearses_tells_nothing(dsn: str, write: Write, events: list[Event]) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
     migrator = Migrator(dsn, folder, listener=events.append)

@@ -1,17 +1,33 @@
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
 import pytest
 
-from pgratchet import BehindError, ForeignTableError, HistoryError, Migrator, ServerError, __version__
+from pgratchet import (
+    BehindError,
+    BudgetExceededError,
+    ForeignTableError,
+    HistoryError,
+    Migrator,
+    ServerError,
+    Verdict,
+    __version__,
+)
 from pgratchet.core.model import RecordState
+from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import COLUMNS, History
 from pgratchet.postgres.sql import Table
+from tests.poolers import pgbouncer
 from tests.support import (
     HISTORY,
+    PATIENCE,
     Write,
     a_role,
     as_role,
@@ -22,14 +38,35 @@ from tests.support import (
     failure_of,
     history,
     runner_lock,
+    sessions,
     states,
     tell,
+    until,
     waiters,
 )
 
 pytestmark = pytest.mark.anyio
 
 COLUMN_NAMES = "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 ORDER BY attnum"
+
+
+LEGACY = "version int, description text, filename text, executed_at timestamptz, success bool, error_message text"
+
+
+async def blocked(dsn: str, *, again: bool = False) -> None:
+    """Return when a session of ours waits for a lock; with `again`, when it has given that up before."""
+
+    async def waiting() -> set[int]:
+        rows = [row for row in await sessions(dsn) if row["wait_event_type"] == "Lock"]
+        return {row["query_start"] for row in rows}
+
+    first = await until(waiting)
+
+    async def another() -> bool:
+        return bool(await waiting() - first)
+
+    if again:
+        await until(another)
 
 
 def one(write: Write) -> Path:
@@ -204,7 +241,7 @@ class TestTheTable:
                 table = History(Table(schema if schema == "public" else f"{schema}{number}", f"history{number}"))
                 async with anyio.create_task_group() as tasks:
                     for connection in racing:
-                        tasks.start_soon(table.ensure, connection, ["pg_monitor"])
+                        tasks.start_soon(table.ensure, connection, ["pg_monitor"], Budget(None))
                 assert await table.read(racing[0]) == ()
 
     async def test_is_no_type_of_that_name(self, dsn: str, write: Write) -> None:
@@ -283,6 +320,54 @@ class TestTheTable:
                 await reader.up()
             assert await Migrator(dsn, folder, table=table, readers=[role, role]).up()
 
+    async def test_is_granted_to_readers_also_where_nothing_is_to_be_applied(self, dsn: str, write: Write) -> None:
+        folder = one(write)
+        await Migrator(dsn, folder, table="ours.history").up()
+        async with a_role(dsn) as role:
+            reader = Migrator(as_role(dsn, role), folder, table="ours.history")
+            with pytest.raises(ServerError, match=f"the role {role} needs USAGE on schema ours and SELECT"):
+                await reader.wait()
+            assert await Migrator(dsn, folder, table="ours.history", readers=[role]).up() == ()
+            await reader.wait()
+
+    async def test_is_made_by_a_role_that_loses_a_race_and_then_its_rights_with_an_error(
+        self, dsn: str, write: Write
+    ) -> None:
+        """The second attempt fails in another way than the first one."""
+        async with a_role(dsn) as role, connected(dsn) as other, anyio.create_task_group() as tasks:
+            await tell(dsn, f"GRANT CREATE ON DATABASE {urlsplit(dsn).path[1:]} TO {role}")
+            await other.execute("BEGIN; CREATE SCHEMA ours")
+
+            async def refused() -> None:
+                with anyio.fail_after(PATIENCE), pytest.raises(ServerError, match="permission denied for schema ours"):
+                    await Migrator(as_role(dsn, role), one(write), table="ours.history").up()
+
+            tasks.start_soon(refused)
+            await blocked(dsn)
+            await other.execute("COMMIT")
+        await Migrator(dsn, one(write), table="ours.history").up()
+
+    @pytest.mark.parametrize("verb", ["up", "repair", "adopt"])
+    async def test_is_granted_beside_somebody_who_grants_at_the_same_time(
+        self, dsn: str, write: Write, verb: str
+    ) -> None:
+        folder = one(write)
+        await tell(dsn, f"CREATE TABLE legacy ({LEGACY})")
+        async with a_role(dsn) as role, connected(dsn) as other, anyio.create_task_group() as tasks:
+            migrator = Migrator(dsn, folder, readers=[role], budget=PATIENCE)
+            verbs: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+                "up": migrator.up,
+                "repair": partial(migrator.repair, 1, Verdict.APPLIED, "by hand"),
+                "adopt": partial(migrator.adopt, "public.legacy", dry_run=False),
+            }
+            await History(Table.parse(HISTORY)).ensure(other, (), Budget(None))
+            await other.execute(f"BEGIN; GRANT USAGE ON SCHEMA public TO {role}")
+            with anyio.fail_after(PATIENCE):
+                tasks.start_soon(verbs[verb])
+                await blocked(dsn)
+                await other.execute("COMMIT")
+        assert (await Migrator(dsn, folder).up() == ()) is (verb != "adopt")
+
     async def test_for_readers_that_do_not_exist_is_an_error_before_anything_is_applied(
         self, dsn: str, write: Write
     ) -> None:
@@ -325,6 +410,32 @@ class TestReading:
             await connection.close()
             with pytest.raises(asyncpg.InterfaceError):
                 await History(Table.parse(HISTORY)).read(connection)
+
+    @pytest.mark.parametrize("pooled", [False, True])
+    async def test_gives_up_with_the_budget(self, dsn: str, write: Write, *, pooled: bool) -> None:
+        folder = one(write)
+        await Migrator(dsn, folder).up()
+        async with (
+            pgbouncer(dsn) if pooled else nullcontext(SimpleNamespace(dsn=dsn)) as between,
+            connected(dsn) as somebody,
+        ):
+            await somebody.execute(f"BEGIN; LOCK TABLE {HISTORY}")
+            with anyio.fail_after(8), pytest.raises(BudgetExceededError, match="is locked by another session"):
+                await Migrator(between.dsn, folder, budget=1).up()
+            await somebody.execute("ROLLBACK")
+            assert await Migrator(between.dsn, folder).up() == ()
+
+    async def test_in_a_transaction_waits_as_well(self, dsn: str, write: Write) -> None:
+        migrator = Migrator(dsn, one(write))
+        await migrator.rehearse()
+        async with connected(dsn) as somebody, anyio.create_task_group() as tasks:
+            await History(Table.parse(HISTORY)).ensure(somebody, (), Budget(None))
+            await somebody.execute(f"BEGIN; LOCK TABLE {HISTORY}")
+            tasks.start_soon(migrator.repair, 1, Verdict.APPLIED, "by hand")
+            await blocked(dsn)
+            await blocked(dsn, again=True)
+            await somebody.execute("ROLLBACK")
+        assert await states(dsn) == {"1": "applied"}
 
 
 async def test_a_database_that_is_set_to_read_only_is_refused(dsn: str, write: Write) -> None:

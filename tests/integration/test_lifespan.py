@@ -10,7 +10,7 @@ import anyio
 import pytest
 from starlette.applications import Starlette
 
-from pgratchet import BehindError, BudgetExceededError, MigrationFailedError, Migrator, UsageError, migrated
+from pgratchet import BehindError, BudgetExceededError, MigrationFailedError, Migrator, Readiness, UsageError, migrated
 from tests.frameworks.drivers import started
 from tests.support import PASS_GATE, Write, ask, deserted, exists, gate, runner_lock, states, tell, waiters
 
@@ -170,3 +170,36 @@ class TestTheHook:
                 for app in apps:
                     tasks.start_soon(start, app)
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
+
+    @pytest.mark.parametrize("ending", [RuntimeError, asyncio.CancelledError])
+    async def test_shuts_the_gate_where_the_applications_own_lifespan_does_not_start(
+        self, migrator: Migrator, ending: type[BaseException]
+    ) -> None:
+        @asynccontextmanager
+        async def failing(_: object) -> AsyncIterator[None]:
+            assert migrator.readiness.ready
+            raise ending
+            yield
+
+        with pytest.raises(ending):
+            async with migrated(migrator, failing):
+                pass
+        assert migrator.readiness == Readiness()
+        async with migrated(migrator):
+            assert migrator.readiness.ready
+
+    async def test_warns_of_a_folder_without_migrations(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = write({"readme.txt": "lost: the migrations"})
+        async with migrated(Migrator(dsn, folder)):
+            assert f"there is no migration in {folder}" in caplog.text
+
+    async def test_has_the_next_application_look_for_itself(self, migrator: Migrator) -> None:
+        async with migrated(migrator), migrated(migrator):
+            assert migrator.readiness.ready
+        assert not migrator.readiness.ready
+        async with migrated(migrator):
+            async with migrated(migrator):
+                pass
+            assert migrator.readiness.ready

@@ -158,7 +158,7 @@ def test_redo_ends_where_it_began(world: World, steps: int) -> None:
     chosen = planning.choose_down(world.entries, steps=steps)
     reverted = applied(world, planning.plan_down(world.entries, chosen))
 
-    again = planning.plan_again(reverted.entries, chosen)
+    again = planning.plan_again(reverted.entries, chosen, planning.missing(world.entries))
 
     assert numbers(again) == sorted(map(int, chosen))
     assert applied_numbers(applied(reverted, again)) == applied_numbers(world)

@@ -1,5 +1,5 @@
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import cast
 
 import anyio
@@ -17,6 +17,9 @@ class FakeMigrator:
     def __init__(self, events: list[str], error: Exception | None = None) -> None:
         self.events = events
         self.error = error
+
+    def serving(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def _do(self, verb: str) -> None:
         await anyio.lowlevel.checkpoint()
@@ -80,6 +83,21 @@ async def test_a_bare_generator_is_refused_at_once_and_not_after_the_migration(e
         migrated(migrator(events), inner=inner)  # type: ignore[arg-type] # that is the mistake
 
     assert events == []
+
+
+async def test_what_nobody_would_await_is_refused_at_once(events: list[str]) -> None:
+    async def stop(_: BaseException) -> None:
+        raise AssertionError
+
+    class Stopping:
+        async def __call__(self, _: BaseException) -> None:
+            raise AssertionError
+
+    for on_failure in (stop, Stopping()):
+        with pytest.raises(UsageError, match="on_failure is called, and not awaited"):
+            migrated(migrator(events), on_failure=on_failure)
+    with pytest.raises(UsageError, match="listener is called, and not awaited"):
+        Migrator("postgresql://localhost/a", listener=stop)  # type: ignore[arg-type]  # it is for exceptions
 
 
 async def test_nothing_happens_before_the_application_starts(events: list[str]) -> None:

@@ -333,7 +333,7 @@ def test_problems_of_the_ways_down_of_what_would_run_are_told_too() -> None:
         [row(1)],
     )
 
-    for plan in (planning.plan_up, lambda entries: planning.plan_again(entries, ["3", "2"])):
+    for plan in (planning.plan_up, lambda entries: planning.plan_again(entries, ["3", "2"], [])):
         with pytest.raises(FilesError) as caught:
             plan(compared)
 
@@ -432,9 +432,9 @@ def test_a_way_down_that_failed_is_taken_again() -> None:
 
 
 def test_the_chosen_versions_are_reverted_newest_first() -> None:
-    plan = planning.plan_down(entries([1, 2, 3, 10], [1, 2, 3, 10]), ["2", "10"])
+    plan = planning.plan_down(entries([1, 2, 3, 10], [1, 2, 3, 10]), ["3", "10"])
 
-    assert versions(plan) == ["10", "2"]
+    assert versions(plan) == ["10", "3"]
     assert {step.direction for step in plan.steps} == {Direction.DOWN}
     assert plan.steps[0].script.source.path == "m/010_name.down.sql"
 
@@ -456,11 +456,28 @@ def test_a_migration_without_a_way_down_is_refused_with_the_name_of_the_file_to_
 def test_redo_brings_back_what_it_reverted_and_nothing_else() -> None:
     reverted = entries([1, 2, 3, 4], [1])
 
-    assert versions(planning.plan_again(reverted, ["3", "2"])) == ["2", "3"]
+    assert versions(planning.plan_again(reverted, ["3", "2"], [])) == ["2", "3"]
 
 
 def test_redo_does_not_apply_what_is_applied_again() -> None:
-    assert versions(planning.plan_again(entries([1, 2, 3], [1, 2]), ["3", "2"])) == ["3"]
+    assert versions(planning.plan_again(entries([1, 2, 3], [1, 2]), ["3", "2"], [])) == ["3"]
+
+
+def test_redo_leaves_no_gap_that_another_runner_has_made_meanwhile() -> None:
+    reverted = entries([1, 2, 3], [])
+
+    with pytest.raises(HistoryError, match="another runner has reverted 1 meanwhile"):
+        planning.plan_again(reverted, ["3", "2"], [])
+    assert versions(planning.plan_again(reverted, ["3", "2"], ["1"])) == ["2", "3"]
+    assert not planning.plan_again(entries([1, 2, 3], [2, 3]), ["3", "2"], []).steps
+
+
+def test_a_way_down_leaves_nothing_above_it_that_another_runner_has_applied_meanwhile() -> None:
+    with pytest.raises(HistoryError, match="another runner has applied 3 meanwhile") as caught:
+        planning.plan_down(entries([1, 2, 3], [1, 2, 3]), ["2"])
+
+    assert caught.value.versions == ("3",)
+    assert not planning.plan_down(entries([1, 2, 3], [1, 3]), ["2"]).steps
 
 
 UP = "CREATE TABLE a ();\nCREATE INDEX CONCURRENTLY i ON a (b);\nCREATE TABLE c ();\n"
@@ -525,7 +542,7 @@ def test_a_migration_that_was_cut_off_goes_on_where_it_was(done: int, mark: str)
 
     (step,) = planning.plan_up(compared).steps
     assert (step.done, step.over) == (done, cut_off)
-    assert versions(planning.plan_again(compared, ["1"])) == ["1"]
+    assert versions(planning.plan_again(compared, ["1"], [])) == ["1"]
     for edited in (migration(1, up="SELECT 1;" + UP, options=BY_STATEMENT), migration(1, up="CREATE TABLE a ()")):
         if done or edited.up.options is PLAIN:
             with pytest.raises(HistoryError, match="restore them as they were"):

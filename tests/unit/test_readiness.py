@@ -108,3 +108,52 @@ def test_a_way_down_makes_it_pending_and_a_way_up_behind_it_ready_again() -> Non
 
     assert after(COMPLETE, *down, Done(())) == Readiness(Condition.PENDING, 3, pending=("4",), unknown=("9",))
     assert after(COMPLETE, *down, started("4"), finished("4"), Done(())).ready
+
+
+def test_versions_are_in_their_order_also_on_the_way_down() -> None:
+    eleven = Looked(applied=11, pending=(), running=(), failed=(), unknown=())
+    steps = [started(version, Direction.DOWN) for version in ("11", "10", "9")]
+
+    assert after(eleven, Done(()), *steps).running == ("9", "10", "11")
+
+
+def test_a_run_that_looks_says_nothing_while_another_one_works() -> None:
+    course = Course()
+    with course.working() as work:
+        work(COMPLETE)
+        look = course.looking()
+        work(started("4", Direction.DOWN))
+        for event in (COMPLETE, Done(())):
+            look(event)
+        assert course.readiness == Readiness(Condition.RUNNING, 3, running=("4",), unknown=("9",))
+        work(finished("4", Direction.DOWN))
+        work(Done(()))
+
+    look(Failed("BehindError", ""))
+    assert course.readiness == Readiness(Condition.PENDING, 3, pending=("4",), unknown=("9",))
+
+
+def test_a_run_that_has_looked_before_another_one_worked_has_to_look_again() -> None:
+    course = Course()
+    look = course.looking()
+    look(MISSING)
+    with course.working() as work:
+        for event in (COMPLETE, Done(())):
+            work(event)
+
+    look(Failed("BehindError", ""))
+    assert course.readiness.ready
+    look(MISSING)
+    assert not course.readiness.ready
+
+
+@pytest.mark.parametrize("event", [Done(()), Failed("CancelledError", "")])
+def test_what_was_applied_is_forgotten_and_a_failure_is_not(event: Event) -> None:
+    course = Course()
+    for each in (COMPLETE, event):
+        course.take(each)
+    before = course.readiness
+
+    course.forget()
+
+    assert course.readiness == (Readiness() if before.ready else before)

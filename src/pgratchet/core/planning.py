@@ -1,6 +1,6 @@
 """What is to be done, decided from two lists and nothing else."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pgratchet.core import halfway
@@ -112,9 +112,22 @@ def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
     return _plan(pending(entries, to), Direction.UP)
 
 
-def plan_again(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
-    """Return the steps that bring back those of `versions` that are not applied."""
-    return _plan((entry for entry in pending(entries) if entry.version in versions), Direction.UP)
+def plan_again(entries: Sequence[Entry], versions: Sequence[str], absent: Collection[str]) -> Plan:
+    """Return the steps that bring back those of `versions` that are not applied.
+
+    Raises HistoryError where one below them is not, beside those that were `absent` before.
+    """
+    there = pending(entries)
+    steps = [entry for entry in there if entry.version in versions]
+    others = [entry for entry in there if entry.version not in {*versions, *absent}]
+    if wrong := [entry for entry in others if steps and int(entry.version) < int(steps[-1].version)]:
+        raise _moved(wrong, "reverted", "apply both with up")
+    return _plan(steps, Direction.UP)
+
+
+def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
+    versions = [entry.version for entry in wrong]
+    return HistoryError(f"another runner has {what} {', '.join(versions)} meanwhile: {cure}", versions)
 
 
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
@@ -136,8 +149,37 @@ def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int |
 
 
 def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
-    """Return the steps that revert those of `versions` that are there, newest first."""
-    return _plan((entry for entry in _revertible(entries) if entry.version in versions), Direction.DOWN)
+    """Return the steps that revert those of `versions` that are there, newest first.
+
+    Raises HistoryError where one above them is there that is not to go.
+    """
+    there = _revertible(entries)
+    steps = [entry for entry in there if entry.version in versions]
+    others = [entry for entry in there if entry.version not in versions]
+    if wrong := [entry for entry in others if steps and int(entry.version) > int(steps[-1].version)]:
+        raise _moved(wrong, "applied", "choose again what to revert")
+    return _plan(steps, Direction.DOWN)
+
+
+class WayDown:
+    """A way down whose versions are chosen once: asked again after a lost connection, it goes no further."""
+
+    def __init__(self, to: str | None, steps: int | None) -> None:
+        self._to = to
+        self._steps = steps
+        self._versions: tuple[str, ...] | None = None
+        self._absent: tuple[str, ...] = ()
+
+    def plan(self, entries: Sequence[Entry]) -> Plan:
+        """Return what is left of the way down, as `plan_down` does."""
+        if self._versions is None:
+            self._versions = choose_down(entries, to=self._to, steps=self._steps)
+            self._absent = missing(entries)
+        return plan_down(entries, self._versions)
+
+    def plan_again(self, entries: Sequence[Entry]) -> Plan:
+        """Return the steps up again, as the function does."""
+        return plan_again(entries, self._versions or (), self._absent)
 
 
 def _revertible(entries: Iterable[Entry]) -> list[Entry]:

@@ -1,10 +1,12 @@
 """Whether an application may serve: what all that was told so far comes to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
-from pgratchet.core.events import Done, Event, Failed, Looked, Started
+from pgratchet.core.events import Done, Event, Failed, Looked, Started, Tell
 from pgratchet.core.model import Direction, Finished
 
 
@@ -49,16 +51,50 @@ class Course:
         # Not the tuples of a Readiness: to take each of 10,000 versions out of one takes 10,000 times too long.
         self._missing: dict[str, Condition] = {}
         self._reverting: set[str] = set()
+        self._at_work = 0
+        self._begun = 0
 
     @property
     def readiness(self) -> Readiness:
         """How it stands now."""
 
         def those(condition: Condition) -> tuple[str, ...]:
-            return tuple(version for version, its in self._missing.items() if its is condition)
+            return tuple(sorted((version for version, its in self._missing.items() if its is condition), key=int))
 
         missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
         return Readiness(self._state, self._applied, *missing, self._unknown)
+
+    @contextmanager
+    def working(self) -> Iterator[Tell]:
+        """Yield what takes the events of a run that may change the schema; meanwhile it is the only one that counts."""
+        self._at_work += 1
+        self._begun += 1
+        try:
+            yield self.take
+        finally:
+            self._at_work -= 1
+
+    def looking(self) -> Tell:
+        """Return what takes the events of a run that only looks: those that are no older than what others have done."""
+        latest = self._latest()
+
+        def take(event: Event) -> None:
+            nonlocal latest
+            if isinstance(event, Looked):
+                latest = self._latest()
+            if latest is not None and latest == self._latest():
+                self.take(event)
+
+        return take
+
+    def _latest(self) -> int | None:
+        """Return a number that stays the same as long as nobody changes anything, None while somebody does."""
+        return None if self._at_work else self._begun
+
+    def forget(self) -> None:
+        """Take nothing for applied any more: whoever starts next has to look for itself."""
+        if self._state is Condition.APPLIED:
+            self._state, self._applied, self._unknown = Condition.UNKNOWN, 0, ()
 
     def take(self, event: Event) -> None:
         """Take an event into account."""
@@ -82,8 +118,7 @@ class Course:
             Condition.RUNNING: event.running,
             Condition.FAILED: event.failed,
         }
-        by_version = {version: condition for condition, versions in found.items() for version in versions}
-        self._missing = {version: by_version[version] for version in sorted(by_version, key=int)}
+        self._missing = {version: condition for condition, versions in found.items() for version in versions}
         self._applied, self._unknown = event.applied, event.unknown
         self._reverting.clear()
         if self._missing or self._state is not Condition.APPLIED:

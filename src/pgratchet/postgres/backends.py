@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from pgratchet.core.model import AppliedMigration
-from pgratchet.postgres import lock
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.roles import as_login
 from pgratchet.postgres.session import Connection
@@ -62,5 +61,5 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
         if time.monotonic() - said >= TELL_EVERY:
             _log.warning("%s", reason)
             said = time.monotonic()
-        await budget.pause(lock.LEAST_PAUSE, lock.MOST_PAUSE, reason)
+        await budget.poll(reason)
     return waited

@@ -1,5 +1,6 @@
 """One allowance for waiting of every kind; work under way is never cut short by it, and takes nothing of it."""
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -8,6 +9,29 @@ from contextlib import contextmanager
 import anyio
 
 from pgratchet.core.errors import BudgetExceededError
+
+LEAST_PAUSE = 0.1
+MOST_PAUSE = 0.4
+"""Bounds, in seconds, of the pause between two looks at what somebody else does."""
+
+TELL_EVERY = 5.0
+"""Seconds between two lines of the log about the same wait."""
+
+
+class Interval:
+    """So many seconds, again and again; the first time is over at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = -math.inf
+
+    def is_over(self) -> bool:
+        """Say whether the seconds are over since this was last so."""
+        now = time.monotonic()
+        over = now - self._last >= self._seconds
+        if over:
+            self._last = now
+        return over
 
 
 class Budget:
@@ -34,6 +58,10 @@ class Budget:
     def spend(self, seconds: float) -> None:
         """Take time that was spent waiting."""
         self._spent += seconds
+
+    async def poll(self, why: str) -> None:
+        """Sleep until the next look at what somebody else does, as `pause` does."""
+        await self.pause(LEAST_PAUSE, MOST_PAUSE, why)
 
     async def pause(self, least: float, most: float, why: str) -> None:
         """Sleep between `least` and `most` seconds, at random, so that replicas do not march in step.

@@ -15,6 +15,7 @@ from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, Ser
 from pgratchet.core.events import Started
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, python_steps
+from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
@@ -136,7 +137,7 @@ class Execution:
 
     async def _settle(self, group: Group) -> Group:
         """Report what of a group is done, and return the rest."""
-        done = await resolve(self._wire.connection, self._framing.records, group)
+        done = await resolve(self._wire.connection, self._framing.records, group, self._wire.budget)
         self._progress.finish(done)
         self._progress.flying = group[len(done) :]
         return self._progress.flying
@@ -195,7 +196,7 @@ class Execution:
         return claim.step.migration.version in self._failed
 
 
-async def resolve(connection: Connection, records: Records, group: Group) -> list[Finished]:
+async def resolve(connection: Connection, records: Records, group: Group, budget: Budget) -> list[Finished]:
     """Return which steps of a group are done, from the first on, as the history has it, made durable.
 
     After an error, or an answer that never came, this is the only way to know.
@@ -203,7 +204,7 @@ async def resolve(connection: Connection, records: Records, group: Group) -> lis
     if not group:
         return []
     versions = [claim.step.migration.version for claim in group]
-    rows = {row.version: row for row in await History(records.table).read_patiently(connection, versions)}
+    rows = {row.version: row for row in await History(records.table).read_patiently(connection, budget, versions)}
     done = []
     for claim in group:
         row = rows.get(claim.step.migration.version)

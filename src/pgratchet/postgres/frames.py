@@ -132,11 +132,23 @@ class Framing(NamedTuple):
         begin = claim.step.script.begin
         head = (
             f"/* pgratchet {version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-            + (f"{begin}\n;" if begin else "")
+            + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
             + ("" if durable else "SET LOCAL synchronous_commit = off;")
             + self.opening(claim, over_failed=over_failed)
         )
         return Frame(claim, head, self.closing(claim, durable=durable) + "COMMIT;" + self.reset)
+
+    @property
+    def _before_a_snapshot(self) -> str:
+        """What comes before the first query of a transaction that keeps its snapshot, where each takes its own lock.
+
+        That snapshot is older than the lock, and would not show what the last holder has done; while the history is
+        locked against writers nobody does anything. LOCK TABLE itself takes none.
+        """
+        if self.records.take_lock is None:
+            return ""
+        role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
+        return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"
 
     def opening(self, claim: Claim, *, over_failed: bool) -> str:
         """Return what comes between BEGIN and a script."""

@@ -3,14 +3,16 @@
 A row in state `applied` means applied and committed; no row means not.
 """
 
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import NamedTuple
 
-import anyio
 import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import Table, become, identifier
 from pgratchet.postgres.temporary import through_races
@@ -49,8 +51,8 @@ KNOWN_TABLES = (
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
 
-BUSY_PAUSE = 0.2
-"""Seconds between two looks at a table that somebody has locked."""
+LEAST_PATIENCE = 5.0
+"""Seconds that a read may take whatever is left of a budget."""
 
 
 class HistoryBusyError(ServerError):
@@ -63,11 +65,13 @@ class History(NamedTuple):
     table: Table
     owner: str | None = None
 
-    async def read(self, connection: Connection, versions: Sequence[str] | None = None) -> tuple[AppliedMigration, ...]:
+    async def read(
+        self, connection: Connection, versions: Sequence[str] | None = None, patience: float | None = None
+    ) -> tuple[AppliedMigration, ...]:
         """Return the rows, in no order: all, or those of `versions`. Empty where there is no table yet.
 
-        Raises ForeignTableError where the table is another tool's, HistoryBusyError where it is locked,
-        ServerError where it may not be read.
+        Raises ForeignTableError where the table is another tool's, HistoryBusyError where it is locked for longer than
+        the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
         """
         columns = ", ".join(READ)
         query = f"SELECT {columns} FROM {self.table.quoted}"
@@ -76,30 +80,35 @@ class History(NamedTuple):
             query += " WHERE version OPERATOR(pg_catalog.=) ANY ($1)"
             arguments = (list(versions),)
         try:
-            rows = await connection.fetch(query, *arguments)
+            async with _undone(connection):
+                rows = await connection.fetch(query, *arguments, timeout=patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
         except asyncpg.UndefinedColumnError:
             columns_there = await self._columns_there(connection)
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, TimeoutError):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
-            raise ServerError(
-                f"{error}; {self._role} needs USAGE on schema {self.table.schema} and SELECT on {self.table}"
-            ) from None
+            role = await connection.fetchval("SELECT current_user")
+            needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
+            raise ServerError(f"{error}; the role {role} needs {needs}") from None
         else:
             return tuple(_applied(row) for row in rows)
         raise ForeignTableError(self._whose(columns_there))
 
     async def read_patiently(
-        self, connection: Connection, versions: Sequence[str] | None = None
+        self, connection: Connection, budget: Budget, versions: Sequence[str] | None = None
     ) -> tuple[AppliedMigration, ...]:
-        """Return what `read` returns, however long the table is locked."""
+        """Return what `read` returns, as soon as nobody has locked the table; raises BudgetExceededError."""
         while True:
+            began = time.monotonic()
+            # Through a pooler the session's lock_timeout is not ours. Reading alone is never too long for a budget.
+            patience = None if budget.remaining is None else max(budget.remaining, LEAST_PATIENCE)
             try:
-                return await self.read(connection, versions)
-            except HistoryBusyError:
-                await anyio.sleep(BUSY_PAUSE)
+                return await self.read(connection, versions, patience)
+            except HistoryBusyError as error:
+                budget.spend(time.monotonic() - began)
+                await budget.poll(str(error))
 
     async def exists(self, connection: Connection) -> bool:
         """Say whether the table is there; raises ServerError where it is, and the role may not write to it."""
@@ -116,17 +125,17 @@ class History(NamedTuple):
             raise ServerError(f"{self._role} may not write the history: it needs {', '.join(missing)} on {self.table}")
         return missing is not None
 
-    async def ensure(self, connection: Connection, readers: Sequence[str]) -> None:
+    async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         """Have the table, and let the readers read it, whoever else is making it at the same time."""
         if await self.exists(connection):
-            await self.grant(connection, readers)
+            await self._grant(connection, readers, budget)
         else:
-            await self.create(connection, readers)
+            await self._create(connection, readers, budget)
 
-    async def create(self, connection: Connection, readers: Sequence[str] = ()) -> None:
+    async def _create(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         """Make the table, and its schema where that is missing.
 
-        One message without BEGIN is one transaction: readers that wait already see no table that they may not read.
+        In one transaction: readers that wait already see no table that they may not read.
         """
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         schema = identifier(self.table.schema)
@@ -139,15 +148,29 @@ class History(NamedTuple):
                 + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
                 + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
                 + "".join(map(self._grants, readers)),
+                budget,
             )
         except asyncpg.InsufficientPrivilegeError as error:
             needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
             raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
 
-    async def grant(self, connection: Connection, readers: Sequence[str]) -> None:
-        """Let roles that may do nothing else wait for migrations and check them."""
+    async def _grant(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         for role in readers:
-            await through_races(connection, self._as_owner + self._grants(role))
+            await through_races(connection, self._as_owner + self._grants(role), budget)
+
+    async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
+        """Say whether the readers may read the table, as far as there is one; raises ServerError for no role's name."""
+        login = "" if self.owner is None else " UNION SELECT session_user"
+        granted: bool = await connection.fetchval(
+            "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_schema_privilege(r, $1, 'USAGE') "
+            "AND pg_catalog.has_table_privilege(r, pg_catalog.to_regclass($2), 'SELECT')), true) "
+            f"FROM (SELECT pg_catalog.unnest($3::text[]){login}) AS role (r) "
+            "WHERE pg_catalog.to_regclass($2) IS NOT NULL",
+            self.table.schema,
+            self.table.quoted,
+            readers,
+        )
+        return granted
 
     @property
     def _role(self) -> str:
@@ -213,3 +236,8 @@ def _applied(row: asyncpg.Record) -> AppliedMigration:
         raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
     values[_STATE] = state
     return AppliedMigration._make(values)
+
+
+def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:
+    """Keep an open transaction usable behind an error."""
+    return connection.transaction() if connection.is_in_transaction() else nullcontext()

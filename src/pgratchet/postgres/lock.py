@@ -4,13 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from pgratchet.core.model import Lock
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import become
-
-LEAST_PAUSE = 0.1
-MOST_PAUSE = 0.4
-"""Bounds, in seconds, of the pause between two tries."""
+from pgratchet.postgres.sql import Table, become
 
 LOCK_ROWS = "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = $1 AND l.objid = $2"
 """Which rows of pg_locks stand for a 64-bit key, given its halves (PostgreSQL's manual, chapter 54, pg_locks)."""
@@ -86,7 +84,7 @@ async def exclusively(
                     await connection.execute(become(role, local=True))
                 yield
                 return
-        await budget.pause(LEAST_PAUSE, MOST_PAUSE, "waiting for another runner to give back the lock")
+        await budget.poll("waiting for another runner to give back the lock")
 
 
 async def holder(connection: Connection, key: int) -> Holder | None:
@@ -126,3 +124,15 @@ def held(key: int) -> str:
     high, low = halves(key)
     rows = LOCK_ROWS.replace("$1", f"'{high}'").replace("$2", f"'{low}'")
     return f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {rows} AND l.pid = pg_catalog.pg_backend_pid())"
+
+
+def records(table: Table, by: Lock) -> Records:
+    """Return the history's SQL for runners that are kept apart by that."""
+    key = table.lock_key
+    match by:
+        case Lock.SESSION:
+            return Records(table, still_held(key))
+        case Lock.TRANSACTION:
+            return Records(table, "true", taken_for_transaction(key))
+        case Lock.NONE:
+            return Records(table, "true", "")

@@ -32,7 +32,7 @@ async def run(
     await transaction.start()
     try:
         async with python_steps.undone(wire, framing):
-            await History(framing.records.table, framing.owner).ensure(connection, ())
+            await History(framing.records.table, framing.owner).ensure(connection, (), wire.budget)
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.flying = (claim,)

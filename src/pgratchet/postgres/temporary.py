@@ -1,11 +1,13 @@
 """Errors that pass: the same work may well succeed when it is tried again."""
 
+import math
+import time
 from itertools import count
 
-import anyio
 import asyncpg
 
-from pgratchet.postgres.session import Connection
+from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.session import Connection, describe
 
 MOST_RACES = 5
 """How often work is tried again that lost a race: unlike a lock, nothing says that the reason will go away."""
@@ -40,20 +42,27 @@ def _is_race(error: Exception) -> bool:
     return isinstance(error, asyncpg.InternalServerError) and "concurrently" in str(error)
 
 
-async def through_races(connection: Connection, sql: str) -> None:
-    """Run one message, a transaction of its own, as often as it takes to win: histories share schemas, and catalogs."""
+async def through_races(connection: Connection, sql: str, budget: Budget) -> None:
+    """Run SQL as one transaction, or as a part of the open one, as often as it takes to win: histories share catalogs.
+
+    Raises what the server says of anything else; BudgetExceededError where somebody's lock stays in the way.
+    """
     for attempt in count():
+        began = time.monotonic()
         try:
-            await connection.execute(sql)
+            async with connection.transaction():
+                await connection.execute(sql)
         except asyncpg.PostgresError as error:
-            if attempt == _most_losses(error):
+            if attempt >= _most_losses(error):
                 raise
-            await anyio.sleep(0.01 * (attempt + 1))
+            budget.spend(time.monotonic() - began)
+            most = 0.01 * min(attempt + 1, MOST_CREATIONS)
+            await budget.pause(most / 2, most, describe(error))
         else:
             return
 
 
-def _most_losses(error: Exception) -> int:
-    if _is_race(error):
-        return MOST_CREATIONS
-    return MOST_RACES if isinstance(error, _ALREADY_THERE) else 0
+def _most_losses(error: Exception) -> float:
+    if isinstance(error, _WAITED):
+        return math.inf
+    return MOST_CREATIONS if _is_race(error) else MOST_RACES if isinstance(error, _ALREADY_THERE) else 0

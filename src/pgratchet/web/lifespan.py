@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
+from pgratchet.telling import refuse_coroutine
 from pgratchet.web.background import OnFailure, in_background
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -23,7 +24,7 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
     In mode `apply` this process migrates, unless another one does; in mode `wait` another one has to; in mode
     `check` a schema that is behind is an error at once. Where it fails, start-up fails with its error; where the
     server cancels it, what was under way is cancelled too. Either way the migrator's `readiness` is failed from
-    then on, whatever the server makes of it.
+    then on, whatever the server makes of it. Where `inner` fails, and when the application has ended, it is unknown.
 
     A server's patience ends some time. With `on_slow="serve-not-ready"` the application starts after `slow_after`
     seconds in any case, behind a gate, and the work goes on beside it; if that fails, `on_failure` is called with
@@ -54,6 +55,8 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
             raise UsageError(f"on_slow is '{on_slow}'; it must be one of wait, serve-not-ready")
         if inspect.isasyncgenfunction(inner):
             raise UsageError("inner is a bare generator: decorate it with contextlib.asynccontextmanager")
+        refuse_coroutine("on_failure", on_failure)
+        self._migrator = migrator
         self._verb = verbs[mode]
         self._inner = inner
         self._patience = None if on_slow == "wait" else slow_after
@@ -64,6 +67,7 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
     async def __call__(self, app: object = None) -> AsyncIterator[Any]:
         """Run the lifespan of one application; what `inner` yields is passed on."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._migrator.serving())
             if self._patience is None:
                 await self._verb()
             else:
