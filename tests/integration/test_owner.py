@@ -1,14 +1,18 @@
 """A role that logs in and may do nothing but become the owner: whose everything is, and who may do what."""
 
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
 import pytest
 
-from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
+from pgratchet import BehindError, HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
 from tests.poolers import pgbouncer
 from tests.support import (
     HISTORY,
@@ -28,6 +32,7 @@ from tests.support import (
 
 pytestmark = pytest.mark.anyio
 
+PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 FILES = {
     "001_a.sql": "CREATE TABLE a (n int);",
     "001_a.down.sql": "DROP TABLE a;",
@@ -220,3 +225,40 @@ async def test_a_history_that_is_somebody_elses_says_whom_it_has_to_let_write(ds
         await Migrator(login, folder, owner=owner).up()
         assert await states(dsn) == {"1": "applied", "2": "applied"}
         await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO CURRENT_USER")
+
+
+@asynccontextmanager
+async def roles_of_the_page(dsn: str) -> AsyncIterator[dict[str, str]]:
+    """Do what docs/production.md says of an owner; yield the roles, which have names of this database's own."""
+    blocks = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (sql,) = (block for block in blocks if "orders_owner NOLOGIN" in block)
+    names = {name: f"{name}_{urlsplit(dsn).path.rpartition('_')[2]}" for name in ("orders_owner", "migrator", "app")}
+    for name, ours in names.items():
+        sql = re.sub(rf"\b{name}\b", ours, sql)
+    try:
+        await tell(dsn, f"CREATE ROLE {names['app']} LOGIN; {sql}")
+        await tell(dsn, "".join(f"ALTER ROLE {names[name]} PASSWORD 'secret';" for name in ("migrator", "app")))
+        yield names
+    finally:
+        everybody = ", ".join(names.values())
+        await tell(dsn, f"DROP OWNED BY {everybody} CASCADE; DROP ROLE {everybody}")
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_the_roles_of_the_page_are_enough_from_the_first_look_on(dsn: str, write: Write, *, pooled: bool) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();"})
+    async with (
+        roles_of_the_page(dsn) as names,
+        pgbouncer(dsn) if pooled else nullcontext(SimpleNamespace(dsn=dsn)) as between,
+    ):
+        table, owner, reader = "pgratchet.schema_migrations", names["orders_owner"], names["app"]
+        migrator = Migrator(as_role(between.dsn, names["migrator"]), folder, table=table, owner=owner, readers=[reader])
+        service = Migrator(as_role(between.dsn, reader), folder, table=table)
+        for each in (migrator, service):
+            assert [entry.state for entry in await each.status()] == ["pending"]
+            with pytest.raises(BehindError):
+                await each.check()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.wait)
+            assert len((await migrator.plan()).steps) == len(await migrator.up()) == 1
+        await service.check()
