@@ -54,6 +54,8 @@ async def raw(
         return
     await receive()
     async with hook:
+        if CHOICES.get("raises"):
+            raise ConnectionError("no pool")
         await send({"type": "lifespan.startup.complete"})
         await receive()
     await send({"type": "lifespan.shutdown.complete"})

@@ -77,3 +77,12 @@ async def test_a_lifespan_that_raises_is_a_failed_start_behind_the_gate_and_none
     async with servers.one(name, "gated", flags="") as serving:
         assert await serving.ended() == RAISING[name]
     assert await states(dsn) == {"1": "applied", "2": "failed"}
+
+
+@pytest.mark.parametrize("name", RAISING)
+async def test_a_lifespan_that_raises_on_a_schema_that_is_ready_is_a_failed_start_too(
+    dsn: str, start: Start, name: str
+) -> None:
+    async with start(LEDGER).one(name, "gated", flags="", raises=True) as serving:
+        assert await serving.ended() == RAISING[name]
+    assert await states(dsn) == {"1": "applied"}
