@@ -136,7 +136,8 @@ class Starting:
     ) -> AsyncIterator[Serving]:
         """Start a server with the flags that are recommended, or with these; none of its processes outlives the block.
 
-        `choices` are the application's: `hook`, options of its hook, `on_failure`, what it does then, and `raises` behind it.
+        `choices` are the application's: `hook`, options of its hook, `on_failure`, what it does then, and `raises`,
+        whether its own lifespan fails behind that.
         """
         server = SERVERS[name]
         self.count += 1
