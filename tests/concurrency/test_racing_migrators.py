@@ -1,9 +1,10 @@
+import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -335,3 +336,47 @@ async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
     async with anyio.create_task_group() as tasks:
         await migrator.up()
     assert await states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+
+
+def in_order(steps: Iterable[int]) -> list[int]:
+    """Return what is applied after these steps, n for up and -n for down, each of which has to be the next one."""
+    applied: list[int] = []
+    for step in steps:
+        if step > 0:
+            assert step == len(applied) + 1, (step, applied)
+            applied.append(step)
+        else:
+            assert applied.pop() == -step
+    return applied
+
+
+@pytest.mark.parametrize("lock", ["session", "transaction"])
+async def test_ways_up_and_down_that_race_keep_the_order(
+    dsn: str, write: Write, lock: Literal["session", "transaction"]
+) -> None:
+    folder = write(
+        {f"{n}_m.sql": f"INSERT INTO ledger VALUES (DEFAULT, {n});" for n in range(1, 5)}
+        | {f"{n}_m.down.sql": f"INSERT INTO ledger VALUES (DEFAULT, {-n});" for n in range(1, 5)}
+    )
+    await tell(dsn, "CREATE TABLE ledger (id serial, step int)")
+    choice = random.Random(f"order {lock}")  # noqa: S311 - a seed, no secret
+
+    async def run() -> None:
+        migrator = Migrator(dsn, folder, lock=lock)
+        verbs: list[Callable[[], Awaitable[object]]] = [
+            *(migrator.up, migrator.down, migrator.redo),
+            *(partial(migrator.redo, 2), partial(migrator.down, to=1)),
+        ]
+        # Another one was there first.
+        with suppress(HistoryError):
+            await choice.choice(verbs)()
+
+    for _ in range(12):
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(run)
+    applied = in_order(await column(dsn, "SELECT step FROM ledger ORDER BY id"))
+    assert await states(dsn) == {str(version): "applied" for version in applied}
+    await Migrator(dsn, folder).up()
+    assert in_order(await column(dsn, "SELECT step FROM ledger ORDER BY id")) == [1, 2, 3, 4]
