@@ -24,10 +24,16 @@ _OF_A_POOLER = (
 )
 _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
-_STARTED = "SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+_OURS = "FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+
+# Not as text: DateStyle has forms that name no offset, or one that is read as another zone's.
+_STARTED = f"SELECT pg_catalog.to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00') {_OURS}"
+
+# As others see it: SET SESSION AUTHORIZATION changes session_user only.
+_LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::text {_OURS}"
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
-       session_user::text AS login,
+       ({_LOGIN}) AS login,
        current_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        ({_STARTED}) AS started,
