@@ -218,7 +218,8 @@ async def test_a_strangers_session_that_has_a_dead_runners_number_is_not_waited_
     async with roles(dsn) as (owner, login), connected(there) as stranger:
         migrator = Migrator(login, folder, owner=owner, budget=10)
         await migrator.up()
-        pid, user = await stranger.fetchrow("SELECT pg_backend_pid(), session_user::text")
+        pid = await stranger.fetchval("SELECT pg_backend_pid()")
+        user = await stranger.fetchval("SELECT session_user::text")
         left = f"state = 'running', backend_pid = {pid}, statements_done = 0, cursor = ''"
         await tell(dsn, f"UPDATE {HISTORY} SET {left}" + (f", applied_by = '{user}@here'" if database else ""))
         await migrator.up()

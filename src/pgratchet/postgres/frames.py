@@ -26,8 +26,9 @@ _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
 _OURS = "FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
 
-# Not as text: DateStyle has forms that name no offset, or one that is read as another zone's.
-_STARTED = f"SELECT pg_catalog.to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00') {_OURS}"
+# Whatever the session's DateStyle is, whose forms may name no offset, and its codec of timestamps.
+_ISO = "pg_catalog.to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')"
+_STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
 
 # As others see it: SET SESSION AUTHORIZATION changes session_user only.
 _LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::text {_OURS}"
@@ -42,7 +43,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
-       pg_catalog.clock_timestamp() AS now,
+       {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
        {{held}} AS held
 """
 
@@ -77,7 +78,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None = No
     row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    values = dict(row)
+    values = dict(row) | {"now": datetime.fromisoformat(row["now"])}
     if values["started"] is None:
         async with as_login(connection, owner):
             values["started"] = await connection.fetchval(_STARTED)
