@@ -11,10 +11,11 @@ from pgratchet.core.planning import Phase, failures, plan_up, replaceable
 from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
-from pgratchet.postgres.frames import Framing
+from pgratchet.postgres.frames import Facts, Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.sql import become
+from pgratchet.postgres.watch import Blockers
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
@@ -25,7 +26,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     settings = held.settings
     readers = settings.readers_of(framing.facts.login)
     await History(settings.table, settings.owner).ensure(held.connection, readers, held.budget)
-    execution = Execution(_wire(held), framing, held.progress)
+    execution = Execution(_wire(held, framing.facts), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
         if await _let_finish(held, in_flight(entries, waiting[0].direction)):
@@ -47,7 +48,7 @@ async def rehearse(held: Held, to: str | None) -> None:
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
     held.heed(_failures(entries, steps))
-    done = await rehearsal.run(_wire(held), framing, held.progress, steps, replaceable(entries))
+    done = await rehearsal.run(_wire(held, framing.facts), framing, held.progress, steps, replaceable(entries))
     held.progress.finished += done
 
 
@@ -66,8 +67,11 @@ async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
     return waited
 
 
-def _wire(held: Held) -> Wire:
-    return Wire(held.connection, held.settings.direct, held.settings.table.lock_key, held.budget, held.progress.tell)
+def _wire(held: Held, facts: Facts) -> Wire:
+    by_lock = held.lock is Lock.TRANSACTION or facts.pooled
+    settings = held.settings
+    blockers = Blockers(settings.direct, settings.table.lock_key, None if by_lock else facts.pid)
+    return Wire(held.connection, blockers, held.budget, held.progress.tell)
 
 
 async def _framing(held: Held) -> Framing:

@@ -527,7 +527,7 @@ async def test_of_a_runner_that_was_taken_for_dead_stop_before_they_begin(dsn: s
 
 
 async def test_whose_builder_cannot_be_seen_are_waited_for(dsn: str, write: Write) -> None:
-    """Without the right to see what it does, a process of that number is taken for the runner, and at work."""
+    """Without the right to see what it does, a process of that number and login is taken for the runner at work."""
     await tell(dsn, TABLE)
     async with a_role(dsn) as role, connected(dsn) as stranger:
         await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}; ALTER TABLE t OWNER TO {role}")
@@ -538,7 +538,8 @@ async def test_whose_builder_cannot_be_seen_are_waited_for(dsn: str, write: Writ
             await building(dsn)
             tasks.cancel_scope.cancel()
         await deserted(dsn)
-        await tell(dsn, f"UPDATE schema_migrations SET backend_pid = {stranger.get_server_pid()}")
+        its = f"backend_pid = {stranger.get_server_pid()}, applied_by = session_user || '@elsewhere'"
+        await tell(dsn, f"UPDATE schema_migrations SET {its}")
         impatient = Migrator(as_role(dsn, role), folder, budget=0.3)
         with pytest.raises(Exception, match="GRANT pg_read_all_stats"):
             await impatient.up()

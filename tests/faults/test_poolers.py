@@ -197,6 +197,16 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
         assert [entry.state for entry in await migrator.status()] == ["applied"]
 
 
+async def test_that_is_full_is_waited_for(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    async def refused() -> bool:
+        return "max_client_conn" in caplog.text
+
+    async with pgbouncer(dsn, max_client_conn=1) as pooler, anyio.create_task_group() as tasks, connected(pooler.dsn):
+        tasks.start_soon(Migrator(pooler.dsn, write({"001_a.sql": "CREATE TABLE a ();"})).up)
+        await until(refused)
+    assert await states(dsn) == {"1": "applied"}
+
+
 @every_mode
 async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, mode: Mode, size: int) -> None:
     folder = write(FILES | {"002_b.py": "async def up(c):\n    pass\n", "003_c.sql": FILES["003_c.sql"] + PASS_GATE})

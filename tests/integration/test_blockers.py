@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Literal
 
 import anyio
 import pytest
@@ -19,7 +20,12 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
 
 
-async def gives_up(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:
+async def gives_up(
+    dsn: str,
+    write: Write,
+    caplog: pytest.LogCaptureFixture,
+    lock: Literal["session", "transaction", "none"] = "session",
+) -> tuple[str, list[str]]:
     """Return what a run ends in that waits for the table in vain, and what it says before each other try."""
     folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
     caplog.clear()
@@ -28,7 +34,7 @@ async def gives_up(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> 
         anyio.fail_after(20),
         pytest.raises(BudgetExceededError) as caught,
     ):
-        await Migrator(dsn, folder, lock_timeout=0.4, budget=0.9).up()
+        await Migrator(dsn, folder, lock=lock, lock_timeout=0.4, budget=0.9).up()
     tries = [record.getMessage() for record in caplog.records if "trying again" in record.getMessage()]
     return str(caught.value), tries
 
@@ -39,14 +45,15 @@ async def block(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT pg_backend_pid() /* still busy */"))
 
 
+@pytest.mark.parametrize("lock", ["session", "transaction", "none"])
 async def test_those_who_block_are_named_with_all_that_is_known_of_them(
-    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, lock: Literal["session", "transaction", "none"]
 ) -> None:
     await tell(dsn, "CREATE TABLE busy (n int)")
     async with connected(dsn, application_name="night batch") as one, connected(dsn) as two:
         user = await one.fetchval("SELECT current_user")
         pids = [await block(one), await block(two)]
-        end, tries = await gives_up(dsn, write, caplog)
+        end, tries = await gives_up(dsn, write, caplog, lock)
     assert tries
     for text in (end, *tries):
         for pid, application in zip(pids, ("night batch", "no application name"), strict=True):

@@ -28,6 +28,7 @@ from tests.poolers import pgbouncer
 from tests.support import (
     HISTORY,
     PATIENCE,
+    Connection,
     Write,
     a_role,
     as_role,
@@ -97,6 +98,31 @@ class TestARow:
         assert (row["tool_version"], row["compatible_with"]) == (__version__, "1")
         assert (row["error"], row["reason"], row["cursor"]) == (None, None, None)
         assert (await history(dsn))["2"]["kind"] == "python"
+
+    @pytest.mark.parametrize(
+        ("style", "zone"), [("SQL, DMY", "Asia/Kolkata"), ("Postgres, MDY", "Asia/Manila"), ("German", "Etc/GMT+3")]
+    )
+    async def test_says_when_its_session_began_however_the_database_writes_dates(
+        self, dsn: str, write: Write, style: str, zone: str
+    ) -> None:
+        database = urlsplit(dsn).path[1:]
+        await tell(dsn, f"ALTER DATABASE {database} SET DateStyle = '{style}'")
+        await tell(dsn, f"ALTER DATABASE {database} SET TimeZone = '{zone}'")
+        look = "CREATE TABLE seen AS SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid());"
+        await Migrator(dsn, write({"001_a.sql": look})).up()
+        assert (await history(dsn))["1"]["backend_start"] == await ask(dsn, "SELECT backend_start FROM seen")
+
+    async def test_says_by_which_login_others_see_its_session(self, dsn: str, write: Write) -> None:
+        async with a_role(dsn) as role:
+
+            async def connect() -> Connection:
+                connection = await asyncpg.connect(dsn)
+                await connection.execute(f"GRANT CREATE ON SCHEMA public TO {role}; SET SESSION AUTHORIZATION {role}")
+                return connection
+
+            await Migrator(connect=connect, migrations=one(write)).up()
+            user = await ask(dsn, "SELECT session_user")
+            assert (await history(dsn))["1"]["applied_by"].startswith(f"{user}@")
 
     async def test_has_every_column_of_the_first_release(self, dsn: str, write: Write) -> None:
         await Migrator(dsn, one(write)).up()

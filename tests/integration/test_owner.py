@@ -213,6 +213,34 @@ async def test_a_session_that_has_a_dead_runners_number_is_not_waited_for(dsn: s
         assert await states(dsn) == {"1": "applied"}
 
 
+@pytest.mark.parametrize("database", [None, "postgres"])
+async def test_a_strangers_session_that_has_a_dead_runners_number_is_not_waited_for(
+    dsn: str, write: Write, database: str | None
+) -> None:
+    folder = write({"001_a.sql": "-- pgratchet: no-transaction\nSELECT 1;\nSELECT 2;"})
+    there = urlsplit(dsn)._replace(path=f"/{database}").geturl() if database else dsn
+    async with roles(dsn) as (owner, login), connected(there) as stranger:
+        migrator = Migrator(login, folder, owner=owner, budget=10)
+        await migrator.up()
+        pid = await stranger.fetchval("SELECT pg_backend_pid()")
+        user = await stranger.fetchval("SELECT session_user::text")
+        left = f"state = 'running', backend_pid = {pid}, statements_done = 0, cursor = ''"
+        await tell(dsn, f"UPDATE {HISTORY} SET {left}" + (f", applied_by = '{user}@here'" if database else ""))
+        await migrator.up()
+        assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_hidden_session_that_has_logged_in_as_a_runner_did_is_waited_for(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "-- pgratchet: no-transaction\nSELECT 1;\n" + PASS_GATE})
+    async with roles(dsn) as (owner, login), gate(dsn) as closed, anyio.create_task_group() as tasks:
+        # An older image, that still logs in as another role.
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0, owner=owner).up)
+        await closed.reached()
+        with pytest.raises(HistoryError, match=r"being worked on.*GRANT pg_read_all_stats"):
+            await Migrator(login, folder, lock="none", owner=owner).repair(1, Verdict.NOT_APPLIED, "looks dead")
+        await closed.open()
+
+
 async def test_a_history_that_is_somebody_elses_says_whom_it_has_to_let_write(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     await Migrator(dsn, folder).up()

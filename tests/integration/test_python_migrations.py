@@ -1,8 +1,9 @@
 import anyio
+import asyncpg
 import pytest
 
 from pgratchet import FilesError, HistoryError, Migrator
-from tests.support import Write, ask, column, deserted, exists, failure_of, history, states, tell, until
+from tests.support import Connection, Write, ask, column, deserted, exists, failure_of, history, states, tell, until
 
 pytestmark = pytest.mark.anyio
 
@@ -186,3 +187,61 @@ async def test_hears_notices_and_leaves_no_listeners(dsn: str, write: Write) -> 
     body = "connection.add_log_listener(print)\nawait connection.add_listener('x', print)"
     await Migrator(dsn, write({"001_a.py": python(body), "002_b.sql": "DO $$BEGIN RAISE NOTICE 'x'; END$$"})).up()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+SET_CODECS = """
+import json
+await connection.execute("CREATE TYPE pair AS (a int, b int)")
+await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+await connection.set_type_codec(typename="timestamptz", schema="pg_catalog", encoder=str, decoder=str, format="text")
+await connection.set_type_codec("pair", encoder=tuple, decoder=list, format="tuple")
+await connection.set_builtin_type_codec("json", schema="pg_catalog", codec_name="text")
+assert await connection.fetchval("SELECT '[1]'::jsonb") == [1]
+"""
+SEES_NO_CODECS = "assert await connection.fetchval(\"SELECT '[1]'::jsonb\") == '[1]'"
+
+
+class TestWhatOneSetsInItsConnection:
+    async def test_is_gone_for_the_next_one(self, dsn: str, write: Write) -> None:
+        files = {"001_a.py": python(SET_CODECS), "002_b.py": python(SEES_NO_CODECS)}
+        migrator = Migrator(dsn, write(files | {"003_c.sql": "SELECT 1;", "004_d.sql": "SELECT 2;"}))
+        await migrator.rehearse()
+        report = await migrator.up()
+        assert [step.version for step in report if step.seconds is not None] == ["1", "2", "3", "4"]
+
+    async def test_is_gone_when_it_is_tried_again(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "CREATE SEQUENCE tries")
+        sql = "DO $$BEGIN IF nextval('tries') < 3 THEN RAISE 'x' USING ERRCODE = '40001'; END IF; END$$"
+        body = f'{SEES_NO_CODECS}\n{SET_CODECS}\nawait connection.execute("""{sql}""")'
+        await Migrator(dsn, write({"001_a.py": python(body)})).up()
+        assert await states(dsn) == {"1": "applied"}
+
+    async def test_may_be_of_a_type_that_it_drops(self, dsn: str, write: Write) -> None:
+        body = f"{SET_CODECS}\nawait connection.execute('DROP TYPE pair')"
+        await Migrator(dsn, write({"001_a.py": python(body), "002_b.py": python(SEES_NO_CODECS)})).up()
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+    async def test_listens_to_nothing_any_more(
+        self, dsn: str, write: Write, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        body = """
+connection.add_log_listener(print)
+connection.add_query_logger(print)
+connection.add_termination_listener(lambda _: print("later"))
+await connection.add_listener("news", callback=print)
+"""
+        later = "await connection.execute(\"NOTIFY news, 'later'; DO $$BEGIN RAISE NOTICE 'later'; END$$\")"
+        await Migrator(dsn, write({"001_a.py": python(body), "002_b.py": python(later)})).up()
+        assert "later" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "int4", "text"])
+async def test_codecs_of_a_factory_make_no_failure_of_what_is_committed(dsn: str, write: Write, kind: str) -> None:
+    async def connect() -> Connection:
+        connection = await asyncpg.connect(dsn)
+        await connection.set_type_codec(kind, schema="pg_catalog", encoder=str, decoder=str, format="text")
+        return connection
+
+    files = {"001_a.py": python("pass"), "002_b.sql": "SELECT 1;", "003_c.sql": "SELECT 2;"}
+    report = await Migrator(connect=connect, migrations=write(files)).up()
+    assert len(report) == 3

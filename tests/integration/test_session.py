@@ -3,6 +3,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ import pytest
 
 from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
 from pgratchet.postgres.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
-from tests.support import Connection, Write, column, deserted, exists, sessions, states, tell
+from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +24,23 @@ SHOWN = {
     "lock_timeout": "1000ms",
     "idle_session_timeout": "0ms",
 }
+
+
+POOLERS_NOT_YET = (
+    "the database system is starting up",
+    "sorry, too many clients already",
+    'too many connections for role "x"',
+    "pgbouncer cannot connect to server",
+    "server login has been failing, try again later (server_login_retry)",
+    "server login has been failing, cached error: connect failed (server_login_retry)",
+    "server login has been failing, cached error: the database system is shutting down (server_login_retry)",
+    "no more connections allowed (max_client_conn)",
+    "client connections exceeded (max_db_client_connections)",
+    "client_login_timeout (server down)",
+    "query_wait_timeout",
+    "pooler is shutting down",
+)
+"""As PgBouncer has it, from 1.16 to 1.25, each as a protocol violation."""
 
 
 class TestASession:
@@ -110,13 +128,12 @@ class TestAServerThatIsNotThere:
             assert "geheim" not in str(caught.value)
         assert "geheim" not in caplog.text
 
-    async def test_is_found_when_it_comes_up(self, dsn: str, write: Write) -> None:
+    async def test_is_found_when_it_comes_up(self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         attempts = 0
         not_yet = (
             asyncpg.CannotConnectNowError("not yet"),
             asyncpg.TooManyConnectionsError("not yet"),
-            # As PgBouncer has it, for a first login.
-            asyncpg.ProtocolViolationError("the database system is starting up"),
+            *map(asyncpg.ProtocolViolationError, POOLERS_NOT_YET),
         )
 
         async def connect() -> Connection:
@@ -126,15 +143,57 @@ class TestAServerThatIsNotThere:
                 raise not_yet[attempts - 1]
             return await asyncpg.connect(dsn, statement_cache_size=0)
 
+        monkeypatch.setattr("pgratchet.postgres.session.backoff", lambda _: (0.0, 0.01))
         with anyio.fail_after(10):
             await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
-        assert attempts == 4
+        assert attempts == len(not_yet) + 1
         assert await states(dsn) == {"1": "applied"}
 
     async def test_is_given_up_at_once_where_waiting_is_no_cure(self, dsn: str, write: Write) -> None:
         missing = Migrator(dsn + "_missing", write({"001_a.sql": "SELECT 1;"}))
         with anyio.fail_after(5), pytest.raises(ServerError, match="3D000"):
             await missing.up()
+
+    @pytest.mark.parametrize(
+        ("more", "word"),
+        [
+            ("sslmode=require", "rejected SSL upgrade.*sslmode=prefer"),
+            ("sslmode=verify-full&sslrootcert=/no/root.pem", "sslrootcert=/no/root.pem"),
+            ("sslmode=require&sslcert=/no/client.pem", "sslcert=/no/client.pem"),
+        ],
+    )
+    async def test_is_given_up_at_once_where_tls_cannot_be_had(
+        self, dsn: str, write: Write, more: str, word: str
+    ) -> None:
+        if await ask(dsn, "SHOW ssl") == "on" and "/no/" not in more:
+            pytest.skip("the server has TLS")
+        migrator = Migrator(f"{dsn.partition('?')[0]}?{more}", write({"001_a.sql": "SELECT 1;"}))
+        for verb in (migrator.up, migrator.wait, migrator.status):
+            with anyio.fail_after(5), pytest.raises((ServerError, UsageError), match=word):
+                await verb()
+
+    async def test_is_given_up_at_once_where_a_factory_misses_a_file(self, write: Write) -> None:
+        async def connect() -> Connection:
+            password = Path("/no/password").read_text()  # noqa: ASYNC240 - it does not come to that
+            return await asyncpg.connect(password=password)
+
+        with anyio.fail_after(5), pytest.raises(ServerError, match="/no/password"):
+            await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
+
+    async def test_is_waited_for_where_its_socket_is_missing(self, write: Write, tmp_path: Path) -> None:
+        migrator = Migrator(f"postgresql://x@/x?host={tmp_path}", write({"001_a.sql": "SELECT 1;"}), budget=0.4)
+        with anyio.fail_after(5), pytest.raises(BudgetExceededError):
+            await migrator.up()
+
+    @pytest.mark.parametrize("words", ["no such database: x", 'password authentication failed for user "x"'])
+    async def test_is_given_up_at_once_where_a_pooler_says_that_a_name_is_wrong(self, write: Write, words: str) -> None:
+        for said in (words, f"server login has been failing, cached error: {words} (server_login_retry)"):
+
+            async def connect(said: str = said) -> Connection:
+                raise asyncpg.ProtocolViolationError(said)
+
+            with anyio.fail_after(5), pytest.raises(ServerError, match="08P01"):
+                await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
 
     async def test_that_accepts_and_never_answers_uses_up_the_budget(self, write: Write) -> None:
         async with deaf() as address:

@@ -15,10 +15,12 @@ TELL_EVERY = 5.0
 
 # A runner is idle between its statements too, but not for long, and has the name of its step then: a pooler hands
 # the session of one that is gone to others, who may look for the lock in it again and again. The start of others'
-# sessions is hidden from a role that may not see what they do: who has the number then may be the one looked for.
+# sessions is hidden from a role that may not see what they do: who has the number then, and may have logged in as
+# the runner did, may be the one looked for.
 _RUNNER = (
-    f"{SESSIONS} a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() "
-    "AND (a.backend_start = $2 OR a.backend_start IS NULL OR $2 IS NULL) AND (a.state IS DISTINCT FROM 'idle' "
+    f"{SESSIONS} a.pid = $1 AND a.pid <> pg_catalog.pg_backend_pid() AND a.datname = pg_catalog.current_database() "
+    "AND COALESCE(a.backend_start = $2, pg_catalog.starts_with($3, a.usename || '@'), true) "
+    "AND (a.state IS DISTINCT FROM 'idle' "
     "OR a.state_change > pg_catalog.clock_timestamp() - '1 second'::pg_catalog.interval "
     "AND a.application_name LIKE 'pgratchet since %')"
 )
@@ -44,7 +46,7 @@ _log = logging.getLogger("pgratchet")
 async def runner(connection: Connection, row: AppliedMigration, owner: str | None) -> str:
     """Return who is still at work on a version, empty where its runner has gone, or has stopped working."""
     async with as_login(connection, owner):
-        return told(await connection.fetch(_RUNNER, row.backend_pid, row.backend_start))
+        return told(await connection.fetch(_RUNNER, row.backend_pid, row.backend_start, row.applied_by))
 
 
 async def builders(connection: Connection, table: int) -> str:

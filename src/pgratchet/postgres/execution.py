@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 from typing import Protocol
 from uuid import uuid4
@@ -262,6 +263,7 @@ def _is_done(claim: Claim, row: AppliedMigration | None) -> bool:
 
 
 def _seconds(row: AppliedMigration | None) -> float | None:
-    if row is None or row.finished_at is None or row.started_at is None:
+    """Return how long a row's step took, None where that is not known, as with a type codec that makes no datetime."""
+    if row is None or not (isinstance(row.finished_at, datetime) and isinstance(row.started_at, datetime)):
         return None
     return (row.finished_at - row.started_at).total_seconds()

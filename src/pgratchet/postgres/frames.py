@@ -24,10 +24,17 @@ _OF_A_POOLER = (
 )
 _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
-_STARTED = "SELECT backend_start::text FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+_OURS = "FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+
+# Whatever the session's DateStyle is, whose forms may name no offset, and its codec of timestamps.
+_ISO = "pg_catalog.to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')"
+_STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
+
+# As others see it: SET SESSION AUTHORIZATION changes session_user only.
+_LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::text {_OURS}"
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
-       session_user::text AS login,
+       ({_LOGIN}) AS login,
        current_user::text AS role,
        pg_catalog.current_setting('application_name') AS application,
        ({_STARTED}) AS started,
@@ -36,7 +43,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
-       pg_catalog.clock_timestamp() AS now,
+       {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
        {{held}} AS held
 """
 
@@ -71,7 +78,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None = No
     row = await connection.fetchrow(_FACTS.format(held=held or "true"))
     if row is None:
         raise AssertionError("a SELECT without FROM returns a row")
-    values = dict(row)
+    values = dict(row) | {"now": datetime.fromisoformat(row["now"])}
     if values["started"] is None:
         async with as_login(connection, owner):
             values["started"] = await connection.fetchval(_STARTED)

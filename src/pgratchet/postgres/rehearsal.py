@@ -66,7 +66,8 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(opening)
-        await python_steps.load(claim.step)(wire.connection)
+        async with python_steps.lent(wire.connection):
+            await python_steps.load(claim.step)(wire.connection)
         await wire.send(closing)
         return
     wire.restart()

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +19,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.sql import identifier, literal
+from pgratchet.postgres.unreachable import cure, may_pass
 
 # In quotes: asyncpg's class is generic in its stubs only.
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -55,18 +58,8 @@ APPLICATION = "pgratchet"
 """How a session is called that its DSN gives no name."""
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
-_NOT_NOW = (
-    ConnectionError,
-    FileNotFoundError,
-    TimeoutError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.ConnectionDoesNotExistError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-)
-
 _log = logging.getLogger("pgratchet")
 
 
@@ -120,9 +113,22 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     except ssl.SSLError:
         # Before ValueError, which a certificate that is not trusted is, too.
         raise
+    except FileNotFoundError:
+        missing = _missing_tls_file(address)
+        if missing is None:
+            # That of a server's socket.
+            raise
+        message = f"there is no file {missing}"
     except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
         message = "asyncpg cannot read the DSN; write postgresql://user:password@host:port/database"
     raise UsageError(message)
+
+
+def _missing_tls_file(address: str) -> str | None:
+    """Return the first file that the DSN or the environment names for TLS, and that is not there."""
+    named = {name: os.environ.get(f"PG{name.upper()}") for name in _TLS_FILES}
+    named |= {name: values[-1] for name, values in parse_qs(urlsplit(address).query).items() if name in _TLS_FILES}
+    return next((f"{name}={path}" for name, path in named.items() if path and not Path(path).exists()), None)
 
 
 def prepared(connect: Connect, role: str | None = None, *, name: str = "", sessions: bool = False) -> Connect:
@@ -232,7 +238,7 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
         try:
             return await connect()
         except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
-            raise ServerError(f"cannot connect: {describe(error)}") from error
+            raise ServerError(_cannot_connect(error)) from error
     for attempt in count():
         reason = "cannot connect: the server does not answer"
         left = budget.remaining
@@ -241,24 +247,18 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
             with budget.waiting(), anyio.move_on_after(None if left is None else max(left, LEAST_CONNECTING)):
                 return await connect()
         except asyncpg.TargetServerAttributeNotMatched as error:
-            raise NotPrimaryError(f"cannot connect: {describe(error)}") from error
+            raise NotPrimaryError(_cannot_connect(error)) from error
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
-            reason = f"cannot connect: {describe(error)}"
-            if not _may_pass(error):
+            reason = _cannot_connect(error)
+            if not may_pass(error):
                 raise ServerError(reason) from error
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
     raise AssertionError("count() has no end")
 
 
-def _may_pass(error: Exception) -> bool:
-    """Say whether a server may be there soon: it is starting, full, or not listening yet; a name may be mistyped."""
-    if isinstance(error, socket.gaierror):
-        return error.errno == socket.EAI_AGAIN
-    if isinstance(error, asyncpg.ProtocolViolationError):
-        # What PgBouncer makes of the answer to its first login, 57P03 or other; it says the same of a wrong name.
-        return "the database system is" in str(error)
-    return isinstance(error, _NOT_NOW)
+def _cannot_connect(error: BaseException) -> str:
+    return f"cannot connect: {describe(error)}{cure(error)}"
 
 
 def describe(error: BaseException) -> str:

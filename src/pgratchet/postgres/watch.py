@@ -22,23 +22,28 @@ SESSIONS = (
 )
 """Asks for what `told` tells."""
 
-_BLOCKERS = f"{SESSIONS} a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) FROM {HOLDERS})"
+_BLOCKERS = (
+    f"{SESSIONS} a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM ("
+    "SELECT $3::pg_catalog.int4 AS pid WHERE $3 IS NOT NULL "
+    f"UNION ALL SELECT l.pid FROM {HOLDERS} AND $3 IS NULL) AS w)"
+)
 
 QUERY_CHARACTERS = 100
 """How much of a blocker's query is told."""
 
 
 class Blockers:
-    """Who was last `seen` to block the lock's holder, empty where nobody was; looked for `every` so many seconds.
+    """Who was last `seen` to block the runner, empty where nobody was; looked for `every` so many seconds.
 
-    The holder is who works: behind a pooler each transaction may be another server process's.
+    The runner is the server process `pid`; where each transaction may be another one's, as behind a pooler, it is
+    who holds the lock `key`.
     """
 
-    def __init__(self, connect: Connect, key: int) -> None:
+    def __init__(self, connect: Connect, key: int, pid: int | None) -> None:
         self.seen = ""
         self.every = 1.0
         self._connect = connect
-        self._key = key
+        self._worker = *halves(key), pid
 
     async def look_out(self) -> None:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
@@ -56,7 +61,7 @@ class Blockers:
             _log.debug("cannot see who blocks: %s", describe(error))
 
     async def _look(self, connection: Connection) -> None:
-        rows = await connection.fetch(_BLOCKERS, *halves(self._key))
+        rows = await connection.fetch(_BLOCKERS, *self._worker)
         if seen := told(rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)

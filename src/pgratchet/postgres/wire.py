@@ -13,7 +13,7 @@ from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.message import MARKER, Part
-from pgratchet.postgres.session import Connect, Connection, describe
+from pgratchet.postgres.session import Connection, describe
 from pgratchet.postgres.watch import Blockers, beside
 
 LOOK_AFTER = 2.0
@@ -30,10 +30,10 @@ _log = logging.getLogger("pgratchet")
 class Wire:
     """One session. What it waits, `budget` bounds; `tell` gets to know what was retried, and which statements are done.
 
-    `marks` counts the markers heard since the last `restart`.
+    `blockers` are looked for while it is at work. `marks` counts the markers heard since the last `restart`.
     """
 
-    def __init__(self, connection: Connection, connect: Connect, lock_key: int, budget: Budget, tell: Tell) -> None:
+    def __init__(self, connection: Connection, blockers: Blockers, budget: Budget, tell: Tell) -> None:
         self.connection = connection
         self.marks = 0
         self.budget = budget
@@ -41,7 +41,7 @@ class Wire:
         self._marked: deque[Part] = deque()
         self._version = ""
         self._lock_timeout = 0.0
-        self._blockers = Blockers(connect, lock_key)
+        self._blockers = blockers
 
     @contextmanager
     def listening(self) -> Iterator[None]:
