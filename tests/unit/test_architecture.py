@@ -35,7 +35,7 @@ RINGS = (
     {"core.planning"},
     {"core.verdicts"},
     {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "cancelling", "embedded"},
-    {"postgres.sql", "postgres.budget", "postgres.limits", "postgres.unreachable"},
+    {"postgres.sql", "postgres.budget", "postgres.limits", "postgres.lending", "postgres.unreachable"},
     {"postgres.session", "postgres.records"},
     {"postgres.temporary", "postgres.databases", "postgres.roles"},
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},

@@ -1,17 +1,13 @@
 """Whether somebody else is still at work, and waiting until nobody is."""
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from pgratchet.core.model import AppliedMigration
-from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.budget import TELL_EVERY, Budget, Interval
 from pgratchet.postgres.roles import as_login
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.watch import SESSIONS, told
-
-TELL_EVERY = 5.0
-"""Seconds between two lines of the log about the same wait."""
 
 # A runner is idle between its statements too, but not for long, and has the name of its step then: a pooler hands
 # the session of one that is gone to others, who may look for the lock in it again and again. The start of others'
@@ -56,12 +52,11 @@ async def builders(connection: Connection, table: int) -> str:
 
 async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: str) -> bool:
     """Return when `who` names nobody; True: it did before. Polls, for the reason that the lock is polled for."""
-    said, waited = -TELL_EVERY, False
+    often, waited = Interval(TELL_EVERY), False
     while somebody := await who():
         waited = True
         reason = f"{what}: waiting for {somebody}"
-        if time.monotonic() - said >= TELL_EVERY:
+        if often.is_over():
             _log.warning("%s", reason)
-            said = time.monotonic()
         await budget.poll(reason)
     return waited

@@ -12,6 +12,7 @@ from pgratchet.postgres import failures, python_steps
 from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
+from pgratchet.postgres.lending import lent
 from pgratchet.postgres.message import Frame, Part, compose
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Claim
@@ -66,7 +67,7 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(opening)
-        async with python_steps.lent(wire.connection):
+        async with lent(wire.connection):
             await python_steps.load(claim.step)(wire.connection)
         await wire.send(closing)
         return

@@ -18,6 +18,7 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.postgres.budget import Budget, backoff
+from pgratchet.postgres.lending import Lendable
 from pgratchet.postgres.sql import identifier, literal
 from pgratchet.postgres.unreachable import cure, may_pass
 
@@ -109,7 +110,9 @@ def _parses(dsn: str) -> bool:
 
 async def _open(address: str, settings: Mapping[str, str]) -> Connection:
     try:
-        return await asyncpg.connect(address, statement_cache_size=0, server_settings=dict(settings))
+        return await asyncpg.connect(
+            address, statement_cache_size=0, server_settings=dict(settings), connection_class=Lendable
+        )
     except ssl.SSLError:
         # Before ValueError, which a certificate that is not trusted is, too.
         raise
