@@ -360,6 +360,24 @@ class TestUpAndDown:
         assert "Traceback" not in outcome.text
         assert "schema_migrations" not in outcome.text
 
+    def test_a_way_down_that_no_run_would_take_is_reported(self, project: Project) -> None:
+        downs = {
+            "002_assigned.py": "down = up",
+            "003_annotated.py": "down: object = up",
+            "004_imported.py": "from asyncio import sleep as down",
+            "005_plain.py": "def down(connection): pass",
+            "006_used_elsewhere.py": "def other(down): return down",
+        }
+        up = "async def up(connection): pass\n"
+        project.write({f"migrations/versions/{name}": up + down for name, down in downs.items()})
+        project.write({**USERS, **CHECKS})
+
+        outcome = project.test()
+
+        assert outcome.tests == {APPLIES: "passed", UNDOES: "failed"}, outcome.text
+        reported = re.findall(r"versions/(\S+\.py).*; write 'async def down\(connection\)'", outcome.text)
+        assert set(reported) == downs.keys() - {"006_used_elsewhere.py"}, outcome.text
+
     def test_a_migration_that_does_not_apply_is_named_with_its_line(self, project: Project) -> None:
         project.write({**USERS, **CHECKS, "migrations/versions/002_bad.sql": "SELECT 1;\nCREATE TABLE users ();"})
         project.write({"test_other.py": "def test_other(pgratchet_dsn): pass"})
