@@ -456,7 +456,7 @@ def test_files_are_compared_with_what_is_released(project: Project) -> None:
     unknown = project.test(DATABASE_URL=NOBODY)
 
     assert unknown.tests == {"test_released": "failed"}
-    assert "this checkout has no origin/main to compare with" in unknown.text
+    assert unknown.text.count("\nthis checkout has no origin/main to compare with") == 1
     assert "Traceback" not in unknown.text
 
     option = ("-o", "pgratchet_released=HEAD")
