@@ -21,6 +21,9 @@ from pgratchet.testing.databases import Databases, run
 from tests.support import column, connected, tell
 
 INI = "[pytest]\nfilterwarnings = error\naddopts = --import-mode=importlib -p no:cacheprovider -rA\n"
+PYTEST = (sys.executable, "-P", "-m", "pytest", "-pno:hypothesispytest", "-pno:faker")
+"""As plain `pytest`, for which the working directory is on no path, without what takes long to import."""
+
 USERS = {
     "migrations/versions/001_users.sql": "CREATE TABLE users (email text UNIQUE);",
     "migrations/versions/001_users.down.sql": "DROP TABLE users;",
@@ -70,7 +73,7 @@ class Project:
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "DATABASE_URL": self.server, **variables}
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pytest", *arguments],  # as plain `pytest`: the working directory is no path
+            [*PYTEST, *arguments],
             cwd=self.folder,
             env={name: value for name, value in environment.items() if value},
             stdout=subprocess.PIPE,
