@@ -54,7 +54,9 @@ async def sweep(server: str) -> None:
     """Drop what runs of other days have left behind and nobody is connected to."""
     async with open_session(connector(server)) as connection:
         rows = await connection.fetch(
-            "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ $1 AND datname < $2",
+            "SELECT datname FROM pg_catalog.pg_database AS d WHERE datname ~ $1 AND datname < $2 "
+            # The server would wait 5 seconds for each to be left.
+            "AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.datname = d.datname)",
             f"^{PREFIX}[0-9]{{8}}_[0-9a-f]{{12}}_[0-9]+$",
             f"{PREFIX}{datetime.now(UTC) - KEPT:%Y%m%d}",
         )
