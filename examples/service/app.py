@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import asyncpg
@@ -14,7 +14,8 @@ from fastapi import FastAPI, HTTPException, Request, status
 from pydantic import BaseModel, Field
 
 from pgratchet import Gate, Migrator, migrated
-from pgratchet.web.lifespan import Mode
+
+Mode = Literal["apply", "wait", "check"]
 
 DSN = os.environ["DATABASE_URL"]
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations" / "versions"

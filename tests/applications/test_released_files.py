@@ -115,6 +115,63 @@ def test_a_folder_that_was_never_released_may_hold_anything(folder: Path) -> Non
     assert edits(new, "origin/main") == ()
 
 
+def test_a_folder_that_was_moved_is_compared_with_what_it_was(folder: Path, git: Git) -> None:
+    other = folder / "other"
+    other.mkdir()
+    write(other, {"001_users.sql": b"SELECT 'of another service'"})
+    write(folder, {"003_more.sql": b"SELECT 1"})
+    git("add", ".")
+    git("commit", "--quiet", "--message=two services")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    moved = folder / "moved"
+    moved.mkdir()
+    for name in ("001_users.sql", "002_orders.sql", "003_more.sql"):
+        (folder / name).rename(moved / name)
+
+    assert edits(moved, "origin/main") == ()
+
+    write(moved, {"002_orders.sql": b"CREATE TABLE orders (id int)"})
+    (moved / "003_more.sql").unlink()
+    (folder / "001_users.sql").symlink_to(moved / "001_users.sql")
+
+    assert said(edits(moved, "origin/main")) == [
+        ("002_orders.sql", "version 2 was edited after its release (in origin/main)"),
+        ("003_more.sql", "version 3 is released (in origin/main), and has no file here"),
+    ]
+
+
+def test_a_link_is_what_it_leads_to(folder: Path, git: Git) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    write(elsewhere, {"shared.sql": b"SELECT 1\n"})
+    (folder / "003_shared.sql").symlink_to("elsewhere/shared.sql")
+    (folder / "a_folder.sql").symlink_to("elsewhere")
+    git("add", ".")
+    git("commit", "--quiet", "--message=link")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+
+    assert edits(folder, "origin/main") == ()
+
+    write(elsewhere, {"shared.sql": b"SELECT 2\n"})
+
+    message = "version 3 was edited after its release (in origin/main)"
+    assert said(edits(folder, "origin/main")) == [("003_shared.sql", message)]
+
+
+def test_a_link_out_of_the_repository_cannot_be_compared(
+    folder: Path, git: Git, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "shared.sql"
+    elsewhere.write_text("SELECT 1")
+    (folder / "003_shared.sql").symlink_to(elsewhere)
+    git("add", ".")
+    git("commit", "--quiet", "--message=link")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+
+    with pytest.raises(NotComparableError, match=rf"003_shared.sql of \w+ is a link out .*: {elsewhere}; put the file"):
+        edits(folder, "origin/main")
+
+
 def test_a_pattern_stands_for_the_newest_tag_that_matches(folder: Path, git: Git) -> None:
     write(folder, {"003_new.sql": b"SELECT 1"})
     git("add", ".")

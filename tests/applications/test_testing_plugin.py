@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,9 @@ from pgratchet.testing.databases import Databases, run
 from tests.support import column, connected, tell
 
 INI = "[pytest]\nfilterwarnings = error\naddopts = --import-mode=importlib -p no:cacheprovider -rA\n"
+PYTEST = (sys.executable, "-P", "-m", "pytest", "-pno:hypothesispytest", "-pno:faker")
+"""As plain `pytest`, for which the working directory is on no path, without what takes long to import."""
+
 USERS = {
     "migrations/versions/001_users.sql": "CREATE TABLE users (email text UNIQUE);",
     "migrations/versions/001_users.down.sql": "DROP TABLE users;",
@@ -68,7 +73,7 @@ class Project:
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "DATABASE_URL": self.server, **variables}
         return subprocess.Popen(
-            [sys.executable, "-m", "pytest", *arguments],
+            [*PYTEST, *arguments],
             cwd=self.folder,
             env={name: value for name, value in environment.items() if value},
             stdout=subprocess.PIPE,
@@ -302,19 +307,51 @@ def test_that_hangs(pgratchet_dsn):
         await tell(project.server, f"DROP DATABASE {name}")
 
 
+@contextmanager
+def server_as(project: Project, role: str, *options: str) -> Iterator[str]:
+    """Yield the server's DSN for a role that is dropped afterwards."""
+    name = f"{role}_{os.getpid()}"
+    run(partial(tell, project.server, f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {' '.join(options)}"))
+    try:
+        yield f"postgresql://{name}:secret@{project.server.rpartition('@')[2]}"
+    finally:
+        run(partial(tell, project.server, f"DROP ROLE {name}"))
+
+
 def test_a_role_that_may_make_no_database_is_told_so(project: Project) -> None:
     project.write({"test_them.py": "def test_it(pgratchet_empty_dsn): pass"})
-    role = f"plain_{os.getpid()}"
-    run(lambda: tell(project.server, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'"))
-    try:
-        scheme, _, rest = project.server.partition("://")
-        host = rest.rpartition("@")[2]
-        outcome = project.test(DATABASE_URL=f"{scheme}://{role}:secret@{host}")
-    finally:
-        run(lambda: tell(project.server, f"DROP ROLE {role}"))
+
+    with server_as(project, "plain") as dsn:
+        outcome = project.test(DATABASE_URL=dsn)
 
     assert outcome.tests == {"test_it": "error"}
     assert "ALTER ROLE ... CREATEDB" in outcome.text
+
+
+def test_a_database_whose_user_cannot_be_ended_is_left_to_a_later_run(project: Project) -> None:
+    tests = """
+def test_superuser(pgratchet_empty_dsn):
+    global kept
+    name = pgratchet_empty_dsn.rpartition("/")[2]
+    runner = asyncio.Runner()
+    kept = runner, runner.run(asyncpg.connect(os.environ["SUPERUSER"], database=name.partition("?")[0]))
+
+def test_end():
+    runner, connection = kept
+    print(runner.run(connection.fetchval("SELECT current_database()")))
+    connection.terminate()
+    runner.close()
+"""
+    project.write({"test_them.py": HELPERS + tests})
+
+    with server_as(project, "tester", "CREATEDB") as dsn:
+        outcome = project.test(DATABASE_URL=dsn, SUPERUSER=project.server)
+        left = run(partial(leftovers, project, outcome))
+        for name in left:
+            run(partial(tell, project.server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+    assert outcome.tests == {"test_superuser": "passed", "test_end": "passed"}, outcome.text
+    assert len(left) == 1
 
 
 class TestUpAndDown:
@@ -360,6 +397,24 @@ class TestUpAndDown:
         assert "Traceback" not in outcome.text
         assert "schema_migrations" not in outcome.text
 
+    def test_a_way_down_that_no_run_would_take_is_reported(self, project: Project) -> None:
+        downs = {
+            "002_assigned.py": "down = up",
+            "003_annotated.py": "down: object = up",
+            "004_imported.py": "from asyncio import sleep as down",
+            "005_plain.py": "def down(connection): pass",
+            "006_used_elsewhere.py": "def other(down): return down",
+        }
+        up = "async def up(connection): pass\n"
+        project.write({f"migrations/versions/{name}": up + down for name, down in downs.items()})
+        project.write({**USERS, **CHECKS})
+
+        outcome = project.test()
+
+        assert outcome.tests == {APPLIES: "passed", UNDOES: "failed"}, outcome.text
+        reported = re.findall(r"versions/(\S+\.py).*; write 'async def down\(connection\)'", outcome.text)
+        assert set(reported) == downs.keys() - {"006_used_elsewhere.py"}, outcome.text
+
     def test_a_migration_that_does_not_apply_is_named_with_its_line(self, project: Project) -> None:
         project.write({**USERS, **CHECKS, "migrations/versions/002_bad.sql": "SELECT 1;\nCREATE TABLE users ();"})
         project.write({"test_other.py": "def test_other(pgratchet_dsn): pass"})
@@ -399,10 +454,13 @@ class TestUpAndDown:
 
 def test_the_pages_examples_pass(project: Project) -> None:
     page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"```(?:python|sql)\n(?:#|--) (\S+)\n(.*?)```", page, re.DOTALL))
-    project.write({"pytest.ini": INI + "pythonpath = .\n", **files})
+    files = dict(re.findall(r"```(?:python|sql|toml)\n(?:#|--) (\S+)\n(.*?)```", page, re.DOTALL))
+    project.write(files)
+    (project.folder / "pytest.ini").unlink()
 
-    outcome = project.test("--deselect=tests/test_migrations.py::test_no_released_migration_was_edited")
+    outcome = project.test(
+        "-rA", "-Werror", "--deselect=tests/test_migrations.py::test_no_released_migration_was_edited"
+    )
 
     assert set(outcome.tests.values()) == {"passed"}, outcome.text
     assert len(outcome.tests) == 5
@@ -438,7 +496,7 @@ def test_files_are_compared_with_what_is_released(project: Project) -> None:
     unknown = project.test(DATABASE_URL=NOBODY)
 
     assert unknown.tests == {"test_released": "failed"}
-    assert "this checkout has no origin/main to compare with" in unknown.text
+    assert unknown.text.count("\nthis checkout has no origin/main to compare with") == 1
     assert "Traceback" not in unknown.text
 
     option = ("-o", "pgratchet_released=HEAD")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pgratchet import Gate
+from pgratchet.web.background import STOP_SECONDS
 from tests import deployment
 from tests.deployment import ROOT, Document
 
@@ -44,6 +45,12 @@ def test_three_replicas_start_beside_the_job_and_leave_migrating_to_it(services:
     assert app["deploy"]["replicas"] == 3
     assert app["environment"]["MIGRATION_MODE"] == "wait"
     assert app["depends_on"] == {"database": {"condition": "service_healthy"}}
+
+
+def test_a_replica_is_given_the_time_that_its_end_may_take(services: dict[str, Document]) -> None:
+    app = services["app"]
+    patience = float(app["environment"]["MIGRATION_SLOW_AFTER"])
+    assert float(app["stop_grace_period"].removesuffix("s")) > patience + STOP_SECONDS
 
 
 def test_only_the_proxy_is_reached_from_outside_and_it_asks_the_gate(services: dict[str, Document]) -> None:

@@ -1,6 +1,7 @@
 import ast
 import importlib.metadata
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pgratchet
 from pgratchet.core import errors
 
 SOURCE = Path(pgratchet.__file__).parent
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def imported_names() -> set[str]:
@@ -28,6 +30,14 @@ def test_the_public_names_are_sorted_and_told_once() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert [name for name in pgratchet.__all__ if not hasattr(pgratchet, name)] == []
+
+
+def test_examples_take_everything_from_the_package_itself() -> None:
+    examples = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.rglob("*.py")}
+    inner = re.compile(r"^\s*(from|import) pgratchet\.", re.MULTILINE)
+
+    assert "app.py" in examples
+    assert [name for name, text in examples.items() if inner.search(text)] == []
 
 
 def test_every_error_is_public() -> None:

@@ -1,7 +1,7 @@
 """Ready-made checks of a folder of migrations: tests, for a project to import into a module of its own."""
 
-import ast
 import os
+import symtable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgratchet import Migrator
-from pgratchet.core.errors import MigrationFailedError, PgratchetError
+from pgratchet.core.errors import FilesError, MigrationFailedError, PgratchetError
 from pgratchet.core.model import Kind, Migration
 from pgratchet.directory import Location
 from pgratchet.testing import dumps, released
@@ -75,7 +75,7 @@ class _Walk:
         run(partial(migrator.up, migration.version))
         try:
             run(migrator.down)
-        except MigrationFailedError as error:
+        except (FilesError, MigrationFailedError) as error:
             yield _described(error)
             return
         different = list(dumps.differences(before, dumps.dump(self._pg_dump, copy, self._table)))
@@ -86,13 +86,14 @@ class _Walk:
 
 
 def _has_way_down(migration: Migration) -> bool:
+    """Say whether a migration means to have one; a Python file does by any `down`, also one that no run would take."""
     if migration.down is None or migration.kind is Kind.SQL:
         return migration.down is not None
     try:
-        tree = ast.parse(migration.down.text)
+        table = symtable.symtable(migration.down.text, migration.down.path, "exec")
     except SyntaxError:
         return False  # as its way up, which comes next, will say
-    return any(getattr(node, "name", "") == "down" for node in tree.body)
+    return "down" in table.get_identifiers() and table.lookup("down").is_local()
 
 
 @contextmanager
@@ -101,10 +102,8 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except PgratchetError as error:
-        said = _described(error)
-    else:
-        return
-    pytest.fail(said, pytrace=False)
+        # Not by pytest.fail(), which leaves the error for pytest to show as well.
+        raise pytest.fail.Exception(_described(error), pytrace=False) from None
 
 
 def _described(error: PgratchetError) -> str:

@@ -7,19 +7,33 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
+from pgratchet.core.lexing import tokens
 from pgratchet.postgres.sql import Table
 
-_HEAD = re.compile(r"-- (?:Name: )?(.+; Type: .+)")
-_NOISE = re.compile(r"\\(un)?restrict |--$|$")
-"""The key behind \\restrict is another one in each dump."""
+_HEAD = re.compile(r"^--\n-- Name: (.+; Type: .+)\n--\n", re.MULTILINE)
+_END = "--\n-- PostgreSQL database dump complete\n--\n"
+_TAIL = re.compile(r"(?:\n+SET default_(?:tablespace = .*|table_access_method = (?P<method>.+));)*\n*\Z")
+"""What may follow an object, and holds for those behind it; a tablespace is in their heads as well."""
 
-Dump = Mapping[str, tuple[str, ...]]
-"""The lines of each object, by what pg_dump calls it."""
+_GRANT = re.compile(r"SET SESSION AUTHORIZATION .+\n.+\nRESET SESSION AUTHORIZATION;|.+")
+_EDGES = {("(", 0), (",", 1), (")", 0)}
+"""What a table's columns and constraints stand between, with the depth of parentheses."""
+
+_LIBPQ = {
+    *("host", "port", "user", "passfile", "service", "options", "application_name", "target_session_attrs"),
+    *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslrootcert", "sslcrl"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
+}
+"""What means the same to libpq in a DSN's query as to asyncpg, to which every other name is a server's setting."""
+
+Dump = Mapping[str, str]
+"""The text of each object, by what pg_dump calls it."""
 
 
 def find_pg_dump(major: int) -> Path:
@@ -55,11 +69,7 @@ def _major(pg_dump: Path) -> int:
 
 def dump(pg_dump: Path, dsn: str, history: Table) -> Dump:
     """Return the schema without the history table; raises ServerError with what pg_dump says where it fails."""
-    parts = urlsplit(dsn)
-    user, at, hosts = parts.netloc.rpartition("@")
-    # Not within the command, which everybody on this machine may read.
-    password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
-    address = f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}?{parts.query}"
+    address, password = _address(dsn)
     command = [str(pg_dump), "--schema-only", f"--exclude-table={history.quoted}", f"--dbname={address}"]
     done = subprocess.run(  # noqa: S603 - found above
         command, capture_output=True, check=False, encoding="utf-8", env={**os.environ, "LC_ALL": "C", **password}
@@ -69,32 +79,73 @@ def dump(pg_dump: Path, dsn: str, history: Table) -> Dump:
     return _objects(done.stdout)
 
 
+def _address(dsn: str) -> tuple[str, Mapping[str, str]]:
+    """Return the address as libpq takes it, and the variable with the password, if there is one."""
+    parts = urlsplit(dsn)
+    query = dict(parse_qsl(parts.query))
+    user, at, hosts = parts.netloc.rpartition("@")
+    options = urlencode({name: value for name, value in query.items() if name in _LIBPQ}, quote_via=quote)
+    # Not within the command, which everybody on this machine may read.
+    password = unquote(parts.password) if parts.password else query.get("password")
+    return (
+        f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}?{options}",
+        {"PGPASSWORD": password} if password else {},
+    )
+
+
 def _objects(text: str) -> Dump:
-    objects: dict[str, list[str]] = {}
-    lines = objects.setdefault("settings", [])
-    for line in text.splitlines():
-        if head := _HEAD.fullmatch(line):
-            lines = objects.setdefault(head[1], [])
-        elif not _NOISE.match(line):
-            lines.append(line)
-    return {name: _in_any_order(lines) for name, lines in objects.items()}
-
-
-def _in_any_order(lines: list[str]) -> tuple[str, ...]:
-    """Return a table with its columns sorted: one that is dropped can come back as the last one only."""
-    if lines and lines[0].startswith("CREATE TABLE ") and ");" in lines:
-        end = lines.index(");")
-        lines = [lines[0], *sorted(line.removesuffix(",") for line in lines[1:end]), *lines[end:]]
-    return tuple(lines)
+    objects: dict[str, str] = {}
+    method = "heap"
+    parts = ["", *_HEAD.split(text.rsplit(_END, 1)[0])]
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        before = objects.get(name, "") + ("" if method == "heap" else f"SET default_table_access_method = {method};\n")
+        if tail := _TAIL.search(body):
+            objects[name] = before + body[: tail.start()].lstrip("\n")
+            method = tail["method"] or method
+    del objects[""]  # pg_dump's own settings, and a key that is another one in each dump
+    return objects
 
 
 def differences(before: Dump, after: Dump) -> Iterator[str]:
     """Yield the lines of a diff, each object under its name; none where both are the same."""
     for name in dict.fromkeys([*before, *after]):
-        old, new = before.get(name, ()), after.get(name, ())
+        if before.get(name) == after.get(name):
+            continue
+        old, new = (_in_any_order(name, each[name]) if name in each else [] for each in (before, after))
         if old != new:
             yield f"  {name}"
             # Behind two lines of names and one of numbers for each hunk.
             for line in list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]:
                 if not line.startswith("@@"):
                     yield f"    {line}"
+
+
+def _in_any_order(name: str, text: str) -> list[str]:
+    """Return an object's lines, sorted where their order says nothing: who may what, and a table's columns.
+
+    A column that is dropped can come back as the last one only.
+    """
+    kind = name.rpartition("; Type: ")[2].partition(";")[0]
+    parts = [text]
+    if kind in {"ACL", "DEFAULT ACL"}:
+        parts = sorted(_GRANT.findall(text))
+    elif kind in {"TABLE", "FOREIGN TABLE"}:
+        parts = _table(text)
+    return [line for part in parts for line in part.split("\n")]
+
+
+def _table(text: str) -> list[str]:
+    depth, edges = 0, []
+    for lexeme, begin, end in tokens(text, 0, len(text)):
+        depth -= lexeme == ")"
+        if (lexeme, depth) in _EDGES:
+            edges.append((begin, end))
+        if depth == 0 and lexeme in {")", ";"}:
+            break
+        depth += lexeme == "("
+    # A table of a type may have no list of its own, and what it is partitioned by has an order.
+    if not edges or not text.startswith("\n", edges[0][1]):
+        return [text]
+    entries = [text[left:right].strip("\n") for (_, left), (right, _) in pairwise(edges)]
+    statements = re.split(r"(?<=;)\n+(?=ALTER )", text[edges[-1][0] :])
+    return [text[: edges[0][1]], *sorted(entries), *sorted(statements)]

@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pgratchet import directory
@@ -12,6 +13,9 @@ from pgratchet.layouts import own
 
 # Set where tests run in a git hook, they would lead git to another place than the folder.
 _ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
+
+_LINK = "120000"
+"""The mode of a symbolic link."""
 
 
 class NotComparableError(UsageError):
@@ -24,7 +28,8 @@ def edits(folder: Path, ref: str) -> tuple[Problem, ...]:
     Released is what `ref` and HEAD have in common; a `ref` with a * in it stands for the newest tag before HEAD
     that matches. Raises NotComparableError where git cannot tell, FilesError where either side has problems.
     """
-    here = own.parse(directory.read(folder)).migrations
+    files = tuple(directory.read(folder))
+    here = own.parse(files).migrations
     try:
         name = (
             _git(folder, "describe", "--tags", "--abbrev=0", f"--match={ref}").strip() if "*" in ref else ref.encode()
@@ -36,40 +41,70 @@ def edits(folder: Path, ref: str) -> tuple[Problem, ...]:
             "--unshallow; in GitHub Actions, fetch-depth: 0), or say in pgratchet_released, an option of pytest, "
             "which ref is released"
         ) from None
-    return tuple(_edits(own.parse(_files(folder, commit)).migrations, here, os.fsdecode(name)))
+    there = own.parse(_files(folder, commit, {file.name for file in files})).migrations
+    return tuple(_edits(there, here, os.fsdecode(name)))
 
 
-def _files(folder: Path, commit: str) -> Iterator[File]:
-    """Yield the migration files that a commit has in the folder."""
-    prefix = os.fsdecode(_git(folder, "rev-parse", "--show-prefix").rstrip(b"\n"))
-    listing = _git(folder, "ls-tree", "-z", "--full-tree", commit, *([prefix] if prefix else []))
-    blobs = {}
-    for line in listing.split(b"\0")[:-1]:
-        about, _, path = line.partition(b"\t")
-        _, kind, blob = about.decode().split()
-        name = os.fsdecode(path).rpartition("/")[2]
+def _files(folder: Path, commit: str, names: Collection[str]) -> Iterator[File]:
+    """Yield the migration files that a commit has in the folder, or where files of these names were moved from."""
+    place = os.fsdecode(_git(folder, "rev-parse", "--show-prefix").rstrip(b"\n"))
+    folders = _folders(folder, commit)
+    objects = folders.get(place) or _moved(folder, folders, names)
+    for name, (kind, content) in zip(objects, _contents(folder, list(objects.values())), strict=True):
+        path = f"{name} of {commit[:12]}"
+        if kind == "blob":
+            yield File(name, path, content)
+        elif kind != "tree":
+            raise NotComparableError(
+                f"{path} is a link out of the repository, or to nothing, so that git does not have what was released: "
+                f"{os.fsdecode(content)}; put the file itself in its place"
+            )
+
+
+def _folders(folder: Path, commit: str) -> Mapping[str, Mapping[str, str]]:
+    """Return what to ask git for, of each file that a commit has and that may be a migration, by folder and name."""
+    folders: dict[str, dict[str, str]] = defaultdict(dict)
+    for line in _git(folder, "ls-tree", "-rz", "--full-tree", commit).split(b"\0")[:-1]:
+        about, _, path = os.fsdecode(line).partition("\t")
+        mode, kind, blob = about.split()
+        place, slash, name = path.rpartition("/")
         if kind == "blob" and directory.counts(name):
-            blobs[name] = blob
-    contents = _contents(folder, list(blobs.values()))
-    for name, content in zip(blobs, contents, strict=True):
-        yield File(name, f"{name} of {commit[:12]}", content)
+            folders[place + slash][name] = f"{commit}:{path}" if mode == _LINK else blob
+    return folders
 
 
-def _contents(folder: Path, blobs: Sequence[str]) -> Iterator[bytes]:
-    answer = _git(folder, "cat-file", "--batch", said="".join(f"{blob}\n" for blob in blobs))
+def _moved(folder: Path, folders: Mapping[str, Mapping[str, str]], names: Collection[str]) -> Mapping[str, str]:
+    """Return what was in the folder from which most files of these names are gone; nothing where none is.
+
+    A file of such a name that is still there is another one: each of several services has a 001_init.sql.
+    """
+    top = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
+
+    def gone(place: str) -> int:
+        paths = [(Path(top, place, name), folder / name) for name in names & folders[place].keys()]
+        return sum(not old.exists() or old.samefile(new) for old, new in paths)
+
+    counted = {place: count for place in folders if (count := gone(place))}
+    return folders[max(counted, key=counted.__getitem__)] if counted else {}
+
+
+def _contents(folder: Path, objects: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield kind and content of each; of a link within the repository, those of what it leads to."""
+    said = "".join(f"{each}\n" for each in objects)
+    answer = _git(folder, "cat-file", "--batch", "--follow-symlinks", said=said)
     position = 0
-    for _ in blobs:
+    for _ in objects:
         head = answer.index(b"\n", position)
-        size = int(answer[position:head].split()[2])
-        yield answer[head + 1 : head + 1 + size]
-        position = head + size + 2
+        *_, kind, size = answer[position:head].decode().split()
+        position = head + 1 + int(size) + 1
+        yield kind, answer[head + 1 : position - 1]
 
 
 def _git(folder: Path, *arguments: str, said: str = "") -> bytes:
     command = ["git", "-C", str(folder), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE} | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(command, input=said.encode(), capture_output=True, check=False, env=environment)  # noqa: S603 - the project's own git, in its own folder
+        done = subprocess.run(command, input=os.fsencode(said), capture_output=True, check=False, env=environment)  # noqa: S603 - the project's own git, in its own folder
     except FileNotFoundError:
         raise NotComparableError("there is no git on PATH") from None
     if done.returncode != 0:
