@@ -11,7 +11,7 @@ import anyio
 from pgratchet.core.errors import BudgetExceededError
 
 LEAST_PAUSE = 0.1
-MOST_PAUSE = 0.4
+MOST_PAUSE = 0.3
 """Bounds, in seconds, of the pause between two looks at what somebody else does."""
 
 TELL_EVERY = 5.0
