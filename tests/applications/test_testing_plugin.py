@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,10 @@ import pytest
 
 from pgratchet import Migrator
 from pgratchet.testing.databases import Databases, run
-from tests.support import column, connected, tell
+from tests.support import column, connected, missing, tell
 
 INI = "[pytest]\nfilterwarnings = error\naddopts = --import-mode=importlib -p no:cacheprovider -rA\n"
-PYTEST = (sys.executable, "-P", "-m", "pytest", "-pno:hypothesispytest", "-pno:faker")
+PYTEST = (sys.executable, "-P", "-m", "pytest", "-pno:hypothesispytest", "-pno:faker", "-pno:asyncio")
 """As plain `pytest`, for which the working directory is on no path, without what takes long to import."""
 
 USERS = {
@@ -151,6 +152,44 @@ def test_the_connection_was_cut():
     assert len(outcome.tests) == 6
     assert "pgratchet_test_" in outcome.text
     assert await leftovers(project, outcome) == []
+
+
+def test_tests_and_fixtures_of_pytest_asyncio_have_databases_beside_those_of_anyio(project: Project) -> None:
+    if find_spec("pytest_asyncio") is None:
+        missing("pytest-asyncio is not installed")
+    tests = """
+import pytest_asyncio
+
+@pytest_asyncio.fixture
+async def connection(pgratchet_dsn):
+    connection = await asyncpg.connect(pgratchet_dsn)
+    yield connection
+    await connection.close()
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [1, 2])
+async def test_asyncio(connection, number):
+    await connection.execute("INSERT INTO users VALUES ('a')")
+
+@pytest.mark.asyncio
+async def test_asked_for_in_a_running_loop(request):
+    connection = await asyncpg.connect(request.getfixturevalue("pgratchet_empty_dsn"))
+    assert await connection.fetchval("SELECT to_regclass('users')") is None
+    await connection.close()
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_anyio(pgratchet_dsn):
+    connection = await asyncpg.connect(pgratchet_dsn)
+    assert await connection.fetchval("SELECT count(*) FROM users") == 0
+    await connection.close()
+"""
+    project.write({**USERS, "test_them.py": HELPERS + tests})
+
+    outcome = project.test("-pasyncio", "-oasyncio_default_fixture_loop_scope=function")
+
+    assert set(outcome.tests.values()) == {"passed"}, outcome.text
+    assert len(outcome.tests) == 4
 
 
 def test_a_run_that_does_not_use_it_starts_and_imports_nothing(project: Project) -> None:
