@@ -111,6 +111,19 @@ class TestAFile:
             owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
             assert [await ask(dsn, owner, name) for name in ("a", "b")] == [role, role]
 
+    async def test_checks_what_is_deferred_under_its_own_names_and_role(self, dsn: str, write: Write) -> None:
+        await tell(
+            dsn,
+            "CREATE TABLE t (n int); CREATE TABLE audit (n int, path text);"
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+            "INSERT INTO audit VALUES (new.n, current_setting('search_path')); RETURN NULL; END$$;"
+            "CREATE CONSTRAINT TRIGGER later AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        sql = f"{HEAD}SET search_path = public; INSERT INTO t VALUES (1); VACUUM t;"
+        await Migrator(dsn, write({"001_a.sql": sql})).up()
+        assert await column(dsn, "SELECT n || path FROM audit") == ["1public"]
+
     async def test_keeps_temporary_tables_and_prepared_statements_for_itself(self, dsn: str, write: Write) -> None:
         sql = f"{HEAD}CREATE TEMP TABLE x AS SELECT 7 AS n; PREPARE p AS SELECT n FROM x; CREATE TABLE y AS EXECUTE p;"
         await Migrator(dsn, write({"001_a.sql": sql})).up()

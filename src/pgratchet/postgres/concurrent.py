@@ -125,7 +125,9 @@ class _Run:
             f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
             "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
         )
-        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{self._framing.ourselves}{count}COMMIT"
+        # What is deferred is checked as the script, not as ourselves.
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._framing.ourselves}{count}COMMIT"
+        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         attempt = 0
         while (error := await self._try(message, attempt)) is not None:
