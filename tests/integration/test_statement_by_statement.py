@@ -5,7 +5,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import FilesError, HistoryError, Migrator, State, UsageError, directory
+from pgratchet import FilesError, HistoryError, Migrator, State, UsageError, Verdict, directory
 from pgratchet.core import planning
 from pgratchet.core.events import Event, Retried
 from pgratchet.core.model import Direction, Kind, Step
@@ -234,6 +234,36 @@ class TestAFailureAtStatementThree:
             write({"001_a.sql": HEAD + settings + "SELECT 1;" + look})
             await Migrator(dsn, folder).up()
             assert await column(dsn, "SELECT v FROM seen") == [f"{role}xz"]
+
+    async def test_goes_on_from_there_when_what_was_made_of_the_session_ended_with_a_transaction(
+        self, dsn: str, write: Write
+    ) -> None:
+        works = (
+            "CREATE FUNCTION work() RETURNS void LANGUAGE plpgsql AS $$BEGIN "
+            "CREATE TEMP TABLE x ON COMMIT DROP AS SELECT 1; PERFORM set_config('search_path', 'nowhere', true); END$$;"
+        )
+        for last in ("SELECT work();", "SELECT work(); VACUUM;", "SET LOCAL search_path = nowhere;"):
+            folder = write({"001_a.sql": f"{HEAD}{works}{last}SELECT nope;"})
+            await failure_of(Migrator(dsn, folder))
+            write({"001_a.sql": f"{HEAD}{works}{last}SELECT 1; DROP FUNCTION work();"})
+            assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+            await tell(dsn, "DROP TABLE schema_migrations")
+
+    async def test_stops_there_when_a_temporary_table_is_gone(self, dsn: str, write: Write) -> None:
+        """It may hide another of that name, which the mended rest would be let loose on."""
+        await tell(dsn, "CREATE TABLE orders AS SELECT 1 AS n")
+        made = HEAD + "CREATE TEMP TABLE orders AS SELECT n FROM orders;"
+        folder = write({"001_a.sql": made + "DELETE FROM order;"})
+        await failure_of(Migrator(dsn, folder))
+        write({"001_a.sql": made + "DELETE FROM orders;"})
+        for _ in range(2):
+            with pytest.raises(HistoryError, match=r"table pg_temp\.orders") as caught:
+                await Migrator(dsn, folder).up()
+            assert caught.value.versions == ("1",)
+        assert await column(dsn, "SELECT n FROM orders") == [1]
+        await Migrator(dsn, folder).repair(1, Verdict.NOT_APPLIED, "nothing is left of it")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+        assert await column(dsn, "SELECT n FROM orders") == [1]
 
     async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
         migrator = await self.fail(dsn, write)

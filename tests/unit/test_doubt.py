@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
+from pgratchet.core.doubt import doubt, lasting, other_session, refusal, text_of, unjudged
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.halfway import Settled
+from pgratchet.core.halfway import Settled, counted, session_of
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
@@ -41,16 +41,47 @@ def step(second: str, *, edited: str | None = None) -> Step:
     """Return a step whose second statement is in doubt."""
     begun = compile_script(migration(f"SELECT 1;\n{second}").up, Kind.SQL, Direction.UP)
     before, after = digests(begun)
-    cursor = marked(before, after) + "2026-03-01 12:30:15+00"
+    cursor = f"{before} >{after} 2026-03-01 12:30:15+00"
     script = compile_script(migration(f"SELECT 1;\n{edited or second}").up, Kind.SQL, Direction.UP)
     return Step(migration(), Direction.UP, script, 1, row(cursor=cursor))
 
 
 def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
-    found = doubt(row(cursor=marked("a", "b") + "some time"))
+    assert doubt(row(cursor="a x = 1; y>b some time")) == ("a x = 1; y", "b x = 1; y", "b", "some time")
+    assert doubt(row(cursor=" >b some time")) == (" ", "b ", "b", "some time")
+    assert doubt(row(cursor="a>b some time")) == ("a", "b", "b", "some time")
 
-    assert found == ("a", "b", "some time")
-    assert doubt(row(cursor=marked("", "b") + "some time")) == ("", "b", "some time")
+
+@pytest.mark.parametrize(
+    ("cursor", "finished", "session"),
+    [
+        (None, None, None),
+        ("", "", None),
+        ("a", "a", None),
+        ("a ", "a", ""),
+        ("a role = x; y", "a", "role = x; y"),
+        (" role = x>b some time", "", "role = x"),
+        ("a>b some time", "a", None),
+    ],
+)
+def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
+    cursor: str | None, finished: str | None, session: str | None
+) -> None:
+    assert (counted(row(cursor=cursor)), session_of(row(cursor=cursor))) == (finished, session)
+
+
+def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
+    error = other_session(step("VACUUM t"), "search_path = a", "")
+
+    assert error.versions == ("7",)
+    facts = (
+        "m/7_work.sql:2: statement 2 of 2 (VACUUM t)",
+        "the 1 statement(s) before it",
+        "It had: search_path = a. The new one has: nothing of its own.",
+        "`pgratchet repair 7 --applied`",
+        "`pgratchet repair 7 --not-applied`",
+    )
+    assert [fact for fact in facts if fact not in str(error)] == []
 
 
 @pytest.mark.parametrize("cursor", [None, "", "abc"])
@@ -129,10 +160,10 @@ def entry(applied: AppliedMigration | None) -> Entry:
 
 @pytest.mark.parametrize("state", HALFWAY)
 def test_a_statement_in_doubt_is_counted_or_not(state: RecordState) -> None:
-    doubtful = entry(row(state, cursor=marked("a", "b") + "some time"))
+    doubtful = entry(row(state, cursor="a x = 1>b some time"))
 
-    assert settle(doubtful, Verdict.SKIP) == Settled(state, 2, "b")
-    assert settle(doubtful, Verdict.AGAIN) == Settled(state, 1, "a")
+    assert settle(doubtful, Verdict.SKIP) == Settled(state, 2, "b x = 1")
+    assert settle(doubtful, Verdict.AGAIN) == Settled(state, 1, "a x = 1")
 
 
 @pytest.mark.parametrize("state", [*HALFWAY, RecordState.FAILED])

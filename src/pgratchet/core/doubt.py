@@ -15,23 +15,20 @@ FIRST_CHARACTERS = 60
 
 
 class Doubt(NamedTuple):
-    """What stands for the statements before it, and for them and itself; and since when it is begun."""
+    """What is to be recorded once it is not done, or done; what stands for it and those before it; since when."""
 
-    before: str
+    not_done: str
+    done: str
     after: str
     begun: str
 
 
-def marked(before: str, after: str) -> str:
-    """Return a cursor that says which statement is begun; when that was is to be written behind it."""
-    return f"{before}{MARK}{after} "
-
-
 def doubt(row: AppliedMigration | None) -> Doubt | None:
     """Return which statement of a row is in doubt."""
-    before, mark, rest = ((row and row.cursor) or "").partition(MARK)
+    finished, mark, rest = ((row and row.cursor) or "").partition(MARK)
     after, _, begun = rest.partition(" ")
-    return Doubt(before, after, begun) if mark else None
+    _, blank, session = finished.partition(" ")
+    return Doubt(finished, f"{after}{blank}{session}", after, begun) if mark else None
 
 
 def unjudged(step: Step) -> Bare | None:
@@ -59,6 +56,18 @@ def refusal(step: Step, found: str = "") -> HistoryError:
         f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then say "
         f"`{repair} --skip` if it took effect, `{repair} --again` if it did not; --applied or --not-applied "
         "settle the whole migration",
+        [step.migration.version],
+    )
+
+
+def other_session(step: Step, was: str, now: str) -> HistoryError:
+    """Return the error that the session which the next statement needs is gone, and cannot be made again."""
+    repair = f"pgratchet repair {step.migration.version}"
+    return HistoryError(
+        f"{_place(step)} comes next, but what the {step.done} statement(s) before it have made of their session is "
+        f"gone with it, and cannot be made again. It had: {was or 'nothing of its own'}. The new one has: "
+        f"{now or 'nothing of its own'}. Move this statement and all behind it, with what they need, into a new file "
+        f"and say `{repair} --applied`, or undo what is committed and say `{repair} --not-applied`",
         [step.migration.version],
     )
 

@@ -10,10 +10,11 @@ from itertools import islice, pairwise
 import asyncpg
 
 from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
+from pgratchet.core.doubt import doubt, lasting, other_session, refusal, text_of, unjudged
+from pgratchet.core.halfway import session_of
 from pgratchet.core.model import Segment, Step
 from pgratchet.core.scripts import digests
-from pgratchet.postgres import indexes
+from pgratchet.postgres import indexes, notes
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.message import END, Message, Part
@@ -62,6 +63,7 @@ class _Run:
         self._framing = framing
         self._records = framing.records
         self._claim = claim
+        self._note = notes.take(framing.facts.login)
         self._in_doubt = doubt(claim.step.over) is not None
 
     async def run(self, *, over_failed: bool) -> None:
@@ -70,10 +72,19 @@ class _Run:
         for segment in lasting(script, done):
             # The session that they were made in is gone.
             await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
+        await self._refuse_another_session()
         places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
         for segment, (before, after) in islice(places, done, None):
             await self._statement(segment, before, after)
         await self._ours(self._framing.recording(self._records.close(self._claim)))
+
+    async def _refuse_another_session(self) -> None:
+        """Raise HistoryError where what the finished statements had made of their session is not there again."""
+        step = self._claim.step
+        was = session_of(step.over)
+        now: str = await self._wire.connection.fetchval(notes.session(self._framing.facts.login))
+        if was not in (None, now):
+            raise other_session(step, was, now)
 
     async def _open(self, *, over_failed: bool) -> None:
         """Claim the script, again and again while somebody's lock on the history is in the way."""
@@ -103,30 +114,36 @@ class _Run:
 
     async def _statement(self, segment: Segment, before: str, after: str) -> None:
         count = self._records.tally(self._claim, segment.first, after)
-        if segment.refuses or self._in_doubt or not await self._together(segment, count):
+        if segment.refuses or self._in_doubt or not await self._together(segment, before, count):
             await self._bare(segment, before, after, count)
         self._wire.tell_finished(self._claim.step, segment)
 
     async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
-        begin = self._records.begin(self._claim, segment.first - 1, marked(before, after))
-        await self._ours(f"BEGIN;{self._framing.ourselves}{begin}COMMIT", in_doubt=self._in_doubt)
+        begin = self._records.begin(self._claim, segment.first - 1, before, after)
+        await self._ours(self._noting(begin), in_doubt=self._in_doubt)
         await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
-        await self._ours(f"BEGIN;{self._framing.ourselves}{count}COMMIT", in_doubt=True)
+        await self._ours(self._noting(count), in_doubt=True)
         self._in_doubt = False
 
-    async def _together(self, segment: Segment, count: str) -> bool:
+    def _noting(self, sql: str) -> str:
+        """Return statements of ours as a transaction of their own, in which the session is noted."""
+        return f"BEGIN;{self._note}{self._framing.ourselves}{sql}COMMIT;"
+
+    async def _together(self, segment: Segment, before: str, count: str) -> bool:
         """Run a statement and its count as one transaction; False: it refuses that.
 
         A lock_timeout that the script has set is kept.
         """
         limit = milliseconds(self._framing.limits.of(self._claim.step.script.source.options).lock_timeout)
         head = (
-            f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
+            # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
+            (self._noting(self._records.note(self._claim, before)) if before else "")
+            + f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
             "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
         )
         # What is deferred is checked as the script, not as ourselves.
-        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._framing.ourselves}{count}COMMIT"
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{count}COMMIT"
         text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         attempt = 0
