@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, other_session, refusal, text_of, unjudged
+from pgratchet.core.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.halfway import Settled, counted, session_of
 from pgratchet.core.model import (
@@ -37,19 +36,21 @@ def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> AppliedMigr
     return AppliedMigration(**(values | changes))
 
 
-def step(second: str, *, edited: str | None = None) -> Step:
+def step(second: str, *, edited: str | None = None, there: str = "{4,2} ") -> Step:
     """Return a step whose second statement is in doubt."""
     begun = compile_script(migration(f"SELECT 1;\n{second}").up, Kind.SQL, Direction.UP)
     before, after = digests(begun)
-    cursor = f"{before} >{after} 2026-03-01 12:30:15+00"
+    cursor = f"{before} >{after} {there}2026-03-01 12:30:15+00"
     script = compile_script(migration(f"SELECT 1;\n{edited or second}").up, Kind.SQL, Direction.UP)
     return Step(migration(), Direction.UP, script, 1, row(cursor=cursor))
 
 
 def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
-    assert doubt(row(cursor="a x = 1; y>b some time")) == ("a x = 1; y", "b x = 1; y", "b", "some time")
-    assert doubt(row(cursor=" >b some time")) == (" ", "b ", "b", "some time")
-    assert doubt(row(cursor="a>b some time")) == ("a", "b", "b", "some time")
+    assert doubt(row(cursor="a x = 1; y>b some time")) == ("a x = 1; y", "b x = 1; y", "b", "some time", None)
+    assert doubt(row(cursor=" >b some time")) == (" ", "b ", "b", "some time", None)
+    assert doubt(row(cursor="a>b some time")) == ("a", "b", "b", "some time", None)
+    assert doubt(row(cursor="a>b {} some time")) == ("a", "b", "b", "some time", ())
+    assert doubt(row(cursor="a>b {4,2} some time")) == ("a", "b", "b", "some time", (4, 2))
 
 
 @pytest.mark.parametrize(
@@ -88,23 +89,30 @@ def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
 def test_without_a_mark_nothing_is_in_doubt(cursor: str | None) -> None:
     assert doubt(row(cursor=cursor)) is None
     assert doubt(None) is None
-    assert unjudged(step("CALL work()")._replace(over=row(cursor=cursor))) is None
+    refuse_unjudged([step("CALL work()")._replace(over=row(cursor=cursor))])
 
 
-@pytest.mark.parametrize("text", ["VACUUM t", "CREATE INDEX CONCURRENTLY i ON t (n)", "DROP INDEX CONCURRENTLY i"])
-def test_what_can_be_judged_is_no_matter_for_a_person(text: str) -> None:
-    assert unjudged(step(text)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "nature"), [("CALL work()", Nature.OPAQUE), ("CREATE INDEX CONCURRENTLY ON t (n)", Nature.BUILD)]
+LOOKED_UP = (
+    "CREATE INDEX CONCURRENTLY i ON t (n)",
+    "CREATE INDEX CONCURRENTLY ON t (n)",
+    "DROP INDEX CONCURRENTLY IF EXISTS i",
+    "ALTER TABLE t DETACH PARTITION p CONCURRENTLY",
 )
-def test_what_cannot_be_judged_is_told_with_all_that_is_known(text: str, nature: Nature) -> None:
-    bare = unjudged(step(text))
 
-    assert bare is not None
-    assert bare.nature is nature
-    error = refusal(step(text), "The moon is full. ")
+
+@pytest.mark.parametrize(("text", "there"), [("VACUUM t", ""), *((text, "{4,2} ") for text in LOOKED_UP)])
+def test_what_can_be_judged_is_no_matter_for_a_person(text: str, there: str) -> None:
+    refuse_unjudged([step(text, there=there)])
+
+
+@pytest.mark.parametrize(("text", "there"), [("CALL work()", "{} "), *((text, "") for text in LOOKED_UP)])
+def test_what_cannot_be_judged_is_for_a_person(text: str, there: str) -> None:
+    with pytest.raises(HistoryError, match="statement 2 of 2"):
+        refuse_unjudged([step("VACUUM"), step(text, there=there)])
+
+
+def test_what_is_in_doubt_is_told_with_all_that_is_known() -> None:
+    error = refusal(step(text := "CALL work()"), "The moon is full. ")
     assert error.versions == ("7",)
     facts = (
         f"m/7_work.sql:2: statement 2 of 2 ({text})",
@@ -125,7 +133,7 @@ def test_a_long_statement_is_told_by_its_first_words() -> None:
 @pytest.mark.parametrize("edited", ["VACUUM u", ";"])
 def test_the_statement_in_doubt_must_not_be_edited(edited: str) -> None:
     with pytest.raises(HistoryError, match=r"statement 2 of .*another statement there now"):
-        unjudged(step("VACUUM t", edited=edited))
+        refuse_unjudged([step("VACUUM t", edited=edited)])
 
 
 def test_settings_that_last_are_those_of_the_session() -> None:

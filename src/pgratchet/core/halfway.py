@@ -2,7 +2,7 @@
 
 The row of a script that runs statement by statement has a cursor: what stands for its finished statements, empty
 before the first; behind a blank, what they have made of their session; and, from when a statement is begun outside a
-transaction until it is counted, a mark behind that.
+transaction until it is counted, a mark behind that, with what it was about to act on.
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,22 +4,20 @@ Each statement that can be is committed together with its count. Before one that
 begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
 
-from collections.abc import Iterable
 from itertools import islice, pairwise
 
 import asyncpg
 
-from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, other_session, refusal, text_of, unjudged
+from pgratchet.core.bare import read
+from pgratchet.core.doubt import doubt, lasting, other_session, text_of
 from pgratchet.core.halfway import session_of
-from pgratchet.core.model import Segment, Step
+from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
-from pgratchet.postgres import indexes, notes
+from pgratchet.postgres import notes
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.supervision import Supervised
 from pgratchet.postgres.temporary import may_pass
@@ -28,23 +26,6 @@ from pgratchet.postgres.wire import Wire
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
 """The answers of statements that refuse a transaction without saying so in their words: REINDEX of a partitioned
 table, CALL of a procedure that commits."""
-
-
-async def refuse_unjudged(connection: Connection, steps: Iterable[Step]) -> None:
-    """Raise HistoryError, with all that is known, where a statement is in doubt that only a person can judge.
-
-    To be asked under the lock, when the runner that has begun it is gone.
-    """
-    for step in steps:
-        bare = unjudged(step)
-        if bare is None:
-            continue
-        found = ""
-        if bare.nature is Nature.BUILD and bare.table is not None:
-            there = await indexes.of_table(connection, bare.table)
-            invalid = ", ".join(index.name for index in there if not index.valid) or "none"
-            found = f"Without a name its index cannot be told from others; invalid indexes of {bare.table}: {invalid}. "
-        raise refusal(step, found)
 
 
 async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
@@ -64,7 +45,7 @@ class _Run:
         self._records = framing.records
         self._claim = claim
         self._note = notes.take(framing.facts.login)
-        self._in_doubt = doubt(claim.step.over) is not None
+        self._doubt = doubt(claim.step.over)
 
     async def run(self, *, over_failed: bool) -> None:
         script, done = self._claim.step.script, self._claim.step.done
@@ -91,7 +72,7 @@ class _Run:
         step, attempt = self._claim.step, 0
         while True:
             try:
-                return await self._ours(self._opening(over_failed=over_failed), in_doubt=self._in_doubt)
+                return await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
             except StepError as error:
                 cause = error.cause
                 if not isinstance(cause, asyncpg.PostgresError) or not may_pass(cause, attempt):
@@ -114,21 +95,23 @@ class _Run:
 
     async def _statement(self, segment: Segment, before: str, after: str) -> None:
         count = self._records.tally(self._claim, segment.first, after)
-        if segment.refuses or self._in_doubt or not await self._together(segment, before, count):
+        if segment.refuses or self._doubt or not await self._together(segment, before, count):
             await self._bare(segment, before, after, count)
         self._wire.tell_finished(self._claim.step, segment)
 
     async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
         begin = self._records.begin(self._claim, segment.first - 1, before, after)
-        await self._ours(self._noting(begin), in_doubt=self._in_doubt)
-        await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
+        # Of one that was begun before, it stays what was there then.
+        aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
+        await self._ours(self._noting(begin, aim), in_doubt=self._doubt is not None)
+        await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
         await self._ours(self._noting(count), in_doubt=True)
-        self._in_doubt = False
+        self._doubt = None
 
-    def _noting(self, sql: str) -> str:
+    def _noting(self, sql: str, aim: str = "") -> str:
         """Return statements of ours as a transaction of their own, in which the session is noted."""
-        return f"BEGIN;{self._note}{self._framing.ourselves}{sql}COMMIT;"
+        return f"BEGIN;{self._note}{aim}{self._framing.ourselves}{sql}COMMIT;"
 
     async def _together(self, segment: Segment, before: str, count: str) -> bool:
         """Run a statement and its count as one transaction; False: it refuses that.
@@ -169,7 +152,7 @@ class _Run:
             if attempt is not None and (isinstance(error, _REFUSALS) or may_pass(error, attempt)):
                 return error
             failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
-            raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
+            raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
         return None
 
     async def _ours(self, text: str, *, in_doubt: bool = False) -> None:

@@ -21,6 +21,9 @@ FENCE = "pgratchet fence: "
 SESSION = "pgratchet.session"
 """The setting that has, in a transaction that counts or begins a statement, what has been made of the session."""
 
+TARGET = "pgratchet.target"
+"""The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
+
 BUSY = "pgratchet: another runner is at work"
 MOVED = "pgratchet: another runner has been at work"
 """What our own statements raise when it is not a step's turn, now or any more."""
@@ -112,7 +115,8 @@ class Records(NamedTuple):
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
         now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
-        cursor = f"{_noted(before)} || {literal(f'{MARK}{after} ')} || {now}"
+        target = f"pg_catalog.current_setting({literal(TARGET)}) || ' '"
+        cursor = f"{_noted(before)} || {literal(f'{MARK}{after} ')} || {target} || {now}"
         update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
         return self._fenced(f"{update} AND statements_done = {done}")
 
