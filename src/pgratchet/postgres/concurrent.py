@@ -4,7 +4,7 @@ Each statement that can be is committed together with its count. Before one that
 begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
 
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 
 import asyncpg
 
@@ -44,12 +44,13 @@ class _Run:
         self._framing = framing
         self._records = framing.records
         self._claim = claim
+        self._limits = framing.limits.of(claim.step.script.source.options)
         self._note = notes.take(framing.facts.login)
         self._doubt = doubt(claim.step.over)
 
     async def run(self, *, over_failed: bool) -> None:
         script, done = self._claim.step.script, self._claim.step.done
-        await self._open(over_failed=over_failed)
+        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
         for segment in lasting(script, done):
             # The session that they were made in is gone.
             await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
@@ -57,7 +58,7 @@ class _Run:
         places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
         for segment, (before, after) in islice(places, done, None):
             await self._statement(segment, before, after)
-        await self._ours(self._framing.recording(self._records.close(self._claim)))
+        await self._ours(self._recording(self._records.close(self._claim)))
 
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""
@@ -67,66 +68,46 @@ class _Run:
         if was not in (None, now):
             raise other_session(step, was, now)
 
-    async def _open(self, *, over_failed: bool) -> None:
-        """Claim the script, again and again while somebody's lock on the history is in the way."""
-        step, attempt = self._claim.step, 0
-        while True:
-            try:
-                return await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
-            except StepError as error:
-                cause = error.cause
-                if not isinstance(cause, asyncpg.PostgresError) or not may_pass(cause, attempt):
-                    raise
-            place = f"{step.direction} {step.migration.version} {step.migration.name}"
-            await self._wire.before_retry(place, cause, attempt)
-            attempt += 1
-
     def _opening(self, *, over_failed: bool) -> str:
         framing, claim = self._framing, self._claim
-        limits = framing.limits.of(claim.step.script.source.options)
         return (
-            f"SET lock_timeout = {milliseconds(limits.lock_timeout)};"
-            + framing.recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
-            # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
-            # it would end what runs concurrently while that waits for older transactions.
-            + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(limits.statement_timeout)};"
+            self._recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            # For the whole session: statements that run bare have no transaction to be local to.
+            + f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+            + f"SET statement_timeout = {milliseconds(self._limits.statement_timeout)};"
             + f"SET application_name = {literal(framing.application(claim))}"
         )
 
+    def _recording(self, sql: str) -> str:
+        return f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};{self._framing.recording(sql)}"
+
     async def _statement(self, segment: Segment, before: str, after: str) -> None:
-        count = self._records.tally(self._claim, segment.first, after)
-        if segment.refuses or self._doubt or not await self._together(segment, before, count):
-            await self._bare(segment, before, after, count)
+        tally = self._records.tally(self._claim, segment.first, after)
+        if segment.refuses or self._doubt or not await self._together(segment, before, tally):
+            await self._bare(segment, before, after, tally)
         self._wire.tell_finished(self._claim.step, segment)
 
-    async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
+    async def _bare(self, segment: Segment, before: str, after: str, tally: str) -> None:
         begin = self._records.begin(self._claim, segment.first - 1, before, after)
         # Of one that was begun before, it stays what was there then.
         aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
         await self._ours(self._noting(begin, aim), in_doubt=self._doubt is not None)
         await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
-        await self._ours(self._noting(count), in_doubt=True)
+        await self._ours(self._noting(tally), in_doubt=True)
         self._doubt = None
 
     def _noting(self, sql: str, aim: str = "") -> str:
         """Return statements of ours as a transaction of their own, in which the session is noted."""
-        return f"BEGIN;{self._note}{aim}{self._framing.ourselves}{sql}COMMIT;"
+        limit = f"SET LOCAL lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+        return f"BEGIN;{self._note}{aim}{limit}{self._framing.ourselves}{sql}COMMIT"
 
-    async def _together(self, segment: Segment, before: str, count: str) -> bool:
-        """Run a statement and its count as one transaction; False: it refuses that.
-
-        A lock_timeout that the script has set is kept.
-        """
-        limit = milliseconds(self._framing.limits.of(self._claim.step.script.source.options).lock_timeout)
-        head = (
-            # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
-            (self._noting(self._records.note(self._claim, before)) if before else "")
-            + f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
-            "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
-        )
+    async def _together(self, segment: Segment, before: str, tally: str) -> bool:
+        """Run a statement and its count as one transaction; False: it refuses that."""
+        # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
+        head = (self._noting(self._records.note(self._claim, before)) + ";" if before else "") + "BEGIN;"
         # What is deferred is checked as the script, not as ourselves.
-        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{count}COMMIT"
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
         text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         attempt = 0
@@ -156,11 +137,23 @@ class _Run:
         return None
 
     async def _ours(self, text: str, *, in_doubt: bool = False) -> None:
-        """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
-        try:
-            await self._wire.send(text)
-        except asyncpg.PostgresError as error:
-            if self._wire.connection.is_closed():
-                raise
-            await self._wire.roll_back("")
-            raise StepError(from_server(self._claim, error, Spot()), error, final=True, in_doubt=in_doubt) from error
+        """Send statements of ours, again and again while somebody's lock on the history is in the way.
+
+        Raises StepError, at no place of the script, where they cannot be carried out.
+        """
+        step = self._claim.step
+        for attempt in count():
+            try:
+                await self._wire.send(text)
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                await self._wire.roll_back("")
+                if not may_pass(error, attempt):
+                    failure = from_server(self._claim, error, Spot())
+                    raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
+                cause = error
+            else:
+                return
+            place = f"{step.direction} {step.migration.version} {step.migration.name}"
+            await self._wire.before_retry(place, cause, attempt)

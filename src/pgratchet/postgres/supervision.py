@@ -52,7 +52,7 @@ class Supervised:
         Raises StepError where it failed; what is left of an index then is gone. Raises HistoryError where it turns
         out that only a person can say whether it is done already.
         """
-        # The server's own limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
         was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
         for attempt in count():
             try:
@@ -63,11 +63,16 @@ class Supervised:
                     raise
                 await self._wire.roll_back("")
                 failure = await self._failure(error)
-                if self._about.nature is Nature.OPAQUE or not may_pass(error, attempt):
+                if self._runs_once or not may_pass(error, attempt):
                     raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
                 place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
                 await self._wire.before_retry(place, error, attempt)
         await indexes.restore(self._wire.connection, was)
+
+    @property
+    def _runs_once(self) -> bool:
+        """Whether an error does not say that nothing was done, and nobody looks for what was."""
+        return self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
 
     async def _once(self) -> None:
         if not self._in_doubt:
