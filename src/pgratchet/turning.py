@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
+from pgratchet.core.doubt import refuse_unjudged
 from pgratchet.core.errors import ServerError
 from pgratchet.core.halfway import in_flight
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
 from pgratchet.core.planning import Phase, failures, plan_up, replaceable
-from pgratchet.postgres import backends, concurrent, frames, lock, rehearsal
+from pgratchet.postgres import backends, frames, lock, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
@@ -34,7 +35,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         steps = waiting[0].plan(entries).steps
         held.heed(_failures(entries, steps))
         _refuse_bare(steps, held.lock)
-        await concurrent.refuse_unjudged(held.connection, steps)
+        refuse_unjudged(steps)
         try:
             await execution.run(steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:

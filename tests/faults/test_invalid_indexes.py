@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet.postgres.history import History
 from pgratchet.postgres.indexes import leftovers
 from pgratchet.postgres.sql import Table
 from pgratchet.postgres.supervision import MOST_BUILDS
@@ -132,12 +133,6 @@ async def test_whose_builder_is_killed_are_built_by_the_next_run(
         await deserted(dsn)
     assert [name for name in await column(dsn, INDEXES) if "invalid" in name]
     migrator = Migrator(dsn, folder)
-    if sql == UNNAMED:
-        with pytest.raises(HistoryError, match=r"invalid indexes of t: public\.t_n_idx") as caught:
-            await migrator.up()
-        assert caught.value.versions == ("1",)
-        await tell(dsn, "DROP INDEX t_n_idx")
-        await migrator.repair(1, Verdict.AGAIN, "dropped it")
     await migrator.up()
     assert await column(dsn, INDEXES) == ["t_n_idx" if sql == UNNAMED else "i"]
     assert await states(dsn) == {"1": "applied"}
@@ -154,23 +149,105 @@ async def test_left_by_others_are_built_anew(
     assert "dropping the invalid index public.i" in caplog.text
 
 
+async def test_without_a_name_that_are_finished_but_not_counted_are_for_a_person_to_tell(
+    dsn: str, write: Write
+) -> None:
+    await tell(dsn, TABLE + "; CREATE INDEX other ON t ((n + 1))")
+    migrator = Migrator(dsn, write({"001_i.sql": HEAD + UNNAMED + "CREATE INDEX CONCURRENTLY j ON t (n);"}))
+    async with counts_refused(dsn, 1):
+        await failure_of(migrator)
+    for _ in range(2):
+        with pytest.raises(HistoryError, match=r"new on t since then: public\.t_n_idx\. ") as caught:
+            await migrator.up()
+        assert caught.value.versions == ("1",)
+    await migrator.repair(1, Verdict.SKIP, "it is that one")
+    await migrator.up()
+    assert await column(dsn, INDEXES) == ["j", "other", "t_n_idx"]
+
+
+async def test_of_that_name_that_were_there_before_are_not_taken_for_what_was_to_be_built(
+    dsn: str, write: Write
+) -> None:
+    await tell(dsn, TABLE + "; ALTER TABLE t ADD m int; CREATE INDEX i ON t (m)")
+    folder = write({"001_i.sql": NAMED})
+    async with connected(dsn) as stranger, anyio.create_task_group() as tasks:
+        await stranger.execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+
+        async def run() -> None:
+            assert (await failure_of(Migrator(dsn, folder))).failure.sqlstate == "42P07"
+
+        tasks.start_soon(run)
+        pid = await building(dsn)
+        await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+        await building(dsn, but=pid)
+        await stranger.execute("ROLLBACK")
+    assert await column(dsn, INDEXES) == ["i"]
+    await tell(dsn, "DROP INDEX i")
+    await Migrator(dsn, folder).up()
+    assert await ask(dsn, "SELECT pg_get_indexdef('i'::regclass)") == "CREATE INDEX i ON public.t USING btree (n)"
+
+
+@pytest.mark.parametrize("sql", ["DROP INDEX CONCURRENTLY i;", "DROP INDEX CONCURRENTLY IF EXISTS i;"])
+async def test_that_are_dropped_but_not_counted_do_not_take_others_of_that_name_along(
+    dsn: str, write: Write, sql: str
+) -> None:
+    await tell(dsn, f"{TABLE}; CREATE INDEX i ON t (n); CREATE SCHEMA app; CREATE TABLE app.t (n int)")
+    await tell(dsn, "CREATE INDEX i ON app.t (n)")
+    migrator = Migrator(dsn, write({"001_i.sql": f"{HEAD}SET search_path = app, public; {sql}"}))
+    async with counts_refused(dsn, 2):
+        # Once for the drop, and once for what the second run finds.
+        for _ in range(2):
+            await failure_of(migrator)
+    await migrator.up()
+    assert not await exists(dsn, "app.i")
+    assert await column(dsn, INDEXES) == ["i"]
+
+
+async def test_to_be_dropped_that_a_name_does_not_mean_any_more_are_for_a_person_to_tell(
+    dsn: str, write: Write
+) -> None:
+    await tell(dsn, f"{TABLE}; CREATE INDEX i ON t (n)")
+    migrator = Migrator(dsn, write({"001_i.sql": "DROP INDEX CONCURRENTLY i;"}))
+    async with connected(dsn) as reader, anyio.create_task_group() as tasks:
+        await reader.execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+        tasks.start_soon(migrator.up)
+        await building(dsn, "DROP")
+        tasks.cancel_scope.cancel()
+    await deserted(dsn)
+    await tell(dsn, "ALTER INDEX i RENAME TO was_i; CREATE INDEX i ON t ((n + 1))")
+    with pytest.raises(HistoryError, match="i is not the index any more that it was to drop") as caught:
+        await migrator.up()
+    assert caught.value.versions == ("1",)
+    await tell(dsn, "DROP INDEX i; ALTER INDEX was_i RENAME TO i")
+    await migrator.up()
+    assert await column(dsn, INDEXES) == []
+
+
+@asynccontextmanager
+async def counts_refused(dsn: str, number: int) -> AsyncIterator[None]:
+    """Let nobody count the statement of that number."""
+    table = Table("public", "schema_migrations")
+    async with connected(dsn) as connection:
+        await History(table).create(connection)
+        await connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW "
+            f"WHEN (NEW.statements_done = {number} AND OLD.statements_done < {number}) EXECUTE FUNCTION refuse()"
+        )
+        yield
+        await connection.execute("DROP TRIGGER refuse ON schema_migrations")
+
+
 async def test_that_are_finished_but_not_counted_are_not_built_again(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE)
-    folder = write({"001_x.sql": "SELECT 1;"})
-    await Migrator(dsn, folder).up()
-    write({"002_i.sql": HEAD + "SELECT 1;" + NAMED})
-    refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW WHEN (NEW.statements_done = 2) "
-    await tell(
-        dsn,
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$",
-    )
-    await tell(dsn, refuse + "EXECUTE FUNCTION refuse()")
-    error = await failure_of(Migrator(dsn, folder))
-    assert "not now" in error.failure.message
-    row = (await history(dsn))["2"]
-    assert (row["state"], row["statements_done"]) == ("running", 1)
+    folder = write({"001_i.sql": HEAD + "SELECT 1;" + NAMED})
+    async with counts_refused(dsn, 2):
+        for _ in range(2):
+            error = await failure_of(Migrator(dsn, folder))
+            assert "not now" in error.failure.message
+            row = (await history(dsn))["1"]
+            assert (row["state"], row["statements_done"]) == ("running", 1)
     oid = await ask(dsn, "SELECT 'i'::regclass::oid")
-    await tell(dsn, "DROP TRIGGER refuse ON schema_migrations")
     await Migrator(dsn, folder).up()
     assert await ask(dsn, "SELECT 'i'::regclass::oid") == oid
 

@@ -7,7 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import Migrator
+from pgratchet import HistoryError, Migrator, Verdict
 from pgratchet.postgres import indexes
 from pgratchet.postgres.indexes import Index
 from pgratchet.postgres.wire import Wire
@@ -201,6 +201,49 @@ async def test_inside_what_only_the_server_knows_to_refuse_a_transaction_never_t
     await migrator.up()
     assert [text for text in sent if "REINDEX TABLE parts" in text] == ["REINDEX TABLE parts"]
     await has_all_of_it_once(dsn)
+
+
+LOST_SESSIONS = {
+    "search path": (
+        "SELECT set_config('search_path', 'app, ' || current_setting('search_path'), false)",
+        "search_path",
+    ),
+    "setting of a DO": ("DO $$BEGIN PERFORM set_config('search_path', 'app', false); END$$", "search_path = app"),
+    "role of a DO": ("DO $$BEGIN EXECUTE 'SET ROLE ' || current_user; END$$", "role = "),
+    "temporary table": ("CREATE TEMP TABLE ledger AS SELECT 9 AS n", "table pg_temp.ledger"),
+    "temporary function": ("CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "function pg_temp"),
+}
+"""Statements that make something of their session that no other statement says how to make again."""
+
+
+@pytest.mark.parametrize("case", LOST_SESSIONS)
+async def test_with_a_session_that_cannot_be_made_again_stops_before_anything_else(
+    dsn: str, write: Write, case: str
+) -> None:
+    makes, fact = LOST_SESSIONS[case]
+    await tell(dsn, f"{BEFORE}; INSERT INTO ledger VALUES (0); CREATE SCHEMA app; CREATE TABLE app.t (n int)")
+    migrator = Migrator(
+        dsn, write({"001_a.sql": f"{HEAD}{makes};\nCREATE INDEX CONCURRENTLY i ON t (n);\nDELETE FROM ledger;"})
+    )
+
+    async def run() -> None:
+        with pytest.raises(HistoryError, match=r"001_a.sql:3: statement 2 of 3 \(CREATE INDEX") as caught:
+            await migrator.up()
+        assert caught.value.versions == ("1",)
+        assert fact in str(caught.value)
+
+    async with connected(dsn) as old, anyio.create_task_group() as tasks:
+        tasks.cancel_scope.deadline = anyio.current_time() + 10
+        await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        tasks.start_soon(run)
+        await tell(dsn, f"SELECT pg_terminate_backend({await stuck(dsn)})")
+    await run()
+    assert await column(dsn, "SELECT n FROM public.ledger") == [0]
+    built = "SELECT count(*) FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relname = 'i' AND indisvalid"
+    assert await ask(dsn, built) == 0
+    await migrator.repair(1, Verdict.APPLIED, "the rest is in a file of its own")
+    write({"002_b.sql": f"{HEAD}SET search_path = app; DROP INDEX IF EXISTS i; CREATE INDEX i ON t (n);"})
+    assert [step.version for step in await migrator.up()] == ["2"]
 
 
 async def test_stopped_while_it_looks_at_what_it_has_built_leaves_that_to_the_next_run(

@@ -5,7 +5,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import FilesError, HistoryError, Migrator, State, UsageError, directory
+from pgratchet import BudgetExceededError, FilesError, HistoryError, Migrator, State, UsageError, Verdict, directory
 from pgratchet.core import planning
 from pgratchet.core.events import Event, Retried
 from pgratchet.core.model import Direction, Kind, Step
@@ -110,6 +110,19 @@ class TestAFile:
             await Migrator(dsn, write({"001_a.sql": sql})).up()
             owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
             assert [await ask(dsn, owner, name) for name in ("a", "b")] == [role, role]
+
+    async def test_checks_what_is_deferred_under_its_own_names_and_role(self, dsn: str, write: Write) -> None:
+        await tell(
+            dsn,
+            "CREATE TABLE t (n int); CREATE TABLE audit (n int, path text);"
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+            "INSERT INTO audit VALUES (new.n, current_setting('search_path')); RETURN NULL; END$$;"
+            "CREATE CONSTRAINT TRIGGER later AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        sql = f"{HEAD}SET search_path = public; INSERT INTO t VALUES (1); VACUUM t;"
+        await Migrator(dsn, write({"001_a.sql": sql})).up()
+        assert await column(dsn, "SELECT n || path FROM audit") == ["1public"]
 
     async def test_keeps_temporary_tables_and_prepared_statements_for_itself(self, dsn: str, write: Write) -> None:
         sql = f"{HEAD}CREATE TEMP TABLE x AS SELECT 7 AS n; PREPARE p AS SELECT n FROM x; CREATE TABLE y AS EXECUTE p;"
@@ -221,6 +234,36 @@ class TestAFailureAtStatementThree:
             write({"001_a.sql": HEAD + settings + "SELECT 1;" + look})
             await Migrator(dsn, folder).up()
             assert await column(dsn, "SELECT v FROM seen") == [f"{role}xz"]
+
+    async def test_goes_on_from_there_when_what_was_made_of_the_session_ended_with_a_transaction(
+        self, dsn: str, write: Write
+    ) -> None:
+        works = (
+            "CREATE FUNCTION work() RETURNS void LANGUAGE plpgsql AS $$BEGIN "
+            "CREATE TEMP TABLE x ON COMMIT DROP AS SELECT 1; PERFORM set_config('search_path', 'nowhere', true); END$$;"
+        )
+        for last in ("SELECT work();", "SELECT work(); VACUUM;", "SET LOCAL search_path = nowhere;"):
+            folder = write({"001_a.sql": f"{HEAD}{works}{last}SELECT nope;"})
+            await failure_of(Migrator(dsn, folder))
+            write({"001_a.sql": f"{HEAD}{works}{last}SELECT 1; DROP FUNCTION work();"})
+            assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+            await tell(dsn, "DROP TABLE schema_migrations")
+
+    async def test_stops_there_when_a_temporary_table_is_gone(self, dsn: str, write: Write) -> None:
+        """It may hide another of that name, which the mended rest would be let loose on."""
+        await tell(dsn, "CREATE TABLE orders AS SELECT 1 AS n")
+        made = HEAD + "CREATE TEMP TABLE orders AS SELECT n FROM orders;"
+        folder = write({"001_a.sql": made + "DELETE FROM order;"})
+        await failure_of(Migrator(dsn, folder))
+        write({"001_a.sql": made + "DELETE FROM orders;"})
+        for _ in range(2):
+            with pytest.raises(HistoryError, match=r"table pg_temp\.orders") as caught:
+                await Migrator(dsn, folder).up()
+            assert caught.value.versions == ("1",)
+        assert await column(dsn, "SELECT n FROM orders") == [1]
+        await Migrator(dsn, folder).repair(1, Verdict.NOT_APPLIED, "nothing is left of it")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+        assert await column(dsn, "SELECT n FROM orders") == [1]
 
     async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
         migrator = await self.fail(dsn, write)
@@ -369,6 +412,96 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
     write({"001_a.sql": HEAD + "CREATE TABLE a (); SELECT 1; SELECT 1;"})
     await tell(dsn, "UPDATE schema_migrations SET statements_done = 2")
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+
+
+BLOCKED = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND application_name LIKE 'pgratchet since%'"
+)
+PROCEDURE = (
+    "CREATE TABLE t AS SELECT 1 AS n; CREATE PROCEDURE work() LANGUAGE plpgsql AS "
+    "$$ BEGIN COMMIT; ALTER TABLE t ADD m int; END $$"
+)
+
+
+@pytest.mark.parametrize("sql", ["VACUUM FULL t", "REINDEX SCHEMA public", "ALTER TABLE t ADD m int"])
+async def test_a_statement_lets_others_pass_while_it_does_not_get_its_lock(dsn: str, write: Write, sql: str) -> None:
+    events: list[Event] = []
+    folder = write({"001_a.sql": f"-- pgratchet: no-transaction\n-- pgratchet: lock-timeout=100ms\n{sql}"})
+    await tell(dsn, "CREATE TABLE t AS SELECT 1 AS n; CREATE INDEX i ON t (n)")
+    async with connected(dsn) as reader, anyio.create_task_group() as tasks:
+        await reader.execute("BEGIN; SELECT FROM t")
+        tasks.start_soon(Migrator(dsn, folder, listener=events.append).up)
+
+        async def tried_twice() -> bool:
+            return sum(isinstance(event, Retried) for event in events) > 1
+
+        await until(tried_twice)
+        assert await column(dsn, "SELECT n FROM t") == [1]
+        await reader.execute("COMMIT")
+    assert await states(dsn) == {"1": "applied"}
+
+
+@pytest.mark.parametrize("sql", ["VACUUM FULL t", "ALTER TABLE t ADD m int", "CALL work()"])
+async def test_a_statement_waits_for_ever_where_its_file_says_so(dsn: str, write: Write, sql: str) -> None:
+    events: list[Event] = []
+    await tell(dsn, PROCEDURE)
+    folder = write({"001_a.sql": f"{HEAD}SET lock_timeout = 0; {sql}"})
+    async with connected(dsn) as reader, anyio.create_task_group() as tasks:
+        await reader.execute("BEGIN; SELECT FROM t")
+        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0.05, listener=events.append).up)
+
+        async def waits() -> bool:
+            return bool(await ask(dsn, BLOCKED))
+
+        await until(waits)
+        await anyio.sleep(0.3)
+        assert await waits()
+        await reader.execute("COMMIT")
+    assert not [event for event in events if isinstance(event, Retried)]
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_procedure_that_commits_and_then_does_not_get_a_lock_is_in_doubt(dsn: str, write: Write) -> None:
+    await tell(dsn, PROCEDURE)
+    migrator = Migrator(dsn, write({"001_a.sql": f"{HEAD}CALL work()"}), lock_timeout=0.1)
+    async with connected(dsn) as reader:
+        await reader.execute("BEGIN; SELECT FROM t")
+        assert (await failure_of(migrator)).failure.sqlstate == "55P03"
+    with pytest.raises(HistoryError, match=r"statement 1 of 1 \(CALL work\(\)\)"):
+        await migrator.up()
+    await migrator.repair(1, Verdict.AGAIN, "the column is not there")
+    await migrator.up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_a_count_waits_for_whoever_has_locked_the_history_as_long_as_the_budget_lasts(
+    dsn: str, write: Write
+) -> None:
+    await tell(dsn, TABLE)
+    folder = write({"001_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);"})
+    gave_up = anyio.Event()
+    async with connected(dsn) as writer, connected(dsn) as stranger, anyio.create_task_group() as tasks:
+        await writer.execute("BEGIN; INSERT INTO t VALUES (0)")
+
+        async def run() -> None:
+            with pytest.raises(BudgetExceededError, match="up 1 i"):
+                await Migrator(dsn, folder, lock_timeout=0.1, budget=0.5).up()
+            gave_up.set()
+
+        tasks.start_soon(run)
+
+        async def waits() -> bool:
+            return bool(await ask(dsn, BLOCKED))
+
+        await until(waits)
+        await stranger.execute("BEGIN; LOCK TABLE schema_migrations IN SHARE MODE")
+        await writer.execute("COMMIT")
+        with anyio.fail_after(15):
+            await gave_up.wait()
+    oid = await ask(dsn, "SELECT 'i'::regclass::oid")
+    await Migrator(dsn, folder).up()
+    assert await ask(dsn, "SELECT 'i'::regclass::oid") == oid
 
 
 async def test_a_claim_waits_for_whoever_has_locked_the_history(dsn: str, write: Write) -> None:

@@ -41,7 +41,7 @@ RINGS = (
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
     {"postgres.watch", "postgres.failures", "postgres.frames"},
     {"postgres.wire", "postgres.backends"},
-    {"postgres.python_steps", "postgres.indexes"},
+    {"postgres.python_steps", "postgres.indexes", "postgres.notes"},
     {"postgres.supervision"},
     {"postgres.concurrent"},
     {"postgres.execution", "postgres.rehearsal"},

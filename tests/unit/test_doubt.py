@@ -2,10 +2,9 @@ from typing import Any
 
 import pytest
 
-from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
+from pgratchet.core.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.halfway import Settled
+from pgratchet.core.halfway import Settled, counted, session_of
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
@@ -37,43 +36,83 @@ def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> AppliedMigr
     return AppliedMigration(**(values | changes))
 
 
-def step(second: str, *, edited: str | None = None) -> Step:
+def step(second: str, *, edited: str | None = None, there: str = "{4,2} ") -> Step:
     """Return a step whose second statement is in doubt."""
     begun = compile_script(migration(f"SELECT 1;\n{second}").up, Kind.SQL, Direction.UP)
     before, after = digests(begun)
-    cursor = marked(before, after) + "2026-03-01 12:30:15+00"
+    cursor = f"{before} >{after} {there}2026-03-01 12:30:15+00"
     script = compile_script(migration(f"SELECT 1;\n{edited or second}").up, Kind.SQL, Direction.UP)
     return Step(migration(), Direction.UP, script, 1, row(cursor=cursor))
 
 
 def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
-    found = doubt(row(cursor=marked("a", "b") + "some time"))
+    assert doubt(row(cursor="a x = 1; y>b some time")) == ("a x = 1; y", "b x = 1; y", "b", "some time", None)
+    assert doubt(row(cursor=" >b some time")) == (" ", "b ", "b", "some time", None)
+    assert doubt(row(cursor="a>b some time")) == ("a", "b", "b", "some time", None)
+    assert doubt(row(cursor="a>b {} some time")) == ("a", "b", "b", "some time", ())
+    assert doubt(row(cursor="a>b {4,2} some time")) == ("a", "b", "b", "some time", (4, 2))
 
-    assert found == ("a", "b", "some time")
-    assert doubt(row(cursor=marked("", "b") + "some time")) == ("", "b", "some time")
+
+@pytest.mark.parametrize(
+    ("cursor", "finished", "session"),
+    [
+        (None, None, None),
+        ("", "", None),
+        ("a", "a", None),
+        ("a ", "a", ""),
+        ("a role = x; y", "a", "role = x; y"),
+        (" role = x>b some time", "", "role = x"),
+        ("a>b some time", "a", None),
+    ],
+)
+def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
+    cursor: str | None, finished: str | None, session: str | None
+) -> None:
+    assert (counted(row(cursor=cursor)), session_of(row(cursor=cursor))) == (finished, session)
+
+
+def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
+    error = other_session(step("VACUUM t"), "search_path = a", "")
+
+    assert error.versions == ("7",)
+    facts = (
+        "m/7_work.sql:2: statement 2 of 2 (VACUUM t)",
+        "the 1 statement(s) before it",
+        "It had: search_path = a. The new one has: nothing of its own.",
+        "`pgratchet repair 7 --applied`",
+        "`pgratchet repair 7 --not-applied`",
+    )
+    assert [fact for fact in facts if fact not in str(error)] == []
 
 
 @pytest.mark.parametrize("cursor", [None, "", "abc"])
 def test_without_a_mark_nothing_is_in_doubt(cursor: str | None) -> None:
     assert doubt(row(cursor=cursor)) is None
     assert doubt(None) is None
-    assert unjudged(step("CALL work()")._replace(over=row(cursor=cursor))) is None
+    refuse_unjudged([step("CALL work()")._replace(over=row(cursor=cursor))])
 
 
-@pytest.mark.parametrize("text", ["VACUUM t", "CREATE INDEX CONCURRENTLY i ON t (n)", "DROP INDEX CONCURRENTLY i"])
-def test_what_can_be_judged_is_no_matter_for_a_person(text: str) -> None:
-    assert unjudged(step(text)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "nature"), [("CALL work()", Nature.OPAQUE), ("CREATE INDEX CONCURRENTLY ON t (n)", Nature.BUILD)]
+LOOKED_UP = (
+    "CREATE INDEX CONCURRENTLY i ON t (n)",
+    "CREATE INDEX CONCURRENTLY ON t (n)",
+    "DROP INDEX CONCURRENTLY IF EXISTS i",
+    "ALTER TABLE t DETACH PARTITION p CONCURRENTLY",
 )
-def test_what_cannot_be_judged_is_told_with_all_that_is_known(text: str, nature: Nature) -> None:
-    bare = unjudged(step(text))
 
-    assert bare is not None
-    assert bare.nature is nature
-    error = refusal(step(text), "The moon is full. ")
+
+@pytest.mark.parametrize(("text", "there"), [("VACUUM t", ""), *((text, "{4,2} ") for text in LOOKED_UP)])
+def test_what_can_be_judged_is_no_matter_for_a_person(text: str, there: str) -> None:
+    refuse_unjudged([step(text, there=there)])
+
+
+@pytest.mark.parametrize(("text", "there"), [("CALL work()", "{} "), *((text, "") for text in LOOKED_UP)])
+def test_what_cannot_be_judged_is_for_a_person(text: str, there: str) -> None:
+    with pytest.raises(HistoryError, match="statement 2 of 2"):
+        refuse_unjudged([step("VACUUM"), step(text, there=there)])
+
+
+def test_what_is_in_doubt_is_told_with_all_that_is_known() -> None:
+    error = refusal(step(text := "CALL work()"), "The moon is full. ")
     assert error.versions == ("7",)
     facts = (
         f"m/7_work.sql:2: statement 2 of 2 ({text})",
@@ -94,7 +133,7 @@ def test_a_long_statement_is_told_by_its_first_words() -> None:
 @pytest.mark.parametrize("edited", ["VACUUM u", ";"])
 def test_the_statement_in_doubt_must_not_be_edited(edited: str) -> None:
     with pytest.raises(HistoryError, match=r"statement 2 of .*another statement there now"):
-        unjudged(step("VACUUM t", edited=edited))
+        refuse_unjudged([step("VACUUM t", edited=edited)])
 
 
 def test_settings_that_last_are_those_of_the_session() -> None:
@@ -129,10 +168,10 @@ def entry(applied: AppliedMigration | None) -> Entry:
 
 @pytest.mark.parametrize("state", HALFWAY)
 def test_a_statement_in_doubt_is_counted_or_not(state: RecordState) -> None:
-    doubtful = entry(row(state, cursor=marked("a", "b") + "some time"))
+    doubtful = entry(row(state, cursor="a x = 1>b some time"))
 
-    assert settle(doubtful, Verdict.SKIP) == Settled(state, 2, "b")
-    assert settle(doubtful, Verdict.AGAIN) == Settled(state, 1, "a")
+    assert settle(doubtful, Verdict.SKIP) == Settled(state, 2, "b x = 1")
+    assert settle(doubtful, Verdict.AGAIN) == Settled(state, 1, "a x = 1")
 
 
 @pytest.mark.parametrize("state", [*HALFWAY, RecordState.FAILED])

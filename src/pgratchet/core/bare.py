@@ -13,7 +13,7 @@ class Nature(Enum):
     """How to find out whether a statement took effect of which nobody knows how it ended."""
 
     BUILD = auto()
-    """Look for the index; without a name, nobody can."""
+    """Look for an index that was not there before."""
     DROP = auto()
     """Look whether the index is gone."""
     DETACH = auto()
@@ -40,8 +40,12 @@ class Bare(NamedTuple):
     @property
     def is_judged(self) -> bool:
         """Whether what became of it can be found out, or does not matter."""
-        nameless = self.nature is Nature.BUILD and self.name is None
-        return self.nature is not Nature.OPAQUE and not nameless
+        return self.nature is not Nature.OPAQUE
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether it is found out by comparing what is there with what was there before."""
+        return self.nature in {Nature.BUILD, Nature.DROP, Nature.DETACH}
 
 
 class _Words:
@@ -115,10 +119,12 @@ def _drop(words: _Words) -> Bare:
     concurrently = words.take("INDEX", "CONCURRENTLY")
     if not (concurrently or any(words.take(kind) for kind in ("DATABASE", "SUBSCRIPTION", "TABLESPACE"))):
         return Bare(Nature.OPAQUE)
-    if words.take("IF", "EXISTS"):
-        return Bare(Nature.REPEATABLE, concurrently=concurrently)
-    name = words.name() if concurrently else None
-    return Bare(Nature.DROP if name else Nature.OPAQUE, name, concurrently=concurrently)
+    careful = words.take("IF", "EXISTS")
+    if not concurrently:
+        return Bare(Nature.REPEATABLE if careful else Nature.OPAQUE)
+    # Not even with IF EXISTS may it be run again: another index of that name may have come to light.
+    name = words.name()
+    return Bare(Nature.DROP if name else Nature.OPAQUE, name, concurrently=True)
 
 
 def _alter(words: _Words) -> Bare:

@@ -1,9 +1,9 @@
 """A statement that was begun outside a transaction and never counted: which, since when, and what to do about it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pgratchet.core.bare import Bare, read
+from pgratchet.core.bare import read
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.halfway import MARK, cursor_at
 from pgratchet.core.lexing import head, tokens
@@ -15,37 +15,44 @@ FIRST_CHARACTERS = 60
 
 
 class Doubt(NamedTuple):
-    """What stands for the statements before it, and for them and itself; and since when it is begun."""
+    """What is to be recorded once it is not done, or done; what stands for it and those before it; since when.
 
-    before: str
+    `there` are the oids of what it was about to act on, or of what was there before it; None where they are not known.
+    """
+
+    not_done: str
+    done: str
     after: str
     begun: str
-
-
-def marked(before: str, after: str) -> str:
-    """Return a cursor that says which statement is begun; when that was is to be written behind it."""
-    return f"{before}{MARK}{after} "
+    there: tuple[int, ...] | None = None
 
 
 def doubt(row: AppliedMigration | None) -> Doubt | None:
     """Return which statement of a row is in doubt."""
-    before, mark, rest = ((row and row.cursor) or "").partition(MARK)
+    finished, mark, rest = ((row and row.cursor) or "").partition(MARK)
     after, _, begun = rest.partition(" ")
-    return Doubt(before, after, begun) if mark else None
+    _, blank, session = finished.partition(" ")
+    there = None
+    if begun.startswith("{"):
+        oids, _, begun = begun[1:].partition("} ")
+        there = tuple(int(oid) for oid in oids.split(",") if oid)
+    return Doubt(finished, f"{after}{blank}{session}", after, begun, there) if mark else None
 
 
-def unjudged(step: Step) -> Bare | None:
-    """Return the statement in doubt of a step if nobody but a person can say what became of it.
+def refuse_unjudged(steps: Iterable[Step]) -> None:
+    """Raise HistoryError, with all that is known, where a statement is in doubt that only a person can judge.
 
-    Raises HistoryError where the file has another statement there now.
+    To be asked under the lock, when the runner that has begun it is gone.
     """
-    begun = doubt(step.over)
-    if begun is None:
-        return None
-    if cursor_at(step.script, step.done + 1) != begun.after:
-        raise refusal(step, "The file has another statement there now. ")
-    bare = read(text_of(step.script, step.script.segments[step.done]))
-    return None if bare.is_judged else bare
+    for step in steps:
+        begun = doubt(step.over)
+        if begun is None:
+            continue
+        if cursor_at(step.script, step.done + 1) != begun.after:
+            raise refusal(step, "The file has another statement there now. ")
+        bare = read(text_of(step.script, step.script.segments[step.done]))
+        if not bare.is_judged or (bare.is_looked_up and begun.there is None):
+            raise refusal(step)
 
 
 def refusal(step: Step, found: str = "") -> HistoryError:
@@ -59,6 +66,18 @@ def refusal(step: Step, found: str = "") -> HistoryError:
         f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then say "
         f"`{repair} --skip` if it took effect, `{repair} --again` if it did not; --applied or --not-applied "
         "settle the whole migration",
+        [step.migration.version],
+    )
+
+
+def other_session(step: Step, was: str, now: str) -> HistoryError:
+    """Return the error that the session which the next statement needs is gone, and cannot be made again."""
+    repair = f"pgratchet repair {step.migration.version}"
+    return HistoryError(
+        f"{_place(step)} comes next, but what the {step.done} statement(s) before it have made of their session is "
+        f"gone with it, and cannot be made again. It had: {was or 'nothing of its own'}. The new one has: "
+        f"{now or 'nothing of its own'}. Move this statement and all behind it, with what they need, into a new file "
+        f"and say `{repair} --applied`, or undo what is committed and say `{repair} --not-applied`",
         [step.migration.version],
     )
 

@@ -1,7 +1,8 @@
 """Versions that are half done: who may go on with them, and from where.
 
 The row of a script that runs statement by statement has a cursor: what stands for its finished statements, empty
-before the first; and, from when a statement is begun outside a transaction until it is counted, a mark behind it.
+before the first; behind a blank, what they have made of their session; and, from when a statement is begun outside a
+transaction until it is counted, a mark behind that, with what it was about to act on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,13 @@ class Settled(NamedTuple):
 
 def counted(row: AppliedMigration) -> str | None:
     """Return what stands for the finished statements; None where none are counted: it runs in one transaction."""
-    return None if row.cursor is None else row.cursor.partition(MARK)[0]
+    return None if row.cursor is None else row.cursor.partition(MARK)[0].partition(" ")[0]
+
+
+def session_of(row: AppliedMigration | None) -> str | None:
+    """Return what the finished statements of a row have made of their session; None where that is not recorded."""
+    _, blank, session = ((row and row.cursor) or "").partition(MARK)[0].partition(" ")
+    return session if blank else None
 
 
 def goes_on(entry: Entry, direction: Direction) -> bool:

@@ -50,8 +50,8 @@ def _statement(entry: Entry, row: AppliedMigration | None, verdict: Verdict) -> 
         rest = "; the next run goes on behind the statements that are committed" if row and is_begun(row) else ""
         raise _pointless(entry, f"no statement of it is in doubt{rest}")
     if verdict is Verdict.SKIP:
-        return Settled(row.state, row.statements_done + 1, begun.after)
-    return Settled(row.state, row.statements_done, begun.before)
+        return Settled(row.state, row.statements_done + 1, begun.done)
+    return Settled(row.state, row.statements_done, begun.not_done)
 
 
 def _pointless(entry: Entry, why: str) -> HistoryError:

@@ -4,21 +4,20 @@ Each statement that can be is committed together with its count. Before one that
 begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
 
-from collections.abc import Iterable
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 
 import asyncpg
 
-from pgratchet.core.bare import Nature
-from pgratchet.core.doubt import doubt, lasting, marked, refusal, text_of, unjudged
-from pgratchet.core.model import Segment, Step
+from pgratchet.core.bare import read
+from pgratchet.core.doubt import doubt, lasting, other_session, text_of
+from pgratchet.core.halfway import session_of
+from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
-from pgratchet.postgres import indexes
+from pgratchet.postgres import notes
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
-from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.supervision import Supervised
 from pgratchet.postgres.temporary import may_pass
@@ -27,23 +26,6 @@ from pgratchet.postgres.wire import Wire
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
 """The answers of statements that refuse a transaction without saying so in their words: REINDEX of a partitioned
 table, CALL of a procedure that commits."""
-
-
-async def refuse_unjudged(connection: Connection, steps: Iterable[Step]) -> None:
-    """Raise HistoryError, with all that is known, where a statement is in doubt that only a person can judge.
-
-    To be asked under the lock, when the runner that has begun it is gone.
-    """
-    for step in steps:
-        bare = unjudged(step)
-        if bare is None:
-            continue
-        found = ""
-        if bare.nature is Nature.BUILD and bare.table is not None:
-            there = await indexes.of_table(connection, bare.table)
-            invalid = ", ".join(index.name for index in there if not index.valid) or "none"
-            found = f"Without a name its index cannot be told from others; invalid indexes of {bare.table}: {invalid}. "
-        raise refusal(step, found)
 
 
 async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
@@ -62,70 +44,71 @@ class _Run:
         self._framing = framing
         self._records = framing.records
         self._claim = claim
-        self._in_doubt = doubt(claim.step.over) is not None
+        self._limits = framing.limits.of(claim.step.script.source.options)
+        self._note = notes.take(framing.facts.login)
+        self._doubt = doubt(claim.step.over)
 
     async def run(self, *, over_failed: bool) -> None:
         script, done = self._claim.step.script, self._claim.step.done
-        await self._open(over_failed=over_failed)
+        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
         for segment in lasting(script, done):
             # The session that they were made in is gone.
             await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
+        await self._refuse_another_session()
         places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
         for segment, (before, after) in islice(places, done, None):
             await self._statement(segment, before, after)
-        await self._ours(self._framing.recording(self._records.close(self._claim)))
+        await self._ours(self._recording(self._records.close(self._claim)))
 
-    async def _open(self, *, over_failed: bool) -> None:
-        """Claim the script, again and again while somebody's lock on the history is in the way."""
-        step, attempt = self._claim.step, 0
-        while True:
-            try:
-                return await self._ours(self._opening(over_failed=over_failed), in_doubt=self._in_doubt)
-            except StepError as error:
-                cause = error.cause
-                if not isinstance(cause, asyncpg.PostgresError) or not may_pass(cause, attempt):
-                    raise
-            place = f"{step.direction} {step.migration.version} {step.migration.name}"
-            await self._wire.before_retry(place, cause, attempt)
-            attempt += 1
+    async def _refuse_another_session(self) -> None:
+        """Raise HistoryError where what the finished statements had made of their session is not there again."""
+        step = self._claim.step
+        was = session_of(step.over)
+        now: str = await self._wire.connection.fetchval(notes.session(self._framing.facts.login))
+        if was not in (None, now):
+            raise other_session(step, was, now)
 
     def _opening(self, *, over_failed: bool) -> str:
         framing, claim = self._framing, self._claim
-        limits = framing.limits.of(claim.step.script.source.options)
         return (
-            f"SET lock_timeout = {milliseconds(limits.lock_timeout)};"
-            + framing.recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
-            # For the whole session: statements that run bare have no transaction to be local to. No lock_timeout:
-            # it would end what runs concurrently while that waits for older transactions.
-            + f"SET lock_timeout = 0;SET statement_timeout = {milliseconds(limits.statement_timeout)};"
+            self._recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            # For the whole session: statements that run bare have no transaction to be local to.
+            + f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+            + f"SET statement_timeout = {milliseconds(self._limits.statement_timeout)};"
             + f"SET application_name = {literal(framing.application(claim))}"
         )
 
+    def _recording(self, sql: str) -> str:
+        return f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};{self._framing.recording(sql)}"
+
     async def _statement(self, segment: Segment, before: str, after: str) -> None:
-        count = self._records.tally(self._claim, segment.first, after)
-        if segment.refuses or self._in_doubt or not await self._together(segment, count):
-            await self._bare(segment, before, after, count)
+        tally = self._records.tally(self._claim, segment.first, after)
+        if segment.refuses or self._doubt or not await self._together(segment, before, tally):
+            await self._bare(segment, before, after, tally)
         self._wire.tell_finished(self._claim.step, segment)
 
-    async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
-        begin = self._records.begin(self._claim, segment.first - 1, marked(before, after))
-        await self._ours(f"BEGIN;{self._framing.ourselves}{begin}COMMIT", in_doubt=self._in_doubt)
-        await Supervised(self._wire, self._claim, segment, doubtful=self._in_doubt).run()
+    async def _bare(self, segment: Segment, before: str, after: str, tally: str) -> None:
+        begin = self._records.begin(self._claim, segment.first - 1, before, after)
+        # Of one that was begun before, it stays what was there then.
+        aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
+        await self._ours(self._noting(begin, aim), in_doubt=self._doubt is not None)
+        await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
-        await self._ours(f"BEGIN;{self._framing.ourselves}{count}COMMIT", in_doubt=True)
-        self._in_doubt = False
+        await self._ours(self._noting(tally), in_doubt=True)
+        self._doubt = None
 
-    async def _together(self, segment: Segment, count: str) -> bool:
-        """Run a statement and its count as one transaction; False: it refuses that.
+    def _noting(self, sql: str, aim: str = "") -> str:
+        """Return statements of ours as a transaction of their own, in which the session is noted."""
+        limit = f"SET LOCAL lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+        return f"BEGIN;{self._note}{aim}{limit}{self._framing.ourselves}{sql}COMMIT"
 
-        A lock_timeout that the script has set is kept.
-        """
-        limit = milliseconds(self._framing.limits.of(self._claim.step.script.source.options).lock_timeout)
-        head = (
-            f"BEGIN;SELECT pg_catalog.set_config('lock_timeout', {limit}, true) "
-            "WHERE pg_catalog.current_setting('lock_timeout') = '0';"
-        )
-        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{self._framing.ourselves}{count}COMMIT"
+    async def _together(self, segment: Segment, before: str, tally: str) -> bool:
+        """Run a statement and its count as one transaction; False: it refuses that."""
+        # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
+        head = (self._noting(self._records.note(self._claim, before)) + ";" if before else "") + "BEGIN;"
+        # What is deferred is checked as the script, not as ourselves.
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
+        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         attempt = 0
         while (error := await self._try(message, attempt)) is not None:
@@ -150,15 +133,27 @@ class _Run:
             if attempt is not None and (isinstance(error, _REFUSALS) or may_pass(error, attempt)):
                 return error
             failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
-            raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
+            raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
         return None
 
     async def _ours(self, text: str, *, in_doubt: bool = False) -> None:
-        """Send statements of ours; raises StepError, at no place of the script, where they cannot be carried out."""
-        try:
-            await self._wire.send(text)
-        except asyncpg.PostgresError as error:
-            if self._wire.connection.is_closed():
-                raise
-            await self._wire.roll_back("")
-            raise StepError(from_server(self._claim, error, Spot()), error, final=True, in_doubt=in_doubt) from error
+        """Send statements of ours, again and again while somebody's lock on the history is in the way.
+
+        Raises StepError, at no place of the script, where they cannot be carried out.
+        """
+        step = self._claim.step
+        for attempt in count():
+            try:
+                await self._wire.send(text)
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                await self._wire.roll_back("")
+                if not may_pass(error, attempt):
+                    failure = from_server(self._claim, error, Spot())
+                    raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
+                cause = error
+            else:
+                return
+            place = f"{step.direction} {step.migration.version} {step.migration.name}"
+            await self._wire.before_retry(place, cause, attempt)

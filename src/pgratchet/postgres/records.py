@@ -18,6 +18,12 @@ Only `off` is weaker than that; `local` and up stay as somebody wants them.
 FENCE = "pgratchet fence: "
 """How the errors begin that our own statements raise when a migration has broken its bounds."""
 
+SESSION = "pgratchet.session"
+"""The setting that has, in a transaction that counts or begins a statement, what has been made of the session."""
+
+TARGET = "pgratchet.target"
+"""The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
+
 BUSY = "pgratchet: another runner is at work"
 MOVED = "pgratchet: another runner has been at work"
 """What our own statements raise when it is not a step's turn, now or any more."""
@@ -94,17 +100,24 @@ class Records(NamedTuple):
 
     def tally(self, claim: Claim, done: int, cursor: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
-        values = f"statements_done = {done}, cursor = {literal(cursor)}"
+        values = f"statements_done = {done}, cursor = {_noted(cursor)}"
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
         return self._fenced(f"{update} AND statements_done = {done - 1}")
 
-    def begin(self, claim: Claim, done: int, cursor: str) -> str:
+    def note(self, claim: Claim, cursor: str) -> str:
+        """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
+        noted = _noted(cursor)
+        return f"UPDATE {self.table.quoted} SET cursor = {noted} WHERE {self._own(claim)} AND cursor <> {noted};"
+
+    def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
         """Return the SQL that says that the statement behind the first `done` is about to run bare.
 
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
         now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
-        update = f"UPDATE {self.table.quoted} SET cursor = {literal(cursor)} || {now} WHERE {self._own(claim)}"
+        target = f"pg_catalog.current_setting({literal(TARGET)}) || ' '"
+        cursor = f"{_noted(before)} || {literal(f'{MARK}{after} ')} || {target} || {now}"
+        update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
         return self._fenced(f"{update} AND statements_done = {done}")
 
     def close(self, claim: Claim) -> str:
@@ -255,6 +268,10 @@ class Records(NamedTuple):
 def _as_read(row: AppliedMigration) -> str:
     values = {"state": row.state, "token": row.token, "cursor": row.cursor}
     return " AND ".join(f"{name} IS NOT DISTINCT FROM {literal(value)}" for name, value in values.items())
+
+
+def _noted(cursor: str) -> str:
+    return f"{literal(f'{cursor} ')} || pg_catalog.current_setting({literal(SESSION)})"
 
 
 def _first_cursor(step: Step) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """A statement that runs outside a transaction: judged where it may have run before, watched over, cleaned up after."""
 
 import logging
+from collections.abc import Sequence
 from itertools import count
 
 import asyncpg
 
 from pgratchet.core.bare import Nature, read
-from pgratchet.core.doubt import text_of
+from pgratchet.core.doubt import Doubt, refusal, text_of
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Failure, Segment
-from pgratchet.postgres import indexes
+from pgratchet.postgres import indexes, notes
 from pgratchet.postgres.failures import Spot, StepError, at_spot, from_server, spot
 from pgratchet.postgres.indexes import Index
 from pgratchet.postgres.message import Message, Part
@@ -21,34 +22,37 @@ from pgratchet.postgres.wire import Wire
 MOST_BUILDS = 3
 """How often an index is built that comes out invalid although its build said that it succeeded."""
 
-_DETACHING = (
-    "SELECT inhdetachpending FROM pg_catalog.pg_inherits "
-    "WHERE inhrelid = pg_catalog.to_regclass($1) AND inhparent = pg_catalog.to_regclass($2)"
+_DETACHING = "SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid = $1 AND inhparent = $2"
+
+_DROPPED = (
+    "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1) AS gone, "
+    "pg_catalog.to_regclass($2)::pg_catalog.oid IS DISTINCT FROM $1 AS other"
 )
 
 _log = logging.getLogger("pgratchet")
 
 
 class Supervised:
-    """One such statement. Where it is `doubtful`, an earlier run has begun it, and nobody knows how that ended."""
+    """One such statement. Where there is a `doubt`, an earlier run has begun it, and nobody knows how that ended."""
 
-    def __init__(self, wire: Wire, claim: Claim, segment: Segment, *, doubtful: bool) -> None:
+    def __init__(self, wire: Wire, claim: Claim, segment: Segment, doubt: Doubt | None) -> None:
         self._wire = wire
         self._claim = claim
         self._segment = segment
         self._text = text_of(claim.step.script, segment)
         self._about = read(self._text)
         self._table = self._about.table or ""
-        self._doubtful = doubtful
-        self._in_doubt = doubtful
-        self._before: frozenset[int] | None = None
+        self._doubt = doubt
+        self._in_doubt = doubt is not None
+        self._there: Sequence[int] = (doubt and doubt.there) or ()
 
     async def run(self) -> None:
         """Have the statement done: an index that it is to build is there and valid.
 
-        Raises StepError where it failed; what is left of an index then is gone.
+        Raises StepError where it failed; what is left of an index then is gone. Raises HistoryError where it turns
+        out that only a person can say whether it is done already.
         """
-        # The server's own limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
         was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
         for attempt in count():
             try:
@@ -59,26 +63,42 @@ class Supervised:
                     raise
                 await self._wire.roll_back("")
                 failure = await self._failure(error)
-                if self._about.nature is Nature.OPAQUE or not may_pass(error, attempt):
+                if self._runs_once or not may_pass(error, attempt):
                     raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
                 place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
                 await self._wire.before_retry(place, error, attempt)
         await indexes.restore(self._wire.connection, was)
 
+    @property
+    def _runs_once(self) -> bool:
+        """Whether an error does not say that nothing was done, and nobody looks for what was."""
+        return self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
+
     async def _once(self) -> None:
+        if not self._in_doubt:
+            self._there = await self._wire.connection.fetchval(f"SELECT {notes.target(self._about)}")
         match self._about.nature:
             case Nature.BUILD:
                 await self._build()
             case Nature.DROP:
-                gone = "SELECT pg_catalog.to_regclass($1) IS NULL"
-                if not (self._in_doubt and await self._wire.connection.fetchval(gone, self._about.name)):
+                if not (self._in_doubt and await self._is_dropped()):
                     await self._send(self._text)
             case Nature.DETACH:
                 await self._detach()
             case _:
                 await self._send(self._text)
-                if self._doubtful and self._about.nature is Nature.REINDEX:
+                if self._doubt and self._about.nature is Nature.REINDEX:
                     await self._warn_of_leftovers()
+
+    async def _is_dropped(self) -> bool:
+        """Say whether the index is gone that the name has meant when the statement was begun."""
+        (oid,) = self._there
+        found = await self._wire.connection.fetchrow(_DROPPED, oid, self._about.name)
+        if found is None:
+            raise AssertionError("a SELECT without FROM returns a row")
+        if oid and found["other"] and not found["gone"]:
+            raise refusal(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
+        return bool(oid) and found["gone"] is True
 
     async def _send(self, text: str) -> None:
         # What is run bare although its words do not say why, such as CALL, has commits of its own: an error does
@@ -89,11 +109,8 @@ class Supervised:
         self._in_doubt = True
 
     async def _build(self) -> None:
-        if self._about.name is None:
-            there = await indexes.of_table(self._wire.connection, self._table)
-            self._before = frozenset(index.oid for index in there)
         found = await self._found()
-        if self._in_doubt and found and all(index.valid for index in found):
+        if self._in_doubt and self._is_built(found):
             return
         for _ in range(MOST_BUILDS):
             await indexes.drop_invalid(self._wire, found)
@@ -107,17 +124,31 @@ class Supervised:
         hint = "; ".join(await self._clean_up()) or None
         raise StepError(failure._replace(hint=hint), ServerError(message), final=True)
 
+    def _is_built(self, found: Sequence[Index]) -> bool:
+        """Say whether an index that was found has come since the statement was begun, and is valid."""
+        new = [index for index in found if index.oid not in self._there]
+        built = any(index.valid for index in new)
+        if self._about.name is None and (built or len(new) > 1):
+            names = ", ".join(index.name for index in new)
+            raise refusal(
+                self._claim.step,
+                f"Without a name its index cannot be told from others; new on {self._table} since then: {names}. ",
+            )
+        return built
+
     async def _found(self) -> list[Index]:
-        """Return what the statement builds, or has built: at most one index."""
-        before = self._before
+        """Return what the statement builds, or has built: at most one index.
+
+        Without a name that is one that was not there before.
+        """
 
         def ours(index: Index) -> bool:
-            return index.wanted if before is None else index.oid not in before
+            return index.wanted if self._about.name else index.oid not in self._there
 
         return await indexes.settled(self._wire, self._table, self._about.name, ours)
 
     async def _detach(self) -> None:
-        pending = await self._wire.connection.fetchval(_DETACHING, self._about.name, self._table)
+        pending = await self._wire.connection.fetchval(_DETACHING, *self._there)
         if pending is None and self._in_doubt:
             return
         # A detachment that was interrupted cannot be begun again.

@@ -1,0 +1,68 @@
+"""What is noted of a script's session beside each count and mark, for a later run to compare with what it finds.
+
+It is evaluated as the script's own session sees it, before our own statements take its role and names away.
+"""
+
+from pgratchet.core.bare import Bare, Nature
+from pgratchet.postgres.records import SESSION, TARGET
+from pgratchet.postgres.session import LATER_SETTINGS, SETTINGS
+from pgratchet.postgres.sql import literal
+
+# Of settings those whose names have no dot: of the others the server lists only some, depending on what it has
+# loaded. The translation leaves out what stands in a cursor for something else.
+_SESSION = """
+SELECT pg_catalog.translate(
+    COALESCE(pg_catalog.string_agg(f.fact, '; ' ORDER BY f.fact COLLATE pg_catalog."C"), ''), '>', '')
+FROM (SELECT 'role = ' || pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'
+      UNION ALL
+      SELECT 'session_authorization = ' || session_user WHERE session_user <> {login}
+      UNION ALL
+      SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
+      WHERE source = 'session' AND name NOT LIKE '%.%' AND name NOT IN ({ours})
+      UNION ALL
+      SELECT o.type || ' ' || o.identity
+      FROM pg_catalog.pg_depend d, pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) o
+      WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass
+      AND d.refobjid = pg_catalog.pg_my_temp_schema()) AS f(fact)
+"""
+
+
+def session(login: str) -> str:
+    """Return a query for what has been made of a session that logged in like that: empty where it is as it was.
+
+    What is a default of the role or the database is nobody's doing here.
+    """
+    ours = ", ".join(map(literal, ("application_name", *SETTINGS, *LATER_SETTINGS)))
+    return _SESSION.format(login=literal(login), ours=ours)
+
+
+def take(login: str) -> str:
+    """Return SQL that has the session noted until COMMIT, for the statements of `Records` that write it down."""
+    return f"SELECT pg_catalog.set_config({literal(SESSION)}, ({session(login)}), true);"
+
+
+def target(about: Bare) -> str:
+    """Return an SQL expression: the oids by which to find out what became of a statement that is not begun yet.
+
+    An index that is to be dropped; a partition and its parent; the indexes of a table that is to get another. 0
+    for what is not there.
+    """
+    match about.nature:
+        case Nature.DROP:
+            return f"ARRAY[{_oid(about.name)}]"
+        case Nature.DETACH:
+            return f"ARRAY[{_oid(about.name)}, {_oid(about.table)}]"
+        case Nature.BUILD:
+            return f"ARRAY(SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = {_oid(about.table)})"
+        case _:
+            return "'{}'::pg_catalog.oid[]"
+
+
+def aim(about: Bare, there: tuple[int, ...] | None) -> str:
+    """Return SQL that has the target of a statement noted until COMMIT, or what was `there` when it was first begun."""
+    oids = target(about) if there is None else literal(f"{{{','.join(map(str, there))}}}")
+    return f"SELECT pg_catalog.set_config({literal(TARGET)}, {oids}::pg_catalog.text, true);"
+
+
+def _oid(name: str | None) -> str:
+    return f"COALESCE(pg_catalog.to_regclass({literal(name)})::pg_catalog.oid, 0)"
