@@ -129,7 +129,7 @@ class Supervised:
         new = [index for index in found if index.oid not in self._there]
         built = any(index.valid for index in new)
         if self._about.name is None and (built or len(new) > 1):
-            names = ", ".join(index.name for index in new)
+            names = ", ".join(index.name if index.valid else f"{index.name} (invalid)" for index in new)
             raise refusal(
                 self._claim.step,
                 f"Without a name its index cannot be told from others; new on {self._table} since then: {names}. ",
