@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
 from pgratchet.postgres.indexes import leftovers
 from pgratchet.postgres.sql import Table
@@ -228,7 +229,7 @@ async def counts_refused(dsn: str, number: int) -> AsyncIterator[None]:
     """Let nobody count the statement of that number."""
     table = Table("public", "schema_migrations")
     async with connected(dsn) as connection:
-        await History(table).create(connection)
+        await History(table).ensure(connection, (), Budget(None))
         await connection.execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$;"
             "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW "
