@@ -104,9 +104,9 @@ class Run:
         async def work(connection: Connection) -> None:
             often = Interval(TELL_EVERY)
             while missing := planning.missing(await self.look(connection)):
+                whom = f"somebody to apply {', '.join(missing)}"
                 while not _all_applied(missing, rows := await self._follow(connection, missing)):
                     self._tell_failures(rows)
-                    whom = f"somebody to apply {', '.join(missing)}"
                     if often.is_over():
                         await self._tell_waiting(connection, whom)
                     await self._budget.poll(f"waiting for {whom}")

@@ -46,6 +46,7 @@ class _Run:
         self._claim = claim
         self._limits = framing.limits.of(claim.step.script.source.options)
         self._note = notes.take(framing.facts.login)
+        self._note_again = notes.take_again(framing.facts.login)
         self._doubt = doubt(claim.step.over)
 
     async def run(self, *, over_failed: bool) -> None:
@@ -91,21 +92,22 @@ class _Run:
         begin = self._records.begin(self._claim, segment.first - 1, before, after)
         # Of one that was begun before, it stays what was there then.
         aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
-        await self._ours(self._noting(begin, aim), in_doubt=self._doubt is not None)
+        await self._ours(self._noting(begin, self._note + aim), in_doubt=self._doubt is not None)
         await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
-        await self._ours(self._noting(tally), in_doubt=True)
+        await self._ours(self._noting(tally, self._note), in_doubt=True)
         self._doubt = None
 
-    def _noting(self, sql: str, aim: str = "") -> str:
-        """Return statements of ours as a transaction of their own, in which the session is noted."""
+    def _noting(self, sql: str, note: str) -> str:
+        """Return statements of ours as a transaction of their own, behind what notes the session."""
         limit = f"SET LOCAL lock_timeout = {milliseconds(self._limits.lock_timeout)};"
-        return f"BEGIN;{self._note}{aim}{limit}{self._framing.ourselves}{sql}COMMIT"
+        return f"BEGIN;{note}{limit}{self._framing.ourselves}{sql}COMMIT"
 
     async def _together(self, segment: Segment, before: str, tally: str) -> bool:
         """Run a statement and its count as one transaction; False: it refuses that."""
         # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
-        head = (self._noting(self._records.note(self._claim, before)) + ";" if before else "") + "BEGIN;"
+        head = f"{self._noting(self._records.note(self._claim, before), self._note_again)};" if before else ""
+        head += "BEGIN;"
         # What is deferred is checked as the script, not as ourselves.
         tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
         text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"

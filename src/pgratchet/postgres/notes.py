@@ -37,8 +37,16 @@ def session(login: str) -> str:
 
 
 def take(login: str) -> str:
-    """Return SQL that has the session noted until COMMIT, for the statements of `Records` that write it down."""
-    return f"SELECT pg_catalog.set_config({literal(SESSION)}, ({session(login)}), true);"
+    """Return SQL that has the session noted, for the statements of `Records` that write it down."""
+    return f"SELECT pg_catalog.set_config({literal(SESSION)}, ({session(login)}), false);"
+
+
+def take_again(login: str) -> str:
+    """Return SQL that has the session noted as it is behind a COMMIT, which may have ended some of what was noted."""
+    nothing = f"pg_catalog.current_setting({literal(SESSION)}, true) = ''"
+    # To look at all settings takes longer than a small statement.
+    now = f"CASE WHEN {nothing} THEN '' ELSE ({session(login)}) END"
+    return f"SELECT pg_catalog.set_config({literal(SESSION)}, {now}, false);"
 
 
 def target(about: Bare) -> str:

@@ -19,7 +19,7 @@ FENCE = "pgratchet fence: "
 """How the errors begin that our own statements raise when a migration has broken its bounds."""
 
 SESSION = "pgratchet.session"
-"""The setting that has, in a transaction that counts or begins a statement, what has been made of the session."""
+"""The setting that has what had been made of the session when it was last noted."""
 
 TARGET = "pgratchet.target"
 """The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
