@@ -24,7 +24,7 @@ Write = Callable[[Mapping[str, str | bytes]], Path]
 HISTORY = "public.schema_migrations"
 LOCK_KEY = Table.parse(HISTORY).lock_key
 PATIENCE = 15.0
-POLLING = ("advisory_lock", "pg_stat_activity", "WHERE version")
+POLLING = ("advisory_lock", "pg_stat_activity", "version OPERATOR")
 """What the last statement of a session that waits for the runner's lock contains."""
 
 GATE = 4711

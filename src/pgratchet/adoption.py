@@ -27,7 +27,7 @@ async def adopt(
     async with open_session(settings.direct, budget) as connection:
         facts = await frames.facts(connection, None, settings.owner)
         frames.refuse_useless(facts)
-        history = History(table, settings.owner)
+        history = settings.history._replace(table=table)
         async with lock.exclusively(connection, key, budget, settings.owner):
             await history.ensure(connection, settings.readers_of(facts.login), budget)
             return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
@@ -38,7 +38,7 @@ async def foresee(
 ) -> Adoption:
     """Return what `adopt` would do now; changes nothing."""
     async with open_session(settings.connect) as connection:
-        history = History(_target(settings, source))
+        history = settings.history._replace(table=_target(settings, source))
         return await _take_over(connection, migrations, source, history, dry_run=True, skip_failed=skip_failed)
 
 

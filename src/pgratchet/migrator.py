@@ -43,6 +43,8 @@ class Migrator:
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
     never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, 0
     for none; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
+    `trusted_owners` are roles that may own the history table, and the functions of triggers on it, beside those that a
+    run trusts anyway: whoever owns these runs code with the rights of the run (SECURITY.md).
     `journal` names a local file that gets a line for each finished step.
 
     `direct_dsn` leads straight to the server where `dsn` leads to a pooler: what takes the lock goes there.
@@ -70,6 +72,7 @@ class Migrator:
         allow_late: bool = False,
         strict: bool = False,
         readers: Sequence[str] = (),
+        trusted_owners: Sequence[str] = (),
         journal: str | os.PathLike[str] | None = None,
         direct_dsn: str | None = None,
         lock: Literal["session", "transaction", "none"] | None = None,
@@ -97,6 +100,7 @@ class Migrator:
             allow_late=allow_late,
             strict=strict,
             readers=tuple(readers),
+            trusted_owners=tuple(trusted_owners),
         )
 
     def __repr__(self) -> str:

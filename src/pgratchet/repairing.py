@@ -4,10 +4,9 @@ from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State
 from pgratchet.core.planning import compare
 from pgratchet.core.verdicts import Judgement, settle
-from pgratchet.postgres import backends, frames, lock
+from pgratchet.postgres import backends, frames, lock, own
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection, open_session
 from pgratchet.settings import Settings
 
@@ -22,7 +21,7 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         raise UsageError("a repair needs a reason: it is what others will read in the history")
     key = None if settings.lock is Lock.NONE else settings.table.lock_key
     async with open_session(settings.direct, budget) as connection:
-        history = History(settings.table, settings.owner)
+        history = settings.history
         async with lock.exclusively(connection, key, budget, settings.owner):
             facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
@@ -50,5 +49,5 @@ async def _record(
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"
-    records = Records(settings.table, lock_held="true")
-    await connection.execute(records.settle(entry, settled, writer, reason))
+    records = lock.records(settings.table, Lock.NONE)
+    await own.execute(connection, records.settle(entry, settled, writer, reason))

@@ -25,7 +25,6 @@ from pgratchet.core.model import (
 )
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import TELL_EVERY, Budget, Interval, backoff
-from pgratchet.postgres.history import History
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
 from pgratchet.settings import Held, Settings
@@ -49,7 +48,7 @@ class Run:
         self._by = settings.lock or Lock.SESSION
         self._records = lock.records(settings.table, self._by)
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
-        self._history = History(settings.table, settings.owner)
+        self._history = settings.history
         self._old_failures: dict[str, datetime | None] | None = None
         self._told: dict[str, datetime | None] = {}
         self._rows: dict[str, AppliedMigration] = {}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.history import History
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Records
@@ -28,7 +29,13 @@ class Settings(NamedTuple):
     allow_late: bool = False
     strict: bool = False
     readers: tuple[str, ...] = ()
+    trusted_owners: tuple[str, ...] = ()
     lock: Lock | None = None
+
+    @property
+    def history(self) -> History:
+        """The history of every run."""
+        return History(self.table, self.owner, self.trusted_owners)
 
     def readers_of(self, login: str) -> tuple[str, ...]:
         """Return who may read the history, given the role that logs in: beside an owner it has to be told so."""

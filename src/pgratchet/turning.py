@@ -9,11 +9,10 @@ from pgratchet.core.errors import ServerError
 from pgratchet.core.halfway import in_flight
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
 from pgratchet.core.planning import Phase, failures, plan_up, replaceable
-from pgratchet.postgres import backends, frames, lock, rehearsal
+from pgratchet.postgres import backends, frames, lock, own, rehearsal
 from pgratchet.postgres.execution import Execution
 from pgratchet.postgres.failures import OvertakenError
 from pgratchet.postgres.frames import Facts, Framing
-from pgratchet.postgres.history import History
 from pgratchet.postgres.session import settings_sql
 from pgratchet.postgres.sql import become
 from pgratchet.postgres.watch import Blockers
@@ -26,7 +25,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     framing = await _framing(held)
     settings = held.settings
     readers = settings.readers_of(framing.facts.login)
-    await History(settings.table, settings.owner).ensure(held.connection, readers, held.budget)
+    await settings.history.ensure(held.connection, readers, held.budget)
     execution = Execution(_wire(held, framing.facts), framing, held.progress)
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
@@ -49,7 +48,8 @@ async def rehearse(held: Held, to: str | None) -> None:
     entries = await held.look(held.connection, Direction.UP)
     steps = plan_up(entries, to).steps
     held.heed(_failures(entries, steps))
-    done = await rehearsal.run(_wire(held, framing.facts), framing, held.progress, steps, replaceable(entries))
+    wire, history = _wire(held, framing.facts), held.settings.history
+    done = await rehearsal.run(wire, framing, history, held.progress, steps, replaceable(entries))
     held.progress.finished += done
 
 
@@ -72,7 +72,7 @@ def _wire(held: Held, facts: Facts) -> Wire:
     by_lock = held.lock is Lock.TRANSACTION or facts.pooled
     settings = held.settings
     blockers = Blockers(settings.direct, settings.table.lock_key, None if by_lock else facts.pid)
-    return Wire(held.connection, blockers, held.budget, held.progress.tell)
+    return Wire(held.connection, blockers, held.budget, held.progress.tell, held.records.marker)
 
 
 async def _framing(held: Held) -> Framing:
@@ -82,9 +82,9 @@ async def _framing(held: Held) -> Framing:
     frames.refuse_useless(facts)
     settings = held.settings
     if not (facts.prepared or facts.pooled):
-        await held.connection.execute(settings_sql())
+        await own.execute(held.connection, settings_sql())
     if settings.owner not in (None, facts.role) and not facts.pooled:
-        await held.connection.execute(become(settings.owner))
+        await own.execute(held.connection, become(settings.owner))
     return Framing(held.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
 
 

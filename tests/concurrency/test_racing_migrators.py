@@ -11,6 +11,7 @@ import pytest
 
 from pgratchet import HistoryError, Migrator
 from pgratchet.embedded import Server
+from pgratchet.postgres.message import Message
 from pgratchet.postgres.wire import Wire
 from tests.processes import replicas, results
 from tests.support import (
@@ -322,7 +323,8 @@ async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
     async def either() -> bool:
         return any(row["wait_event_type"] == "Lock" for row in await sessions(dsn)) or len(await states(dsn)) < 2
 
-    async def interrupted(self: Wire, text: str, meanwhile: Callable[[], None] | None = None) -> None:
+    async def interrupted(self: Wire, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
+        text = message.text
         place = text.find("SELECT CAST(CASE WHEN pg_catalog.pg_try_advisory_xact_lock")
         if "REPEATABLE READ" in text:
             monkeypatch.undo()
@@ -330,7 +332,7 @@ async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
             tasks.start_soon(migrator.down)
             await until(either)
             text = text[place:]
-        await send(self, text, meanwhile)
+        await send(self, Message(text), meanwhile)
 
     monkeypatch.setattr(Wire, "send", interrupted)
     async with anyio.create_task_group() as tasks:

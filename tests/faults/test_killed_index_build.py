@@ -10,6 +10,7 @@ import pytest
 from pgratchet import HistoryError, Migrator, Verdict
 from pgratchet.postgres import indexes
 from pgratchet.postgres.indexes import Index
+from pgratchet.postgres.message import Message
 from pgratchet.postgres.wire import Wire
 from tests.processes import replicas
 from tests.support import (
@@ -193,9 +194,9 @@ async def test_inside_what_only_the_server_knows_to_refuse_a_transaction_never_t
     sent: list[str] = []
     send = Wire.send
 
-    async def listen(wire: Wire, text: str, meanwhile: Callable[[], None] | None = None) -> None:
-        sent.append(text)
-        await send(wire, text, meanwhile)
+    async def listen(wire: Wire, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
+        sent.append(message.text)
+        await send(wire, message, meanwhile)
 
     monkeypatch.setattr(Wire, "send", listen)
     await migrator.up()

@@ -233,7 +233,7 @@ async def test_is_no_failure_to_those_who_wait(dsn: str, write: Write) -> None:
         await holder.execute(
             "UPDATE schema_migrations SET state = 'pending', statements_done = 0, cursor = NULL, finished_at = now()"
         )
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%WHERE version%' AND query_start > $1"
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%version OPERATOR%' AND query_start > $1"
         moment = await ask(dsn, "SELECT now()")
 
         async def both_have_seen_it() -> bool:

@@ -405,7 +405,7 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
         assert migration is not None
         script = compile_script(migration.up, Kind.SQL, Direction.UP)
         step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
-        claim = Records(table, "true").claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
+        claim = Records(table, "true", "secret").claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
         with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
             await connection.execute(claim)
     assert (await history(dsn))["1"]["token"] == stale.token

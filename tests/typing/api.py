@@ -99,6 +99,7 @@ with_everything = Migrator(
     allow_late=True,
     strict=True,
     readers=["web", "worker"],
+    trusted_owners=["dba"],
     journal=Path(".migration_history"),
     owner="orders_owner",
     listener=print,

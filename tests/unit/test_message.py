@@ -8,11 +8,12 @@ from pgratchet.core.model import Direction, Failure, Kind, Migration, Segment, S
 from pgratchet.core.scripts import CHUNK, compile_script
 from pgratchet.postgres import message
 from pgratchet.postgres.failures import Spot, from_server, owner, spot
-from pgratchet.postgres.message import END, MARK, MOST_STEPS, Frame, Message, Part, compose, part_at, share
+from pgratchet.postgres.message import END, MOST_STEPS, Frame, Message, Part, compose, mark, part_at, share
 from pgratchet.postgres.records import Claim
 
 HEAD = "BEGIN;INSERT INTO history;"
 TAIL = "UPDATE history;COMMIT;"
+MARK = mark("here")
 
 
 def claim(text: str, version: str = "1") -> Claim:
@@ -27,7 +28,7 @@ def claim_of_size(length: int) -> Claim:
 
 def composed(texts: Iterable[str], *, markers: bool = True) -> list[Message]:
     frames = [Frame(claim(text, str(number)), HEAD, TAIL) for number, text in enumerate(texts, 1)]
-    return list(compose(frames, markers=markers))
+    return list(compose(frames, "here" if markers else None))
 
 
 def message_of(*texts: str, markers: bool = True) -> Message:

@@ -35,6 +35,14 @@ _READERS = typer.Option(
 )
 
 
+_TRUSTED = typer.Option(
+    "--trusted-owner",
+    metavar="ROLE",
+    envvar="PGRATCHET_TRUSTED_OWNERS",
+    help="May own the history and its triggers' functions; can be given several times, in the variable with blanks.",
+)
+
+
 class Common(TypedDict, total=False):
     """What every command takes. The names are those of [tool.pgratchet], up to `json`."""
 
@@ -64,6 +72,7 @@ class Locking(Waiting, total=False):
     direct_dsn: Annotated[str | None, _DIRECT]
     lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
     owner: Annotated[str | None, _OWNER]
+    trusted_owners: Annotated[list[str] | None, _TRUSTED]
 
 
 class Writing(Locking, total=False):

@@ -37,6 +37,7 @@ FORMS = {
     "allow_late": _SWITCH,
     "strict": _SWITCH,
     "readers": _TEXTS,
+    "trusted_owners": _TEXTS,
     "journal": _TEXT,
     "direct_dsn": _TEXT,
     "lock": _TEXT,

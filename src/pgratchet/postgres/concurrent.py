@@ -13,7 +13,7 @@ from pgratchet.core.doubt import doubt, lasting, other_session, text_of
 from pgratchet.core.halfway import session_of
 from pgratchet.core.model import Segment
 from pgratchet.core.scripts import digests
-from pgratchet.postgres import notes
+from pgratchet.postgres import notes, own
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.message import END, Message, Part
@@ -65,7 +65,7 @@ class _Run:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""
         step = self._claim.step
         was = session_of(step.over)
-        now: str = await self._wire.connection.fetchval(notes.session(self._framing.facts.login))
+        now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
         if was not in (None, now):
             raise other_session(step, was, now)
 
@@ -127,14 +127,15 @@ class _Run:
         Returns the error if there may be another `attempt`, or another way; raises StepError for any other.
         """
         try:
-            await self._wire.send(message.text)
+            await self._wire.send(message)
         except asyncpg.PostgresError as error:
             if self._wire.connection.is_closed():
                 raise
             await self._wire.roll_back("")
             if attempt is not None and (isinstance(error, _REFUSALS) or may_pass(error, attempt)):
                 return error
-            failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
+            raised = self._records.raised(error)
+            failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
             raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
         return None
 
@@ -146,13 +147,13 @@ class _Run:
         step = self._claim.step
         for attempt in count():
             try:
-                await self._wire.send(text)
+                await self._wire.send(Message(text))
             except asyncpg.PostgresError as error:
                 if self._wire.connection.is_closed():
                     raise
                 await self._wire.roll_back("")
                 if not may_pass(error, attempt):
-                    failure = from_server(self._claim, error, Spot())
+                    failure = from_server(self._claim, error, Spot(), self._records.raised(error))
                     raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
                 cause = error
             else:

@@ -9,8 +9,9 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ServerError
+from pgratchet.postgres import own
 from pgratchet.postgres.session import Connect, Connection, connector, describe, open_session
-from pgratchet.postgres.sql import identifier
+from pgratchet.postgres.sql import EQ, LT, MATCHES, identifier
 
 PREFIX = "pgratchet_test_"
 """What the names of all of them begin with; the day on which their run began comes next."""
@@ -36,7 +37,8 @@ async def create(server: str, name: str, template: str = "template0") -> None:
     async with open_session(connector(server)) as connection:
         strategy = await _strategy(connection)
         try:
-            await connection.execute(f"CREATE DATABASE {identifier(name)} TEMPLATE {identifier(template)} {strategy}")
+            create = f"CREATE DATABASE {identifier(name)} TEMPLATE {identifier(template)} {strategy}"
+            await own.execute(connection, create)
         except asyncpg.InsufficientPrivilegeError as error:
             raise ServerError(f"{error}; tests need a role that may: ALTER ROLE ... CREATEDB") from None
 
@@ -45,7 +47,7 @@ async def drop(server: str, name: str) -> None:
     """Drop a database, if it is there, whoever is connected to it; whom the role may not end keeps it, for a sweep."""
     async with open_session(connector(server)) as connection:
         try:
-            await connection.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
+            await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
         except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectInUseError) as error:
             _log.warning("%s is left to a later run: %s", name, describe(error))
 
@@ -53,17 +55,19 @@ async def drop(server: str, name: str) -> None:
 async def sweep(server: str) -> None:
     """Drop what runs of other days have left behind and nobody is connected to."""
     async with open_session(connector(server)) as connection:
-        rows = await connection.fetch(
-            "SELECT datname FROM pg_catalog.pg_database AS d WHERE datname ~ $1 AND datname < $2 "
+        rows = await own.fetch(
+            connection,
+            f"SELECT datname FROM pg_catalog.pg_database AS d WHERE datname {MATCHES} $1 "
+            f"AND datname::pg_catalog.text {LT} $2 "
             # The server would wait 5 seconds for each to be left.
-            "AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.datname = d.datname)",
+            f"AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.datname {EQ} d.datname)",
             f"^{PREFIX}[0-9]{{8}}_[0-9a-f]{{12}}_[0-9]+$",
             f"{PREFIX}{datetime.now(UTC) - KEPT:%Y%m%d}",
         )
         for row in rows:
             # Another role's, in use after all, or being dropped by another sweeper: none of them harms this run.
             with suppress(asyncpg.PostgresError):
-                await connection.execute(f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
+                await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
 
 
 async def names(factories: Iterable[Connect]) -> set[str]:
@@ -71,7 +75,7 @@ async def names(factories: Iterable[Connect]) -> set[str]:
     found = set()
     for connect in factories:
         async with open_session(connect) as connection:
-            found.add(str(await connection.fetchval("SELECT pg_catalog.current_database()")))
+            found.add(str(await own.fetchval(connection, "SELECT pg_catalog.current_database()")))
     return found
 
 
@@ -88,4 +92,4 @@ async def _strategy(connection: Connection) -> str:
     """
     if connection.get_server_version().major < FIRST_WITH_STRATEGY:
         return ""
-    return "STRATEGY file_copy" if await connection.fetchval("SHOW fsync") == "off" else ""
+    return "STRATEGY file_copy" if await own.fetchval(connection, "SHOW fsync") == "off" else ""

@@ -15,7 +15,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
 from pgratchet.core.events import Started
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
-from pgratchet.postgres import concurrent, failures, python_steps
+from pgratchet.postgres import concurrent, failures, own, python_steps
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
@@ -96,7 +96,7 @@ class Execution:
             sent += message.parts
             self._wire.expect_marks(message.parts)
             try:
-                await self._wire.send(message.text, meanwhile=self._compose_next)
+                await self._wire.send(message, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
                 if self._wire.connection.is_closed():
                     raise
@@ -112,7 +112,7 @@ class Execution:
             self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is group[-1])
             for claim in group
         ]
-        return compose(frames, markers=self._framing.facts.plpgsql)
+        return compose(frames, self._framing.marker)
 
     def _compose_next(self) -> None:
         """Have the next message ready when the server is through with this one, if it is a short one."""
@@ -133,7 +133,8 @@ class Execution:
             cut = rest.index(culprit.claim)
             return (rest[:cut], rest[cut:])
         spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
-        await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot), error))
+        raised = self._framing.records.raised(error)
+        await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot, raised), error))
         return (rest[:1], rest[1:])
 
     async def _settle(self, group: Group) -> Group:
@@ -148,7 +149,7 @@ class Execution:
         cause = error.cause
         migration = claim.step.migration
         attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
-        failures.raise_if_not_its_turn(cause)
+        failures.raise_if_not_its_turn(self._framing.records, cause)
         over = claim.step.over
         claimed = migration.version, over and over.token
         if claimed not in self._overtaken and await self._is_taken(claim, cause):
@@ -168,7 +169,7 @@ class Execution:
         table = self._framing.records.table
         if isinstance(error, asyncpg.UniqueViolationError):
             return (error.schema_name, error.table_name) == (table.schema, table.name)
-        if claim.step.script.mode is not Mode.STATEMENTS or not failures.is_fenced(error):
+        if claim.step.script.mode is not Mode.STATEMENTS or self._framing.records.raised(error) is None:
             return False
         rows = await History(table).read(self._wire.connection, [claim.step.migration.version])
         return any(row.token != claim.token for row in rows)
@@ -178,7 +179,7 @@ class Execution:
         records = self._framing.records
         sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
         try:
-            await self._wire.send(self._framing.recording(sql))
+            await self._wire.send(Message(self._framing.recording(sql)))
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
 
@@ -214,7 +215,7 @@ async def resolve(connection: Connection, records: Records, group: Group, budget
         done.append(_finished(claim, _seconds(row)))
     if 0 < len(done) < len(group):
         # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
-        await connection.execute(f"BEGIN;{records.flush(group[0])}COMMIT")
+        await own.execute(connection, f"BEGIN;{records.flush(group[0])}COMMIT")
     return done
 
 

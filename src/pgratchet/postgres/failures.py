@@ -11,7 +11,7 @@ from pgratchet.core.parsing import line_of
 from pgratchet.core.statements import scan
 from pgratchet.postgres.lock import BusyError
 from pgratchet.postgres.message import Message, Part, part_at
-from pgratchet.postgres.records import BUSY, FENCE, MOVED, Claim
+from pgratchet.postgres.records import Claim, Guard, Records
 
 EXCERPT_LINES = 2
 """How many lines before and after the one that failed are shown."""
@@ -35,12 +35,12 @@ class OvertakenError(Exception):
     """Another runner has been at work: the history has to be read again."""
 
 
-def raise_if_not_its_turn(error: BaseException) -> None:
+def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
     """Raise BusyError or OvertakenError where a step's own transaction has found out that it must not begin."""
-    if isinstance(error, asyncpg.InvalidTextRepresentationError):
-        if BUSY in str(error):
+    match records.raised(error):
+        case Guard.BUSY:
             raise BusyError
-        if MOVED in str(error):
+        case Guard.MOVED:
             raise OvertakenError
 
 
@@ -86,11 +86,11 @@ def _inside(part: Part, offset: int) -> Spot:
     return Spot(offset, part.segment.first + before)
 
 
-def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot) -> Failure:
-    """Return what the server says of a step, at its place in the file."""
+def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: Guard | None = None) -> Failure:
+    """Return what the server says of a step, at its place in the file, or which guard of ours it has `raised`."""
     message, hint = str(error.args[0] if error.args else error), error.hint
-    if is_fenced(error):
-        message = message.split(FENCE, 1)[1].rstrip('"')
+    if raised is not None:
+        message = str(raised)
         hint = "a migration must not end its transaction, release locks, or write to the history"
     elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
         hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
@@ -102,12 +102,7 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot) -> Failu
     )
 
 
-def is_fenced(error: BaseException) -> bool:
-    """Say whether it was a statement of our own that raised, because something was not as it had left it."""
-    return FENCE in str(error)
-
-
-def from_python(claim: Claim, error: BaseException) -> Failure:
+def from_python(claim: Claim, error: BaseException, raised: Guard | None = None) -> Failure:
     """Return what an exception says of a Python step, at the innermost line of the migration's own file."""
     path = claim.step.script.source.path
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
@@ -115,7 +110,7 @@ def from_python(claim: Claim, error: BaseException) -> Failure:
     text = claim.step.script.source.text
     offset = None if line is None else _start_of(text, line)
     if isinstance(error, asyncpg.PostgresError):
-        return from_server(claim, error, Spot(offset))
+        return from_server(claim, error, Spot(offset), raised)
     return at_spot(claim, Spot(offset), f"{type(error).__name__}: {error}")
 
 

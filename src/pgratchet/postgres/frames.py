@@ -5,21 +5,27 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pgratchet.core.errors import ServerError
+from pgratchet.postgres import own
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
 from pgratchet.postgres.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.roles import as_login
 from pgratchet.postgres.session import APPLICATION, Connection, NotPrimaryError, settings_sql
-from pgratchet.postgres.sql import LONGEST_NAME, become, identifier, literal, milliseconds
+from pgratchet.postgres.sql import EQ, LONGEST_NAME, become, identifier, literal, milliseconds
 
-CLEAN = "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+# RESET ALL passes over what is at its default, such as a search_path that is so until COMMIT only.
+CLEAN = (
+    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET search_path;RESET ALL;"
+    "CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+)
 """Takes back what a script may have left in its session, or in a pooler's."""
 
 _OF_A_SESSION = "DEALLOCATE ALL;"
 
 _OF_A_POOLER = (
     # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
-    "DO $pgratchet$DECLARE n text;BEGIN FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
+    "DO $pgratchet$DECLARE n pg_catalog.text;BEGIN "
+    "FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
     "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
 )
 _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
@@ -31,18 +37,19 @@ _ISO = "pg_catalog.to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')
 _STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
 
 # As others see it: SET SESSION AUTHORIZATION changes session_user only.
-_LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::text {_OURS}"
+_LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
        ({_LOGIN}) AS login,
-       current_user::text AS role,
+       current_user::pg_catalog.text AS role,
        pg_catalog.current_setting('application_name') AS application,
        ({_STARTED}) AS started,
-       (SELECT pg_catalog.bool_and(reset_val = CASE name WHEN 'lock_timeout' THEN '1000' ELSE '0' END)
-        FROM pg_catalog.pg_settings WHERE name IN ('lock_timeout', 'transaction_timeout')) AS prepared,
-       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname = 'plpgsql') AS plpgsql,
+       (SELECT pg_catalog.bool_and(reset_val {EQ} CASE WHEN name {EQ} 'lock_timeout' THEN '1000' ELSE '0' END)
+        FROM pg_catalog.pg_settings
+        WHERE name {EQ} ANY ('{{{{lock_timeout,transaction_timeout}}}}'::pg_catalog.text[])) AS prepared,
+       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql') AS plpgsql,
        pg_catalog.pg_is_in_recovery() AS standby,
-       pg_catalog.current_setting('transaction_read_only') = 'on' AS read_only,
+       pg_catalog.current_setting('transaction_read_only') {EQ} 'on' AS read_only,
        {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
        {{held}} AS held
 """
@@ -75,13 +82,11 @@ class Facts(NamedTuple):
 
 async def facts(connection: Connection, held: str | None, owner: str | None = None) -> Facts:
     """Return the facts of a session; `held` is the SQL condition under which it holds its lock, None without one."""
-    row = await connection.fetchrow(_FACTS.format(held=held or "true"))
-    if row is None:
-        raise AssertionError("a SELECT without FROM returns a row")
+    row = await own.fetchrow(connection, _FACTS.format(held=held or "true"))
     values = dict(row) | {"now": datetime.fromisoformat(row["now"])}
     if values["started"] is None:
         async with as_login(connection, owner):
-            values["started"] = await connection.fetchval(_STARTED)
+            values["started"] = await own.fetchval(connection, _STARTED)
     return Facts(**values, pooled=held is None and row["pid"] != connection.get_server_pid())
 
 
@@ -107,13 +112,18 @@ class Framing(NamedTuple):
     owner: str | None = None
 
     @property
+    def marker(self) -> str | None:
+        """What the server says behind each part of a message, None where it has no language to say it in."""
+        return self.records.marker if self.facts.plpgsql else None
+
+    @property
     def ourselves(self) -> str:
-        """What gives our own statements the role and the names back that a script may have changed, until COMMIT."""
+        """What gives the role and the search_path back that a script may have changed, until COMMIT.
+
+        A trigger on the history sees the path that it would see under psql; our own statements need none.
+        """
         role = identifier(self.owner) if self.owner else "DEFAULT"
-        return (
-            f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};"
-            "SET LOCAL search_path TO pg_catalog, pg_temp;"
-        )
+        return f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};SET LOCAL search_path TO DEFAULT;"
 
     @property
     def clean(self) -> str:

@@ -12,30 +12,41 @@ import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.postgres import own, trust
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import Table, become, identifier
+from pgratchet.postgres.sql import EQ, GT, Table, become, identifier, literal
 from pgratchet.postgres.temporary import through_races
 
+
+class Column(NamedTuple):
+    """A column's type, and what else CREATE TABLE says of it."""
+
+    type: str
+    more: str = ""
+
+
+_TEXT, _INT4, _MOMENT = "pg_catalog.text", "pg_catalog.int4", "pg_catalog.timestamptz"
+
 COLUMNS = {
-    "version": "text PRIMARY KEY",
-    "name": "text NOT NULL",
-    "kind": "text NOT NULL",
-    "checksum": "text NOT NULL",
-    "state": "text NOT NULL",
-    "statements_done": "integer NOT NULL DEFAULT 0",
-    "statements_total": "integer NOT NULL DEFAULT 0",
-    "cursor": "text",
-    "started_at": "timestamptz",
-    "finished_at": "timestamptz",
-    "applied_by": "text",
-    "backend_pid": "integer",
-    "backend_start": "timestamptz",
-    "token": "text",
-    "tool_version": "text",
-    "compatible_with": "text",
-    "reason": "text",
-    "error": "text",
+    "version": Column(_TEXT, "PRIMARY KEY"),
+    "name": Column(_TEXT, "NOT NULL"),
+    "kind": Column(_TEXT, "NOT NULL"),
+    "checksum": Column(_TEXT, "NOT NULL"),
+    "state": Column(_TEXT, "NOT NULL"),
+    "statements_done": Column(_INT4, "NOT NULL DEFAULT 0"),
+    "statements_total": Column(_INT4, "NOT NULL DEFAULT 0"),
+    "cursor": Column(_TEXT),
+    "started_at": Column(_MOMENT),
+    "finished_at": Column(_MOMENT),
+    "applied_by": Column(_TEXT),
+    "backend_pid": Column(_INT4),
+    "backend_start": Column(_MOMENT),
+    "token": Column(_TEXT),
+    "tool_version": Column(_TEXT),
+    "compatible_with": Column(_TEXT),
+    "reason": Column(_TEXT),
+    "error": Column(_TEXT),
 }
 
 READ = AppliedMigration._fields
@@ -51,6 +62,38 @@ KNOWN_TABLES = (
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
 
+_NO_TABLE_OF_OURS = (
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.WrongObjectTypeError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidTextRepresentationError,
+)
+"""The answers of `_KIND` to a relation that is no table, or has a column of another type."""
+
+_KINDS = {
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+    "S": "a sequence",
+    "c": "a composite type",
+    "i": "an index",
+    "I": "an index",
+}
+
+_FOREIGN = "version, description, filename, executed_at::pg_catalog.timestamptz, success, error_message"
+_ADOPTABLE = "only a home-made runner's table can be adopted"
+
+_RELATION = f"""
+SELECT c.relkind::pg_catalog.text AS kind, a.attname::pg_catalog.text AS name
+FROM pg_catalog.pg_class c
+LEFT JOIN (
+    SELECT a.attrelid, a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {EQ} a.atttypid
+    WHERE a.attnum {GT} 0 AND NOT a.attisdropped
+    AND t.typnamespace {EQ} 'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid
+) a ON a.attrelid {EQ} c.oid
+WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
+"""
+
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
 
@@ -60,41 +103,57 @@ class HistoryBusyError(ServerError):
 
 
 class History(NamedTuple):
-    """One history table: what can be asked of it, and how it comes into being, as `owner`'s if one is given."""
+    """One history table: what can be asked of it, and how it comes into being, as `owner`'s if one is given.
+
+    `trusted` are roles that may own it, or what is attached to it, beside those that a run trusts anyway.
+    """
 
     table: Table
     owner: str | None = None
+    trusted: Sequence[str] = ()
 
     async def read(
         self, connection: Connection, versions: Sequence[str] | None = None, patience: float | None = None
     ) -> tuple[AppliedMigration, ...]:
         """Return the rows, in no order: all, or those of `versions`. Empty where there is no table yet.
 
-        Raises ForeignTableError where the table is another tool's, HistoryBusyError where it is locked for longer than
-        the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
+        Raises ForeignTableError where the table is another tool's, or no table, HistoryBusyError where it is locked for
+        longer than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
         """
-        columns = ", ".join(READ)
-        query = f"SELECT {columns} FROM {self.table.quoted}"
-        arguments: tuple[object, ...] = ()
-        if versions is not None:
-            query += " WHERE version OPERATOR(pg_catalog.=) ANY ($1)"
-            arguments = (list(versions),)
+        some = "" if versions is None else f"version {EQ} ANY ($1) AND "
+        query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} WHERE {some}{self._is_table}"
+        arguments = () if versions is None else (list(versions),)
         try:
             async with _undone(connection):
-                rows = await connection.fetch(query, *arguments, timeout=patience)
+                rows = await own.fetch(connection, query, *arguments, patience=patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-        except asyncpg.UndefinedColumnError:
-            columns_there = await self._columns_there(connection)
+        except (asyncpg.UndefinedColumnError, *_NO_TABLE_OF_OURS):
+            raise ForeignTableError(await self._whose(connection)) from None
         except (asyncpg.LockNotAvailableError, TimeoutError):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
-            role = await connection.fetchval("SELECT current_user")
+            role = await own.fetchval(connection, "SELECT current_user")
             needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
             raise ServerError(f"{error}; the role {role} needs {needs}") from None
-        else:
-            return tuple(_applied(row) for row in rows)
-        raise ForeignTableError(self._whose(columns_there))
+        return tuple(_applied(row) for row in rows)
+
+    @property
+    def _is_table(self) -> str:
+        """An SQL condition that is true of an ordinary or partitioned table with columns of our types.
+
+        Of anything else the server refuses the whole query, mostly while it analyses it: a view, which anybody may have
+        put there, would run its owner's functions as the reader, some while the query is planned, before any condition
+        is. A type of somebody's own would make asyncpg look that type up, with a query that is not fully qualified.
+        Nothing but the last line is ever carried out.
+        """
+        types = " AND ".join(f"pg_catalog.arrayoverlap(ARRAY[{name}], NULL::{COLUMNS[name].type}[])" for name in READ)
+        return (
+            f"CASE WHEN true THEN true "
+            f"ELSE EXISTS (SELECT FROM {self.table.quoted} TABLESAMPLE pg_catalog.system (0) WHERE {types}) END "
+            f"AND (SELECT CAST(CASE WHEN relkind {EQ} 'm' THEN 'm' END AS pg_catalog.int4) FROM pg_catalog.pg_class "
+            f"WHERE oid {EQ} {literal(self.table.quoted)}::pg_catalog.regclass) IS NULL"
+        )
 
     async def read_patiently(
         self, connection: Connection, budget: Budget, versions: Sequence[str] | None = None
@@ -111,19 +170,31 @@ class History(NamedTuple):
                 await budget.poll(str(error))
 
     async def exists(self, connection: Connection) -> bool:
-        """Say whether the table is there; raises ServerError where it is, and the role may not write to it."""
-        rights = ("INSERT", "UPDATE", "DELETE")
-        missing = await connection.fetchval(
-            "SELECT ARRAY(SELECT r FROM unnest($2::text[]) r "
-            "WHERE NOT has_table_privilege(COALESCE($3, current_user), to_regclass($1), r)) "
-            "WHERE to_regclass($1) IS NOT NULL",
-            self.table.quoted,
-            rights,
-            self.owner,
+        """Say whether the table is there; raises ServerError where it is, and the role may not write to it.
+
+        Raises ForeignTableError where it is no table, or where somebody else could run code in whoever writes to it.
+        """
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        if found.kind is None:
+            return False
+        if found.kind in _KINDS:
+            raise ForeignTableError(await self._whose(connection))
+        if found.strange:
+            raise ForeignTableError(self._untrusted(found.strange))
+        if found.missing:
+            needs = f"it needs {', '.join(found.missing)} on {self.table}"
+            raise ServerError(f"{self._role} may not write the history: {needs}")
+        return True
+
+    def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
+        owners = sorted({owner for _, owner in strange})
+        return (
+            f"it is not safe to write to the history {self.table}: "
+            + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
+            + ", whose code would run with the rights of this run. If that is meant to be, name the role as trusted: "
+            + " ".join(f"--trusted-owner {owner}" for owner in owners)
+            + f", or trusted_owners = {owners}. Otherwise find out who made it, and drop it or give it to another role"
         )
-        if missing:
-            raise ServerError(f"{self._role} may not write the history: it needs {', '.join(missing)} on {self.table}")
-        return missing is not None
 
     async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         """Have the table, and let the readers read it, whoever else is making it at the same time."""
@@ -131,15 +202,17 @@ class History(NamedTuple):
             await self._grant(connection, readers, budget)
         else:
             await self._create(connection, readers, budget)
+            # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
+            await self.exists(connection)
 
     async def _create(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         """Make the table, and its schema where that is missing.
 
         In one transaction: readers that wait already see no table that they may not read.
         """
-        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        columns = ", ".join(f"{name} {column.type} {column.more}" for name, column in COLUMNS.items())
         schema = identifier(self.table.schema)
-        known = await connection.fetchval("SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
+        known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
         try:
             await through_races(
                 connection,
@@ -160,11 +233,13 @@ class History(NamedTuple):
 
     async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
         """Say whether the readers may read the table, as far as there is one; raises ServerError for no role's name."""
-        login = "" if self.owner is None else " UNION SELECT session_user"
-        granted: bool = await connection.fetchval(
-            "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_schema_privilege(r, $1, 'USAGE') "
-            "AND pg_catalog.has_table_privilege(r, pg_catalog.to_regclass($2), 'SELECT')), true) "
-            f"FROM (SELECT pg_catalog.unnest($3::text[]){login}) AS role (r) "
+        login = "" if self.owner is None else " UNION SELECT session_user::pg_catalog.text"
+        granted: bool = await own.fetchval(
+            connection,
+            "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_schema_privilege(r::pg_catalog.name, $1, 'USAGE') "
+            "AND pg_catalog.has_table_privilege(r::pg_catalog.name, "
+            "pg_catalog.to_regclass($2)::pg_catalog.oid, 'SELECT')), true) "
+            f"FROM (SELECT pg_catalog.unnest($3::pg_catalog.text[]){login}) AS role (r) "
             "WHERE pg_catalog.to_regclass($2) IS NOT NULL",
             self.table.schema,
             self.table.quoted,
@@ -188,40 +263,46 @@ class History(NamedTuple):
 
     async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:
         """Return the rows that a home-made runner has written; raises ForeignTableError for any other table."""
-        there = await self._columns_there(connection)
-        if not there:
-            raise UsageError(f"there is no table {self.table} to adopt")
-        if not there.issuperset(ForeignRow._fields):
-            raise ForeignTableError(f"{self._whose(there)}; only a home-made runner's table can be adopted")
-        rows = await connection.fetch(
-            "SELECT version, description, filename, executed_at::timestamptz, success, error_message "
-            f"FROM {self.table.quoted}"
-        )
+        async with connection.transaction():
+            try:
+                # Nobody changes it between the look at what it is and the reading.
+                await own.execute(connection, f"LOCK TABLE {self.table.quoted} IN ACCESS SHARE MODE")
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                raise UsageError(f"there is no table {self.table} to adopt") from None
+            except asyncpg.WrongObjectTypeError:
+                raise ForeignTableError(f"{self.table} is no table; {_ADOPTABLE}") from None
+            kind, columns = await self._relation(connection)
+            if kind in _KINDS or not columns.issuperset(ForeignRow._fields):
+                raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
+            rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
 
     async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
         """Record what another tool has applied, all of it or nothing; to be called under the lock."""
-        await connection.executemany(
+        await own.executemany(
+            connection,
             f"INSERT INTO {self.table.quoted} (version, name, kind, checksum, state, started_at, finished_at, reason) "
             f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
             [(*row, reason) for row in rows],
         )
 
-    async def _columns_there(self, connection: Connection) -> set[str]:
-        rows = await connection.fetch(
-            "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = pg_catalog.to_regclass($1) "
-            "AND attnum > 0 AND NOT attisdropped",
-            self.table.quoted,
-        )
-        return {row["attname"] for row in rows}
+    async def _whose(self, connection: Connection) -> str:
+        return self._described(*await self._relation(connection))
 
-    def _whose(self, columns: set[str]) -> str:
-        whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")
+    async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
+        """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
+        rows = await own.fetch(connection, _RELATION, self.table.quoted)
+        return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
+
+    def _described(self, kind: str | None, columns: set[str]) -> str:
         other = f"{self.table.schema}.pgratchet_migrations"
-        if whose == "a home-made runner":
-            way_out = f"'pgratchet adopt' takes its history over into {other}"
-        else:
-            way_out = f'keep it, and give pgratchet a table of its own (table = "{other}")'
+        keep = f'keep it, and give pgratchet a table of its own (table = "{other}")'
+        if kind in _KINDS:
+            return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
+        if columns.issuperset(COLUMNS):
+            return f"the table {self.table} has the columns of pgratchet's, but of other types; {keep}"
+        whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")
+        way_out = f"'pgratchet adopt' takes its history over into {other}" if whose == "a home-made runner" else keep
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 

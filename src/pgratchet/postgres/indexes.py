@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import asyncpg
 
-from pgratchet.postgres import backends
+from pgratchet.postgres import backends, own
+from pgratchet.postgres.message import Message
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import literal
+from pgratchet.postgres.sql import CONCAT, EQ, MATCHES, NE, literal
 from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
@@ -18,30 +19,33 @@ _log = logging.getLogger("pgratchet")
 
 # Never those of partitioned tables (relkind I): they are invalid until all partitions have theirs. Names are
 # resolved as the script's own session does it.
-_OF_TABLE = """
+_OF_TABLE = f"""
 SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, i.indrelid AS table, i.indisvalid AS valid,
-       COALESCE(c.oid = pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.' || $2), false) AS wanted
+       COALESCE(c.oid {EQ} pg_catalog.to_regclass(
+           pg_catalog.quote_ident(n.nspname::pg_catalog.text) {CONCAT} '.' {CONCAT} $2::pg_catalog.text
+       )::pg_catalog.oid, false) AS wanted
 FROM pg_catalog.pg_index i
-JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE i.indrelid = pg_catalog.to_regclass($1) AND c.relkind = 'i'
+JOIN pg_catalog.pg_class c ON c.oid {EQ} i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE i.indrelid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid AND c.relkind {EQ} 'i'
 ORDER BY c.oid
 """
 
 _LEFTOVERS = f"""
-SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, i.indrelid::pg_catalog.regclass::text AS table
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+       i.indrelid::pg_catalog.regclass::pg_catalog.text AS table
 FROM pg_catalog.pg_index i
-JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relname ~ '_cc(new|old)[0-9]*$' AND NOT EXISTS (
-    SELECT FROM {backends.LOCKS} AND l.relation = i.indrelid AND l.pid <> pg_catalog.pg_backend_pid()
-    AND l.mode = 'ShareUpdateExclusiveLock')
+JOIN pg_catalog.pg_class c ON c.oid {EQ} i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE NOT i.indisvalid AND c.relkind {EQ} 'i' AND c.relname {MATCHES} '_cc(new|old)[0-9]*$' AND NOT EXISTS (
+    SELECT FROM {backends.LOCKS} AND l.relation {EQ} i.indrelid AND l.pid {NE} pg_catalog.pg_backend_pid()
+    AND l.mode {EQ} 'ShareUpdateExclusiveLock')
 ORDER BY 1
 """
 
 _SUSPEND = """
 SELECT s.name, pg_catalog.current_setting(s.name) AS value, pg_catalog.set_config(s.name, '0', false) AS now
-FROM pg_catalog.unnest($1::text[]) AS s(name)
+FROM pg_catalog.unnest($1::pg_catalog.text[]) AS s(name)
 """
 
 
@@ -57,7 +61,7 @@ class Index(NamedTuple):
 
 async def of_table(connection: Connection, table: str, name: str | None = None) -> list[Index]:
     """Return the indexes of a table, given the names as a script writes them; none where there is no such table."""
-    return [Index(**dict(row)) for row in await connection.fetch(_OF_TABLE, table, name)]
+    return [Index(**dict(row)) for row in await own.fetch(connection, _OF_TABLE, table, name)]
 
 
 async def settled(wire: Wire, table: str, name: str | None, ours: Callable[[Index], bool]) -> list[Index]:
@@ -91,7 +95,7 @@ async def drop_invalid(wire: Wire, indexes: Sequence[Index]) -> list[str]:
 async def _drop(wire: Wire, name: str) -> None:
     for attempt in count():
         try:
-            await wire.send(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            await wire.send(Message(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
         except asyncpg.PostgresError as error:
             if wire.connection.is_closed() or not may_pass(error, attempt):
                 raise
@@ -105,16 +109,16 @@ async def leftovers(connection: Connection) -> list[str]:
     return [
         f"{row['name']} on {row['table']} is an invalid leftover of REINDEX CONCURRENTLY; "
         f"remove it with DROP INDEX CONCURRENTLY {row['name']}"
-        for row in await connection.fetch(_LEFTOVERS)
+        for row in await own.fetch(connection, _LEFTOVERS)
     ]
 
 
 async def suspend(connection: Connection, *timeouts: str) -> dict[str, str]:
     """Lift time limits of the session, and return what they were."""
-    return {row["name"]: row["value"] for row in await connection.fetch(_SUSPEND, timeouts)}
+    return {row["name"]: row["value"] for row in await own.fetch(connection, _SUSPEND, timeouts)}
 
 
 async def restore(connection: Connection, was: dict[str, str]) -> None:
     """Set time limits that were lifted again."""
     for name, value in was.items():
-        await connection.execute(f"SET {name} = {literal(value)}")
+        await own.execute(connection, f"SET {name} = {literal(value)}")

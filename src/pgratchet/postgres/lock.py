@@ -3,27 +3,32 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
+from uuid import uuid4
 
 from pgratchet.core.model import Lock
+from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import Table, become
+from pgratchet.postgres.sql import EQ, Table, become
 
-LOCK_ROWS = "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = $1 AND l.objid = $2"
+LOCK_ROWS = (
+    f"l.locktype {EQ} 'advisory' AND l.granted AND l.objsubid {EQ} 1 "
+    f"AND l.classid {EQ} $1::pg_catalog.oid AND l.objid {EQ} $2::pg_catalog.oid"
+)
 """Which rows of pg_locks stand for a 64-bit key, given its halves (PostgreSQL's manual, chapter 54, pg_locks)."""
 
 _WORD = 0xFFFFFFFF
 
 HOLDERS = (
-    "pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database "
-    f"AND d.datname = pg_catalog.current_database() WHERE {LOCK_ROWS}"
+    f"pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid {EQ} l.database "
+    f"AND d.datname {EQ} pg_catalog.current_database() WHERE {LOCK_ROWS}"
 )
 """The rows of pg_locks in this database that stand for the key with the halves $1 and $2."""
 
 _HOLDER = (
     "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a "
-    f"WHERE a.pid IN (SELECT l.pid FROM {HOLDERS})"
+    f"WHERE a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS})"
 )
 
 
@@ -57,8 +62,8 @@ async def acquire(connection: Connection, key: int, pid: int | None = None) -> b
     It is taken twice, for the sake of `still_held`.
     """
     twice = "CASE WHEN pg_catalog.pg_try_advisory_lock($1) THEN pg_catalog.pg_try_advisory_lock($1) ELSE false END"
-    here = "COALESCE(pg_catalog.pg_backend_pid() = $2, true)"
-    held: bool | None = await connection.fetchval(f"SELECT CASE WHEN {here} THEN {twice} END", key, pid)
+    here = f"COALESCE(pg_catalog.pg_backend_pid() {EQ} $2, true)"
+    held: bool | None = await own.fetchval(connection, f"SELECT CASE WHEN {here} THEN {twice} END", key, pid)
     if held is None:
         raise PooledError
     return held
@@ -66,7 +71,7 @@ async def acquire(connection: Connection, key: int, pid: int | None = None) -> b
 
 async def is_free(connection: Connection, key: int) -> bool:
     """Say whether nobody else holds the lock; has it itself until the transaction ends, and no longer."""
-    return bool(await connection.fetchval("SELECT pg_catalog.pg_try_advisory_xact_lock($1)", key))
+    return bool(await own.fetchval(connection, "SELECT pg_catalog.pg_try_advisory_xact_lock($1)", key))
 
 
 @asynccontextmanager
@@ -81,7 +86,7 @@ async def exclusively(
         async with connection.transaction(isolation="read_committed"):
             if key is None or await is_free(connection, key):
                 if role is not None:
-                    await connection.execute(become(role, local=True))
+                    await own.execute(connection, become(role, local=True))
                 yield
                 return
         await budget.poll("waiting for another runner to give back the lock")
@@ -89,8 +94,8 @@ async def exclusively(
 
 async def holder(connection: Connection, key: int) -> Holder | None:
     """Return who holds the lock, None where nobody does."""
-    row = await connection.fetchrow(_HOLDER, *halves(key))
-    return Holder(row["pid"], row["usename"], row["application_name"]) if row else None
+    rows = await own.fetch(connection, _HOLDER, *halves(key))
+    return Holder(rows[0]["pid"], rows[0]["usename"], rows[0]["application_name"]) if rows else None
 
 
 def halves(key: int) -> tuple[int, int]:
@@ -123,16 +128,16 @@ def held(key: int) -> str:
     """
     high, low = halves(key)
     rows = LOCK_ROWS.replace("$1", f"'{high}'").replace("$2", f"'{low}'")
-    return f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {rows} AND l.pid = pg_catalog.pg_backend_pid())"
+    return f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {rows} AND l.pid {EQ} pg_catalog.pg_backend_pid())"
 
 
 def records(table: Table, by: Lock) -> Records:
-    """Return the history's SQL for runners that are kept apart by that."""
-    key = table.lock_key
+    """Return the history's SQL for one run, whose runners are kept apart by that."""
+    key, secret = table.lock_key, uuid4().hex
     match by:
         case Lock.SESSION:
-            return Records(table, still_held(key))
+            return Records(table, still_held(key), secret)
         case Lock.TRANSACTION:
-            return Records(table, "true", taken_for_transaction(key))
+            return Records(table, "true", secret, taken_for_transaction(key))
         case Lock.NONE:
-            return Records(table, "true", "")
+            return Records(table, "true", secret, "")

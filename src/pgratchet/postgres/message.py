@@ -7,12 +7,6 @@ from pgratchet.core.model import Segment
 from pgratchet.core.scripts import CHUNK, MOST_MARKERS
 from pgratchet.postgres.records import Claim
 
-MARKER = "pgratchet marker"
-"""What the server says after each segment. INFO, because pg_dump's client_min_messages stops NOTICE."""
-
-MARK = f"DO $pgratchet$BEGIN RAISE INFO '{MARKER}';END$pgratchet$;"
-"""Always the same text, so that pg_stat_statements counts one statement; the client counts them."""
-
 END = "\n;"
 """What ends each segment: a comment that is the last thing in a file would swallow a mere semicolon."""
 
@@ -31,10 +25,10 @@ class Part(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent at once, and where in it the files' own text stands."""
+    """What is sent at once, and where in it the files' own text stands: nowhere, where all of it is ours."""
 
     text: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -45,8 +39,20 @@ class Frame(NamedTuple):
     tail: str
 
 
-def compose(frames: Sequence[Frame], *, markers: bool) -> Iterator[Message]:
-    """Yield the messages that run the framed scripts in order: one, or several for one large script."""
+def mark(marker: str) -> str:
+    """Return the statement that has the server say `marker`: what stands before it is done.
+
+    All of a run have the same text, of which pg_stat_statements keeps one entry. INFO, because pg_dump's
+    client_min_messages stops NOTICE.
+    """
+    return f"DO $pgratchet$BEGIN RAISE INFO '{marker}';END$pgratchet$;"
+
+
+def compose(frames: Sequence[Frame], marker: str | None) -> Iterator[Message]:
+    """Yield the messages that run the framed scripts in order: one, or several for one large script.
+
+    The server says `marker` after each segment, where one is given.
+    """
     pieces: list[str] = []
     parts: list[Part] = []
     length = 0
@@ -58,7 +64,7 @@ def compose(frames: Sequence[Frame], *, markers: bool) -> Iterator[Message]:
 
     for frame in frames:
         script = frame.claim.step.script
-        marked = markers and 1 < len(script.segments) <= MOST_MARKERS + 1
+        marked = marker is not None and 1 < len(script.segments) <= MOST_MARKERS + 1
         add(frame.head)
         for segment in script.segments:
             if parts and length + segment.end - segment.start > 4 * CHUNK:
@@ -66,7 +72,7 @@ def compose(frames: Sequence[Frame], *, markers: bool) -> Iterator[Message]:
                 pieces, parts, length = [], [], 0
             parts.append(Part(length, frame.claim, segment, marked))
             add(script.source.text[segment.start : segment.end])
-            add(END + MARK if marked else END)
+            add(END + mark(marker) if marked and marker else END)
         add(frame.tail)
     yield Message("".join(pieces), tuple(parts))
 

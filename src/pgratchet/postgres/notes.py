@@ -6,24 +6,26 @@ It is evaluated as the script's own session sees it, before our own statements t
 from pgratchet.core.bare import Bare, Nature
 from pgratchet.postgres.records import SESSION, TARGET
 from pgratchet.postgres.session import LATER_SETTINGS, SETTINGS
-from pgratchet.postgres.sql import literal
+from pgratchet.postgres.sql import CONCAT, EQ, NE, literal
 
 # Of settings those whose names have no dot: of the others the server lists only some, depending on what it has
 # loaded. The translation leaves out what stands in a cursor for something else.
 _SESSION = """
 SELECT pg_catalog.translate(
     COALESCE(pg_catalog.string_agg(f.fact, '; ' ORDER BY f.fact COLLATE pg_catalog."C"), ''), '>', '')
-FROM (SELECT 'role = ' || pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'
+FROM (SELECT 'role = ' {CONCAT} pg_catalog.current_setting('role')
+      WHERE pg_catalog.current_setting('role') {NE} 'none'
       UNION ALL
-      SELECT 'session_authorization = ' || session_user WHERE session_user <> {login}
+      SELECT 'session_authorization = ' {CONCAT} session_user::pg_catalog.text
+      WHERE session_user::pg_catalog.text {NE} {login}
       UNION ALL
-      SELECT name || ' = ' || setting FROM pg_catalog.pg_settings
-      WHERE source = 'session' AND name NOT LIKE '%.%' AND name NOT IN ({ours})
+      SELECT name {CONCAT} ' = ' {CONCAT} setting FROM pg_catalog.pg_settings
+      WHERE source {EQ} 'session' AND pg_catalog.strpos(name, '.') {EQ} 0 AND name {NE} ALL ({ours})
       UNION ALL
-      SELECT o.type || ' ' || o.identity
+      SELECT o.type {CONCAT} ' ' {CONCAT} o.identity
       FROM pg_catalog.pg_depend d, pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) o
-      WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass
-      AND d.refobjid = pg_catalog.pg_my_temp_schema()) AS f(fact)
+      WHERE d.refclassid {EQ} 'pg_catalog.pg_namespace'::pg_catalog.regclass::pg_catalog.oid
+      AND d.refobjid {EQ} pg_catalog.pg_my_temp_schema()) AS f(fact)
 """
 
 
@@ -32,8 +34,9 @@ def session(login: str) -> str:
 
     What is a default of the role or the database is nobody's doing here.
     """
-    ours = ", ".join(map(literal, ("application_name", *SETTINGS, *LATER_SETTINGS)))
-    return _SESSION.format(login=literal(login), ours=ours)
+    names = ",".join(("application_name", *SETTINGS, *LATER_SETTINGS))
+    ours = f"{literal(f'{{{names}}}')}::pg_catalog.text[]"
+    return _SESSION.format(login=literal(login), ours=ours, CONCAT=CONCAT, EQ=EQ, NE=NE)
 
 
 def take(login: str) -> str:
@@ -43,7 +46,7 @@ def take(login: str) -> str:
 
 def take_again(login: str) -> str:
     """Return SQL that has the session noted as it is behind a COMMIT, which may have ended some of what was noted."""
-    nothing = f"pg_catalog.current_setting({literal(SESSION)}, true) = ''"
+    nothing = f"pg_catalog.current_setting({literal(SESSION)}, true) {EQ} ''"
     # To look at all settings takes longer than a small statement.
     now = f"CASE WHEN {nothing} THEN '' ELSE ({session(login)}) END"
     return f"SELECT pg_catalog.set_config({literal(SESSION)}, {now}, false);"
@@ -61,7 +64,7 @@ def target(about: Bare) -> str:
         case Nature.DETACH:
             return f"ARRAY[{_oid(about.name)}, {_oid(about.table)}]"
         case Nature.BUILD:
-            return f"ARRAY(SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = {_oid(about.table)})"
+            return f"ARRAY(SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid {EQ} {_oid(about.table)})"
         case _:
             return "'{}'::pg_catalog.oid[]"
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import cast
 
 from pgratchet.core.model import Step
+from pgratchet.postgres import own
 from pgratchet.postgres.failures import StepError, from_python
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.lending import lent
@@ -33,7 +34,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     except (Exception, SystemExit) as error:
         if wire.connection.is_closed():
             raise
-        raise StepError(from_python(claim, error), error) from error
+        raise StepError(from_python(claim, error, framing.records.raised(error)), error) from error
 
 
 async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
@@ -42,10 +43,10 @@ async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool)
     # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
     # migration would then not be a savepoint.
     async with lent(connection), connection.transaction(isolation="read_committed"), undone(wire, framing):
-        await connection.execute(framing.opening(claim, over_failed=over_failed))
+        await own.execute(connection, framing.opening(claim, over_failed=over_failed))
         await wire.watch(partial(function, connection))
         # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
-        await connection.execute(framing.closing(claim, durable=False) + framing.clean + DURABLE)
+        await own.execute(connection, framing.closing(claim, durable=False) + framing.clean + DURABLE)
 
 
 @asynccontextmanager

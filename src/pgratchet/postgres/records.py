@@ -1,22 +1,20 @@
 """The SQL that writes the history: claims, records, counts and failures, each fenced."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 from pgratchet.core.halfway import MARK, Settled
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
-from pgratchet.postgres.sql import Table, literal
+from pgratchet.postgres.sql import CONCAT, EQ, GT, NE, Table, literal
 
 DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
-    "WHERE pg_catalog.current_setting('synchronous_commit') = 'off';"
+    f"WHERE pg_catalog.current_setting('synchronous_commit') {EQ} 'off';"
 )
 """Has the transaction's COMMIT, and all its session's before it, survive a crash, whatever a role or a script has set.
 
 Only `off` is weaker than that; `local` and up stay as somebody wants them.
 """
-
-FENCE = "pgratchet fence: "
-"""How the errors begin that our own statements raise when a migration has broken its bounds."""
 
 SESSION = "pgratchet.session"
 """The setting that has what had been made of the session when it was last noted."""
@@ -24,9 +22,27 @@ SESSION = "pgratchet.session"
 TARGET = "pgratchet.target"
 """The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
 
-BUSY = "pgratchet: another runner is at work"
-MOVED = "pgratchet: another runner has been at work"
-"""What our own statements raise when it is not a step's turn, now or any more."""
+
+class Guard(StrEnum):
+    """What a statement of our own raises, and why."""
+
+    BUSY = "another runner is at work"
+    """It is not a step's turn now."""
+    MOVED = "another runner has been at work"
+    """It is not a step's turn any more."""
+    LOCK = "the lock is not held any more"
+    ROW = "the history row is not as this run has written it"
+
+    @property
+    def is_fence(self) -> bool:
+        """Whether something has broken the bounds of a migration."""
+        return self in (Guard.LOCK, Guard.ROW)
+
+
+INVALID_TEXT_REPRESENTATION = "22P02"
+
+_CLOSING_QUOTES = "\"'»«“”„』」 \N{NO-BREAK SPACE}"
+"""What follows a value in the server's translations of a message that ends with it."""
 
 
 class Writer(NamedTuple):
@@ -54,11 +70,30 @@ class Records(NamedTuple):
     `lock_held` is the condition under which a run still holds its lock. Where none is held from step to step,
     `take_lock` takes it for the length of a transaction, or is empty where there is none at all; then each
     transaction finds out for itself whether it still is that step's turn.
+
+    `secret` is a random token of the run that is never stored: an error or a notice is our own statement's only if it
+    says it. A migration can raise anything else, and so can a value in a row, which the server quotes.
     """
 
     table: Table
     lock_held: str
+    secret: str
     take_lock: str | None = None
+
+    @property
+    def marker(self) -> str:
+        """What the server says where a message of this run has come to a marker."""
+        return f"pgratchet {self.secret}"
+
+    def raised(self, error: BaseException) -> Guard | None:
+        """Return which guard of this run an error is, None for any other error."""
+        if getattr(error, "sqlstate", None) != INVALID_TEXT_REPRESENTATION:
+            return None
+        said = str(error.args[0]).rstrip(_CLOSING_QUOTES)
+        return next((guard for guard in Guard if said.endswith(self._alarm(guard))), None)
+
+    def _alarm(self, guard: Guard) -> str:
+        return f"pgratchet {self.secret}: {guard}"
 
     def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
         """Return the SQL that claims a version: the first thing in its transaction.
@@ -72,13 +107,13 @@ class Records(NamedTuple):
         """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
         if self.take_lock is None:
             return ""
-        taken = _raise_unless(self.take_lock, BUSY) if self.take_lock else ""
+        taken = self._raise_unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
         if claim.newest is None:
             return taken
         # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
         newest = f"SELECT COALESCE(pg_catalog.max(version::pg_catalog.numeric), -1) FROM {self.table.quoted}"
-        applied = f"({newest} WHERE state = {literal(RecordState.APPLIED)}) = {claim.newest}"
-        return taken + _raise_unless(applied, MOVED)
+        applied = f"({newest} WHERE state {EQ} {literal(RecordState.APPLIED)}) {EQ} {claim.newest}"
+        return taken + self._raise_unless(applied, Guard.MOVED)
 
     def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
         step = claim.step
@@ -87,7 +122,7 @@ class Records(NamedTuple):
             # read may be older than the last thing that the runner has counted or begun (model/, variant STALE).
             return self._take(claim, writer, _as_read(step.over), {})
         if step.direction is Direction.DOWN:
-            return self._take(claim, writer, f"state = {literal(RecordState.APPLIED)}", _first_cursor(step))
+            return self._take(claim, writer, f"state {EQ} {literal(RecordState.APPLIED)}", _first_cursor(step))
         return self._insert(claim, writer, RecordState.RUNNING, None, replacing=over_failed) + ";"
 
     def record(self, claim: Claim) -> str:
@@ -96,18 +131,18 @@ class Records(NamedTuple):
         It cannot unless the row was written by this very transaction (its xmin) and the lock is still held:
         a script that committed, rolled back, unlocked or touched the row fails here instead of lying.
         """
-        return self._finish(claim, "xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid")
+        return self._finish(claim, f"xmin {EQ} pg_catalog.pg_current_xact_id()::pg_catalog.xid")
 
     def tally(self, claim: Claim, done: int, cursor: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
         values = f"statements_done = {done}, cursor = {_noted(cursor)}"
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
-        return self._fenced(f"{update} AND statements_done = {done - 1}")
+        return self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
 
     def note(self, claim: Claim, cursor: str) -> str:
         """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
         noted = _noted(cursor)
-        return f"UPDATE {self.table.quoted} SET cursor = {noted} WHERE {self._own(claim)} AND cursor <> {noted};"
+        return f"UPDATE {self.table.quoted} SET cursor = {noted} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
 
     def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
         """Return the SQL that says that the statement behind the first `done` is about to run bare.
@@ -115,14 +150,15 @@ class Records(NamedTuple):
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
         now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
-        target = f"pg_catalog.current_setting({literal(TARGET)}) || ' '"
-        cursor = f"{_noted(before)} || {literal(f'{MARK}{after} ')} || {target} || {now}"
+        target = f"pg_catalog.current_setting({literal(TARGET)}) {CONCAT} ' '"
+        cursor = f"{_noted(before)} {CONCAT} {literal(f'{MARK}{after} ')} {CONCAT} {target} {CONCAT} {now}"
         update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
-        return self._fenced(f"{update} AND statements_done = {done}")
+        proof = f"pg_catalog.strpos(cursor, {literal(MARK)}) {GT} 0"
+        return self._fenced(f"{update} AND statements_done {EQ} {done}", proof)
 
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
-        return self._finish(claim, f"statements_done = {claim.step.script.statements}")
+        return self._finish(claim, f"statements_done {EQ} {claim.step.script.statements}")
 
     def doubt(self, claim: Claim, error: str) -> str:
         """Return the SQL that says what happened to a step of which nobody knows how far it came.
@@ -164,13 +200,15 @@ class Records(NamedTuple):
         }
         if migration is not None and settled.state is RecordState.APPLIED:
             values |= self._file(migration)
+        proof = f"state {EQ} {literal(settled.state)}"
         if row is None:
             return self._fenced(
-                f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
+                f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})", proof
             )
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
         return self._fenced(
-            f"UPDATE {self.table.quoted} SET {settings} WHERE version = {literal(row.version)} AND {_as_read(row)}"
+            f"UPDATE {self.table.quoted} SET {settings} WHERE version {EQ} {literal(row.version)} AND {_as_read(row)}",
+            proof,
         )
 
     def flush(self, claim: Claim) -> str:
@@ -179,8 +217,8 @@ class Records(NamedTuple):
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replacing: bool) -> str:
         """Return the SQL that inserts a row, in the place of one that is left from before if it is `replacing` that."""
-        left = ", ".join(map(literal, (RecordState.FAILED, RecordState.PENDING)))
-        delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state IN ({left})"
+        left = f"'{{{RecordState.FAILED},{RecordState.PENDING}}}'::pg_catalog.text[]"
+        delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state {EQ} ANY ({left})"
         migration = claim.step.migration
         now = "pg_catalog.clock_timestamp()"
         values = (
@@ -218,7 +256,8 @@ class Records(NamedTuple):
             values["checksum"] = literal(step.migration.checksum)
             values["compatible_with"] = literal(step.migration.up.options.compatible_with)
         settings = ", ".join(f"{name} = {value}" for name, value in values.items())
-        return self._fenced(f"UPDATE {self.table.quoted} SET {settings} WHERE {self._version(claim)} AND {condition}")
+        update = f"UPDATE {self.table.quoted} SET {settings} WHERE {self._version(claim)} AND {condition}"
+        return self._fenced(update, f"token {EQ} {literal(claim.token)}")
 
     def _file(self, migration: Migration) -> dict[str, str]:
         return {
@@ -240,44 +279,49 @@ class Records(NamedTuple):
 
     def _finish(self, claim: Claim, condition: str) -> str:
         if claim.step.direction is Direction.DOWN:
-            act = f"DELETE FROM {self.table.quoted}"
+            act, proof = f"DELETE FROM {self.table.quoted}", "true"
         else:
             values = f"state = {literal(RecordState.APPLIED)}, statements_done = statements_total"
             act = f"UPDATE {self.table.quoted} SET {values}, finished_at = pg_catalog.clock_timestamp(), error = NULL"
-        return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}")
+            proof = f"state {EQ} {literal(RecordState.APPLIED)}"
+        return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}", proof)
 
     def _version(self, claim: Claim) -> str:
-        return f"version = {literal(claim.step.migration.version)}"
+        return f"version {EQ} {literal(claim.step.migration.version)}"
 
     def _own(self, claim: Claim) -> str:
-        return f"{self._version(claim)} AND token = {literal(claim.token)}"
+        return f"{self._version(claim)} AND token {EQ} {literal(claim.token)}"
 
-    def _fenced(self, act: str) -> str:
+    def _fenced(self, act: str, proof: str) -> str:
         """Return SQL that acts on exactly one row, under the lock, or raises.
 
-        The cast raises without plpgsql; the count keeps the planner from folding it into a constant.
+        The row must be as `proof` says afterwards: a trigger can undo an UPDATE. The cast raises without plpgsql; the
+        count keeps the planner from folding it into a constant.
         """
-        lost = literal(f"{FENCE}the lock is not held any more")
-        other = literal(f"{FENCE}the history row is not as this run has written it")
+        lost, other = literal(self._alarm(Guard.LOCK)), literal(self._alarm(Guard.ROW))
         return (
-            f"WITH touched AS ({act} RETURNING 1) SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
-            f"WHEN pg_catalog.count(*) <> 1 THEN {other} ELSE '1' END AS pg_catalog.int4) FROM touched;"
+            f"WITH touched AS ({act} RETURNING {proof} AS written) "
+            f"SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
+            f"WHEN pg_catalog.count(*) FILTER (WHERE written) {NE} 1 OR pg_catalog.count(*) {NE} 1 THEN {other} "
+            "ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
+
+    def _raise_unless(self, condition: str, guard: Guard) -> str:
+        """Return SQL that raises, without plpgsql, unless the condition holds."""
+        alarm = literal(self._alarm(guard))
+        return f"SELECT CAST(CASE WHEN {condition} THEN '1' ELSE {alarm} END AS pg_catalog.int4);"
 
 
 def _as_read(row: AppliedMigration) -> str:
     values = {"state": row.state, "token": row.token, "cursor": row.cursor}
-    return " AND ".join(f"{name} IS NOT DISTINCT FROM {literal(value)}" for name, value in values.items())
+    return " AND ".join(
+        f"{name} IS NULL" if value is None else f"{name} {EQ} {literal(value)}" for name, value in values.items()
+    )
 
 
 def _noted(cursor: str) -> str:
-    return f"{literal(f'{cursor} ')} || pg_catalog.current_setting({literal(SESSION)})"
+    return f"{literal(f'{cursor} ')} {CONCAT} pg_catalog.current_setting({literal(SESSION)})"
 
 
 def _first_cursor(step: Step) -> dict[str, str]:
     return {"cursor": literal("" if step.script.mode is Mode.STATEMENTS else None)}
-
-
-def _raise_unless(condition: str, message: str) -> str:
-    """Return SQL that raises the message, without plpgsql, unless the condition holds."""
-    return f"SELECT CAST(CASE WHEN {condition} THEN '1' ELSE {literal(message)} END AS pg_catalog.int4);"

@@ -13,14 +13,14 @@ from pgratchet.postgres.failures import StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.lending import lent
-from pgratchet.postgres.message import Frame, Part, compose
+from pgratchet.postgres.message import Frame, Message, Part, compose
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.wire import Wire
 
 
-async def run(
-    wire: Wire, framing: Framing, progress: Progress, steps: Sequence[Step], failed: frozenset[str]
+async def run(  # noqa: PLR0913, PLR0917 - the run's parts, and what it is to do
+    wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step], failed: frozenset[str]
 ) -> list[Finished]:
     """Return what was done and undone; `progress` says meanwhile which step a lost session would be charged to.
 
@@ -33,7 +33,7 @@ async def run(
     await transaction.start()
     try:
         async with python_steps.undone(wire, framing):
-            await History(framing.records.table, framing.owner).ensure(connection, (), wire.budget)
+            await history.ensure(connection, (), wire.budget)
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.flying = (claim,)
@@ -42,8 +42,9 @@ async def run(
                 except Exception as error:
                     if connection.is_closed():
                         raise
-                    failures.raise_if_not_its_turn(error.cause if isinstance(error, StepError) else error)
-                    raise MigrationFailedError(_failure(claim, error)) from error
+                    cause = error.cause if isinstance(error, StepError) else error
+                    failures.raise_if_not_its_turn(framing.records, cause)
+                    raise MigrationFailedError(_failure(framing, claim, error)) from error
     finally:
         if not connection.is_closed():
             await transaction.rollback()
@@ -66,28 +67,31 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
     # Deferred again: otherwise the checks of one file's end would hold for all that is left of the transaction.
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
-        await wire.send(opening)
+        await wire.send(Message(opening))
         async with lent(wire.connection):
             await python_steps.load(claim.step)(wire.connection)
-        await wire.send(closing)
+        await wire.send(Message(closing))
         return
     wire.restart()
     sent: list[Part] = []
-    for message in compose([Frame(claim, opening, closing)], markers=framing.facts.plpgsql):
+    for message in compose([Frame(claim, opening, closing)], framing.marker):
         sent += message.parts
         try:
             with wire.listening():
-                await wire.send(message.text)
+                await wire.send(message)
         except asyncpg.PostgresError as error:
             # The last notices are handed over one turn of the loop after the error.
             await anyio.lowlevel.checkpoint()
             spot = failures.spot(message, error, failures.reached(sent, claim, wire.marks))
-            raise StepError(failures.from_server(claim, error, spot), error) from error
+            raised = framing.records.raised(error)
+            raise StepError(failures.from_server(claim, error, spot, raised), error) from error
 
 
-def _failure(claim: Claim, error: Exception) -> Failure:
-    cause = error.cause if isinstance(error, StepError) else error
-    failure = error.failure if isinstance(error, StepError) else failures.from_python(claim, error)
+def _failure(framing: Framing, claim: Claim, error: Exception) -> Failure:
+    if isinstance(error, StepError):
+        cause, failure = error.cause, error.failure
+    else:
+        cause, failure = error, failures.from_python(claim, error, framing.records.raised(error))
     if isinstance(cause, asyncpg.UnsafeNewEnumValueUsageError):
         hint = (
             "this is the one thing that cannot be rehearsed: a new enum value can be used only after a COMMIT, "

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pgratchet.postgres import own
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import become
 
@@ -17,6 +18,6 @@ async def as_login(connection: Connection, owner: str | None) -> AsyncIterator[N
         yield
         return
     async with connection.transaction():
-        await connection.execute("SET LOCAL ROLE NONE")
+        await own.execute(connection, "SET LOCAL ROLE NONE")
         yield
-        await connection.execute(become(owner, local=True))
+        await own.execute(connection, become(owner, local=True))

@@ -10,20 +10,20 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
+from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.lending import Lendable
-from pgratchet.postgres.sql import identifier, literal
+from pgratchet.postgres.sql import EQ, identifier, literal
 from pgratchet.postgres.unreachable import cure, may_pass
 
-# In quotes: asyncpg's class is generic in its stubs only.
-Connection: TypeAlias = "asyncpg.Connection[Any]"
+Connection: TypeAlias = own.Connection
 Connect = Callable[[], Awaitable[Connection]]
 
 CLOSE_SECONDS = 5.0
@@ -153,7 +153,7 @@ def settings_sql(*, local: bool = False) -> str:
     wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
     return (
         f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
-        f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name = s.name"
+        f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name {EQ} s.name"
     )
 
 
@@ -170,7 +170,7 @@ def _becoming(role: str | None) -> Iterator[None]:
 
 async def _prepare(connection: Connection, role: str | None, name: str, pid: int | None) -> None:
     """Give a session our settings, its role and its name, unless another server process answers than `pid`."""
-    here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() = {pid}"
+    here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() {EQ} {pid}"
     more = {"application_name": name, "role": role or ""}
     sql = "".join(
         f";SELECT pg_catalog.set_config({literal(setting)}, {literal(value)}, false){here}"
@@ -179,7 +179,7 @@ async def _prepare(connection: Connection, role: str | None, name: str, pid: int
     )
     try:
         with _becoming(role):
-            await connection.execute(settings_sql() + here + sql)
+            await own.execute(connection, settings_sql() + here + sql)
     except BaseException:
         connection.terminate()
         raise
@@ -188,8 +188,8 @@ async def _prepare(connection: Connection, role: str | None, name: str, pid: int
 async def refuse_statement_pooling(connection: Connection) -> None:
     """Raise ServerError where a pooler in between hands every statement to another session."""
     try:
-        await connection.execute("BEGIN")
-        await connection.execute("COMMIT")
+        await own.execute(connection, "BEGIN")
+        await own.execute(connection, "COMMIT")
     except asyncpg.PostgresError as error:
         if "statement pooling" not in str(error):
             raise

@@ -1,9 +1,18 @@
-"""Names and values in SQL text: the one place where they are quoted."""
+"""Names, values and operators in SQL text: the one place where they are quoted and spelled."""
 
 import hashlib
 from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
+
+EQ = "OPERATOR(pg_catalog.=)"
+NE = "OPERATOR(pg_catalog.<>)"
+LT = "OPERATOR(pg_catalog.<)"
+GT = "OPERATOR(pg_catalog.>)"
+MINUS = "OPERATOR(pg_catalog.-)"
+CONCAT = "OPERATOR(pg_catalog.||)"
+MATCHES = "OPERATOR(pg_catalog.~)"
+"""Operators as our own SQL writes them, see `own`. All have the same precedence: use parentheses."""
 
 LONGEST_NAME = 63
 """Longest identifier in bytes; PostgreSQL cuts longer ones silently (NAMEDATALEN - 1)."""

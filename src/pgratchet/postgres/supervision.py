@@ -10,23 +10,24 @@ from pgratchet.core.bare import Nature, read
 from pgratchet.core.doubt import Doubt, refusal, text_of
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Failure, Segment
-from pgratchet.postgres import indexes, notes
+from pgratchet.postgres import indexes, notes, own
 from pgratchet.postgres.failures import Spot, StepError, at_spot, from_server, spot
 from pgratchet.postgres.indexes import Index
 from pgratchet.postgres.message import Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import describe
+from pgratchet.postgres.sql import EQ, NE
 from pgratchet.postgres.temporary import may_pass
 from pgratchet.postgres.wire import Wire
 
 MOST_BUILDS = 3
 """How often an index is built that comes out invalid although its build said that it succeeded."""
 
-_DETACHING = "SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid = $1 AND inhparent = $2"
+_DETACHING = f"SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid {EQ} $1 AND inhparent {EQ} $2"
 
 _DROPPED = (
-    "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1) AS gone, "
-    "pg_catalog.to_regclass($2)::pg_catalog.oid IS DISTINCT FROM $1 AS other"
+    f"SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid {EQ} $1) AS gone, "
+    f"COALESCE(pg_catalog.to_regclass($2)::pg_catalog.oid {NE} $1, true) AS other"
 )
 
 _log = logging.getLogger("pgratchet")
@@ -76,7 +77,7 @@ class Supervised:
 
     async def _once(self) -> None:
         if not self._in_doubt:
-            self._there = await self._wire.connection.fetchval(f"SELECT {notes.target(self._about)}")
+            self._there = await own.fetchval(self._wire.connection, f"SELECT {notes.target(self._about)}")
         match self._about.nature:
             case Nature.BUILD:
                 await self._build()
@@ -93,9 +94,7 @@ class Supervised:
     async def _is_dropped(self) -> bool:
         """Say whether the index is gone that the name has meant when the statement was begun."""
         (oid,) = self._there
-        found = await self._wire.connection.fetchrow(_DROPPED, oid, self._about.name)
-        if found is None:
-            raise AssertionError("a SELECT without FROM returns a row")
+        found = await own.fetchrow(self._wire.connection, _DROPPED, oid, self._about.name)
         if oid and found["other"] and not found["gone"]:
             raise refusal(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
         return bool(oid) and found["gone"] is True
@@ -104,9 +103,12 @@ class Supervised:
         # What is run bare although its words do not say why, such as CALL, has commits of its own: an error does
         # not say how many of them came before it.
         self._in_doubt = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
-        await self._wire.send(text)
+        await self._wire.send(self._message(text))
         # It is done, and not counted: what goes wrong from here on is no failure of it.
         self._in_doubt = True
+
+    def _message(self, text: str) -> Message:
+        return Message(text, (Part(0, self._claim, self._segment),))
 
     async def _build(self) -> None:
         found = await self._found()
@@ -148,7 +150,7 @@ class Supervised:
         return await indexes.settled(self._wire, self._table, self._about.name, ours)
 
     async def _detach(self) -> None:
-        pending = await self._wire.connection.fetchval(_DETACHING, *self._there)
+        pending = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
         if pending is None and self._in_doubt:
             return
         # A detachment that was interrupted cannot be begun again.
@@ -156,7 +158,7 @@ class Supervised:
         await self._send(finish if pending else self._text)
 
     async def _failure(self, error: asyncpg.PostgresError) -> Failure:
-        message = Message(self._text, (Part(0, self._claim, self._segment),))
+        message = self._message(self._text)
         failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
         hints = [failure.hint] if failure.hint else []
         if isinstance(error, asyncpg.UniqueViolationError) and self._about.nature is Nature.BUILD:

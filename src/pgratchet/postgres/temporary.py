@@ -6,6 +6,7 @@ from itertools import count
 
 import asyncpg
 
+from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection, describe
 
@@ -51,7 +52,7 @@ async def through_races(connection: Connection, sql: str, budget: Budget) -> Non
         began = time.monotonic()
         try:
             async with connection.transaction():
-                await connection.execute(sql)
+                await own.execute(connection, sql)
         except asyncpg.PostgresError as error:
             if attempt >= _most_losses(error):
                 raise

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 
+from pgratchet.postgres import own
 from pgratchet.postgres.lock import HOLDERS, halves
 from pgratchet.postgres.session import Connect, Connection, describe, open_session
+from pgratchet.postgres.sql import EQ, MINUS
 
 T = TypeVar("T")
 
@@ -17,13 +19,14 @@ _log = logging.getLogger("pgratchet")
 
 SESSIONS = (
     "SELECT a.pid, a.usename, a.application_name, a.state, "
-    "EXTRACT(epoch FROM pg_catalog.clock_timestamp() - COALESCE(a.xact_start, a.backend_start))::int AS age, "
+    f"EXTRACT(epoch FROM pg_catalog.clock_timestamp() {MINUS} COALESCE(a.xact_start, a.backend_start))"
+    "::pg_catalog.int4 AS age, "
     "a.query FROM pg_catalog.pg_stat_activity a WHERE "
 )
 """Asks for what `told` tells."""
 
 _BLOCKERS = (
-    f"{SESSIONS} a.pid = ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM ("
+    f"{SESSIONS} a.pid {EQ} ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM ("
     "SELECT $3::pg_catalog.int4 AS pid WHERE $3 IS NOT NULL "
     f"UNION ALL SELECT l.pid FROM {HOLDERS} AND $3 IS NULL) AS w)"
 )
@@ -61,7 +64,7 @@ class Blockers:
             _log.debug("cannot see who blocks: %s", describe(error))
 
     async def _look(self, connection: Connection) -> None:
-        rows = await connection.fetch(_BLOCKERS, *self._worker)
+        rows = await own.fetch(connection, _BLOCKERS, *self._worker)
         if seen := told(rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)

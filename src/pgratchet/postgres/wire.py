@@ -11,8 +11,9 @@ import asyncpg
 
 from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
+from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget, backoff
-from pgratchet.postgres.message import MARKER, Part
+from pgratchet.postgres.message import Message, Part
 from pgratchet.postgres.session import Connection, describe
 from pgratchet.postgres.watch import Blockers, beside
 
@@ -30,11 +31,13 @@ _log = logging.getLogger("pgratchet")
 class Wire:
     """One session. What it waits, `budget` bounds; `tell` gets to know what was retried, and which statements are done.
 
-    `blockers` are looked for while it is at work. `marks` counts the markers heard since the last `restart`.
+    `blockers` are looked for while it is at work. `marks` counts the markers heard since the last `restart`: what the
+    server says that is `marker`, as a whole.
     """
 
-    def __init__(self, connection: Connection, blockers: Blockers, budget: Budget, tell: Tell) -> None:
+    def __init__(self, connection: Connection, blockers: Blockers, budget: Budget, tell: Tell, marker: str) -> None:
         self.connection = connection
+        self._marker = marker
         self.marks = 0
         self.budget = budget
         self._tell = tell
@@ -54,7 +57,7 @@ class Wire:
                 self.connection.remove_log_listener(self._hear)
 
     def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
-        if message.message == MARKER:
+        if message.message == self._marker:
             self.marks += 1
             if self._marked:
                 part = self._marked.popleft()
@@ -83,13 +86,13 @@ class Wire:
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
-    async def send(self, text: str, meanwhile: Callable[[], None] | None = None) -> None:
-        """Run SQL text as one simple-protocol message; `meanwhile` is called once it is under way."""
-        await self.watch(partial(self.connection.execute, text), meanwhile)
+    async def send(self, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run a message of the simple protocol; `meanwhile` is called once it is under way."""
+        await self.watch(partial(own.execute, self.connection, message.text), meanwhile)
 
     async def roll_back(self, reset: str) -> None:
         """Leave whatever transaction is open, and take back what a script has left in the session."""
-        await self.connection.execute(f"ROLLBACK;{reset}")
+        await own.execute(self.connection, f"ROLLBACK;{reset}")
 
     async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Callable[[], None] | None = None) -> T:
         """Return what `work` returns; whoever blocks it for long is logged."""

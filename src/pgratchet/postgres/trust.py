@@ -1,0 +1,107 @@
+"""Whose code runs in whoever writes to a table: its owner's, and that of everything attached to it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pgratchet.postgres import own
+from pgratchet.postgres.own import Connection
+from pgratchet.postgres.sql import EQ, Table
+
+_USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
+
+# Trusted is who could do as much without the table: the roles that the run works as, or is really a member of, the
+# owners of the schema and of the database, and who may become one of all these; superusers; the roles in $4. Not by
+# pg_has_role(), which says that a superuser is a member of every role.
+_INSPECT = f"""
+WITH RECURSIVE relation AS (
+    SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
+), runner AS (
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolname {EQ} session_user OR r.rolname {EQ} current_user OR r.rolname {EQ} $3::pg_catalog.text
+), above AS (
+    SELECT oid FROM runner
+    UNION
+    SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN above ON m.member {EQ} above.oid
+), below AS (
+    SELECT oid FROM runner
+    UNION
+    SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} $2::pg_catalog.text
+    UNION
+    SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database()
+    UNION
+    SELECT m.member FROM pg_catalog.pg_auth_members m JOIN below ON m.roleid {EQ} below.oid
+), trusted AS (
+    SELECT oid FROM above
+    UNION
+    SELECT oid FROM below
+    UNION
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolsuper OR r.rolname {EQ} 'pg_database_owner' OR r.rolname {EQ} ANY ($4::pg_catalog.text[])
+), tree AS (
+    SELECT oid FROM relation
+    UNION
+    SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent {EQ} tree.oid
+), attached (class, id) AS (
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, oid FROM tree
+    UNION ALL
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid
+    FROM pg_catalog.pg_index i JOIN tree ON i.indrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid
+    FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid {EQ} tree.oid WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid
+    FROM pg_catalog.pg_rewrite r JOIN tree ON r.ev_class {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, a.oid
+    FROM pg_catalog.pg_attrdef a JOIN tree ON a.adrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid
+    FROM pg_catalog.pg_constraint c JOIN tree ON c.conrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, p.oid
+    FROM pg_catalog.pg_policy p JOIN tree ON p.polrelid {EQ} tree.oid
+), used (class, id) AS (
+    SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
+    JOIN attached a ON d.classid {EQ} a.class AND d.objid {EQ} a.id WHERE d.refclassid {EQ} ANY {_USED}
+    UNION
+    SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
+    JOIN used u ON d.classid {EQ} u.class AND d.objid {EQ} u.id WHERE d.refclassid {EQ} ANY {_USED}
+), owned (class, id, owner) AS (
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, c.oid, c.relowner
+    FROM pg_catalog.pg_class c JOIN tree ON c.oid {EQ} tree.oid
+    UNION ALL
+    SELECT u.class, u.id, p.proowner FROM used u JOIN pg_catalog.pg_proc p
+    ON u.class {EQ} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} p.oid
+    UNION ALL
+    SELECT u.class, u.id, o.oprowner FROM used u JOIN pg_catalog.pg_operator o
+    ON u.class {EQ} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} o.oid
+    UNION ALL
+    SELECT u.class, u.id, t.typowner FROM used u JOIN pg_catalog.pg_type t
+    ON u.class {EQ} 'pg_catalog.pg_type'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} t.oid
+)
+SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
+       ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
+             WHERE NOT pg_catalog.has_table_privilege(
+                 COALESCE($3::pg_catalog.text::pg_catalog.name, current_user), relation.oid, r)) AS missing,
+       ARRAY(SELECT ARRAY[pg_catalog.pg_describe_object(o.class, o.id, 0),
+                          pg_catalog.pg_get_userbyid(o.owner)::pg_catalog.text]
+             FROM owned o WHERE NOT EXISTS (SELECT FROM trusted t WHERE t.oid {EQ} o.owner) ORDER BY 1) AS strange
+"""
+
+
+class Inspection(NamedTuple):
+    """A relation: its `kind` as pg_class has it, None where there is none; which rights to write to it are `missing`.
+
+    `strange` are the things in it or attached to it, each with its owner, that belong to nobody whom a run trusts.
+    """
+
+    kind: str | None
+    missing: Sequence[str]
+    strange: Sequence[tuple[str, str]]
+
+
+async def inspect(connection: Connection, table: Table, owner: str | None, trusted: Sequence[str]) -> Inspection:
+    """Return what there is to know of a table before a run writes to it, as `owner` or else as the current role."""
+    row = await own.fetchrow(connection, _INSPECT, table.quoted, table.schema, owner, trusted)
+    return Inspection(row["kind"], row["missing"], [(what, whose) for what, whose in row["strange"]])
