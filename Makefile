@@ -36,7 +36,7 @@ test-matrix: $(MAJORS:%=test-%)
 
 test-%: $(VENV)/.dev $(SERVERS)/.installed
 	PGRATCHET_POSTGRES_BIN=$(CURDIR)/$(SERVERS)/node_modules/pg$*/native/bin \
-		$(TEST) tests/integration tests/faults tests/concurrency $(ARGS)
+		$(TEST) tests/integration tests/faults tests/concurrency tests/hostile $(ARGS)
 
 chaos: $(VENV)/.dev
 	$(RUN) -m tests.chaos $(ARGS)

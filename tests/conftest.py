@@ -10,6 +10,7 @@ import pytest
 
 from pgratchet import embedded
 from pgratchet.testing import databases
+from tests.shadows import Statements, refuse_planted
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +24,26 @@ def memory() -> Path | None:
     return databases.memory()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_statements() -> Iterator[Statements]:
+    """All statements of pgratchet's own that are sent in this session."""
+    statements = Statements()
+    with statements.noting():
+        yield statements
+
+
 @pytest.fixture(scope="session")
-def server(memory: Path | None) -> Iterator[embedded.Server]:
-    """The one of this session; a test that needs it is skipped where DATABASE_URL names another's."""
+def server(memory: Path | None, own_statements: Statements) -> Iterator[embedded.Server]:
+    """The one of this session; a test that needs it is skipped where DATABASE_URL names another's.
+
+    In the end no statement that was sent in this session may refer to anything that others could have planted.
+    """
     if "DATABASE_URL" in os.environ:
         pytest.skip("needs a server of its own, and DATABASE_URL names another's")
     with embedded.server(tcp=True, folder=memory) as server:
         yield server
+        asyncio.run(create(server.dsn, "replay"))
+        asyncio.run(refuse_planted(server.dsn_for("replay"), own_statements))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
 
 from pgratchet.core import halfway, judging, planning
@@ -91,9 +90,11 @@ class Run:
 
             rehearsed = False
             while not rehearsed and await self._lock(connection):
-                with suppress(lock.BusyError):
+                try:
                     await turning.rehearse(self._held(connection), to)
                     rehearsed = True
+                except lock.BusyError:
+                    await self._budget.poll("waiting for another runner")
 
         await self._through_losses(work)
 
@@ -156,6 +157,8 @@ class Run:
         try:
             await turning.turn(self._held(connection), waiting)
         except lock.BusyError:
+            # It was free a moment ago, and may be so at the next look.
+            await self._budget.poll("waiting for another runner")
             return False
         return True
 

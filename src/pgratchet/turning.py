@@ -1,11 +1,11 @@
 """What a run does while it holds the lock: the half of it that most starts never need."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.doubt import refuse_unjudged
-from pgratchet.core.errors import ServerError
+from pgratchet.core.errors import HistoryError, ServerError
 from pgratchet.core.halfway import in_flight
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
 from pgratchet.core.planning import Phase, failures, plan_up, replaceable
@@ -19,6 +19,9 @@ from pgratchet.postgres.watch import Blockers
 from pgratchet.postgres.wire import Wire
 from pgratchet.settings import Held
 
+MOST_CONTRADICTIONS = 5
+"""How often what is read may contradict what the server says of it, without a change in between."""
+
 
 async def turn(held: Held, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
@@ -27,6 +30,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     readers = settings.readers_of(framing.facts.login)
     await settings.history.ensure(held.connection, readers, held.budget)
     execution = Execution(_wire(held, framing.facts), framing, held.progress)
+    overtaken: list[tuple[AppliedMigration | None, ...]] = []
     while waiting:
         entries = await held.look(held.connection, waiting[0].direction)
         if await _let_finish(held, in_flight(entries, waiting[0].direction)):
@@ -38,6 +42,9 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         try:
             await execution.run(steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:
+            overtaken.append(tuple(entry.applied for entry in entries))
+            _refuse_contradiction(overtaken)
+            await held.budget.poll("another runner has been at work")
             continue
         waiting.popleft()
 
@@ -51,6 +58,17 @@ async def rehearse(held: Held, to: str | None) -> None:
     wire, history = _wire(held, framing.facts), held.settings.history
     done = await rehearsal.run(wire, framing, history, held.progress, steps, replaceable(entries))
     held.progress.finished += done
+
+
+def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -> None:
+    """Raise HistoryError where a run has read the same so many times, and was told each time that it has changed."""
+    last = seen[-MOST_CONTRADICTIONS:]
+    if len(last) == MOST_CONTRADICTIONS and all(each == last[0] for each in last):
+        raise HistoryError(
+            f"the history has read the same {MOST_CONTRADICTIONS} times in a row, and each time the server said, as a "
+            "migration began, that it had changed since: something shows this run another history than the one that it "
+            "writes, such as a pooler that reads from a standby, or row level security"
+        )
 
 
 def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[AppliedMigration]:
