@@ -51,6 +51,7 @@ class Run:
         self._old_failures: dict[str, datetime | None] | None = None
         self._told: dict[str, datetime | None] = {}
         self._rows: dict[str, AppliedMigration] = {}
+        self._safe = False
 
     async def up(self, to: str | None = None) -> None:
         """Have everything up to `to` applied, by this run or meanwhile by another one."""
@@ -137,7 +138,9 @@ class Run:
 
     async def _follow(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
         """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
-        rows = await self._read(connection, versions)
+        self._safe = self._safe or await self._history.is_safe(connection)
+        rows = await self._read(connection, versions if self._safe else None)
+        rows = tuple(row for row in rows if row.version in versions)
         if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
             left = {version: row for version, row in self._rows.items() if version not in versions}
             self._rows = left | {row.version: row for row in rows}

@@ -408,7 +408,7 @@ class TestReading:
         async with connected(dsn) as connection:
             assert await History(Table("public", "nope")).read(connection) == ()
             assert await History(Table("nope", "nope")).read(connection) == ()
-            assert await History(Table("nope", "nope")).read(connection, ["1"]) == ()
+            assert await History(Table("nope", "nope")).read_some(connection, ["1"]) == ()
 
     async def test_takes_all_or_some(self, dsn: str, write: Write) -> None:
         folder = write({f"{n:03}_m.sql": "SELECT 1;" for n in range(1, 6)})
@@ -417,7 +417,7 @@ class TestReading:
             rows = await History(Table.parse(HISTORY)).read(connection)
             assert {row.version for row in rows} == {"1", "2", "3", "4", "5"}
             assert {row.state for row in rows} == {RecordState.APPLIED}
-            some = await History(Table.parse(HISTORY)).read(connection, ["2", "4", "9"])
+            some = await History(Table.parse(HISTORY)).read_some(connection, ["2", "4", "9"])
             assert {row.version for row in some} == {"2", "4"}
 
     async def test_waits_for_a_migration_that_has_locked_the_table(self, dsn: str, write: Write) -> None:

@@ -49,6 +49,7 @@ class Common(TypedDict, total=False):
     dsn: Annotated[str | None, _DSN]
     dir: Annotated[str | None, _DIR]
     table: Annotated[str | None, _TABLE]
+    trusted_owners: Annotated[list[str] | None, _TRUSTED]
     json: Annotated[bool | None, _JSON]
     verbose: Annotated[bool | None, _VERBOSE]
 
@@ -72,7 +73,6 @@ class Locking(Waiting, total=False):
     direct_dsn: Annotated[str | None, _DIRECT]
     lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
     owner: Annotated[str | None, _OWNER]
-    trusted_owners: Annotated[list[str] | None, _TRUSTED]
 
 
 class Writing(Locking, total=False):

@@ -171,7 +171,7 @@ class Execution:
             return (error.schema_name, error.table_name) == (table.schema, table.name)
         if claim.step.script.mode is not Mode.STATEMENTS or self._framing.records.raised(error) is None:
             return False
-        rows = await History(table).read(self._wire.connection, [claim.step.migration.version])
+        rows = await History(table).read_some(self._wire.connection, [claim.step.migration.version])
         return any(row.token != claim.token for row in rows)
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
@@ -188,7 +188,8 @@ class Execution:
         finished = self._progress.finished
         untimed = [step.version for step in finished if step.seconds is None]
         with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            rows = await History(self._framing.records.table).read(self._wire.connection, untimed) if untimed else ()
+            history = History(self._framing.records.table)
+            rows = await history.read_some(self._wire.connection, untimed) if untimed else ()
             seconds = {row.version: _seconds(row) for row in rows}
             finished[:] = [
                 step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished

@@ -4,9 +4,10 @@ A row in state `applied` means applied and committed; no row means not.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -15,7 +16,7 @@ from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, Recor
 from pgratchet.postgres import own, trust
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import EQ, GT, Table, become, identifier, literal
+from pgratchet.postgres.sql import EQ, GT, Table, become, identifier
 from pgratchet.postgres.temporary import through_races
 
 
@@ -51,6 +52,8 @@ COLUMNS = {
 
 READ = AppliedMigration._fields
 _VERSION, _STATE = READ.index("version"), READ.index("state")
+_INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
+_MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -62,14 +65,7 @@ KNOWN_TABLES = (
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
 
-_NO_TABLE_OF_OURS = (
-    asyncpg.FeatureNotSupportedError,
-    asyncpg.WrongObjectTypeError,
-    asyncpg.UndefinedFunctionError,
-    asyncpg.InvalidTextRepresentationError,
-)
-"""The answers of `_KIND` to a relation that is no table, or has a column of another type."""
-
+_TABLES = ("r", "p")
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -112,84 +108,103 @@ class History(NamedTuple):
     owner: str | None = None
     trusted: Sequence[str] = ()
 
-    async def read(
-        self, connection: Connection, versions: Sequence[str] | None = None, patience: float | None = None
-    ) -> tuple[AppliedMigration, ...]:
-        """Return the rows, in no order: all, or those of `versions`. Empty where there is no table yet.
+    async def read(self, connection: Connection, patience: float | None = None) -> tuple[AppliedMigration, ...]:
+        """Return all rows, in no order; empty where there is no table yet. Whoever owns the table runs no code by that.
 
-        Raises ForeignTableError where the table is another tool's, or no table, HistoryBusyError where it is locked for
-        longer than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
+        Raises ForeignTableError where it is another tool's, or no table; HistoryBusyError where it is locked for longer
+        than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
         """
-        some = "" if versions is None else f"version {EQ} ANY ($1) AND "
-        query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} WHERE {some}{self._is_table}"
-        arguments = () if versions is None else (list(versions),)
         try:
-            async with _undone(connection):
-                rows = await own.fetch(connection, query, *arguments, patience=patience)
+            async with self._reading(connection):
+                rows = await own.copied(connection, self.table, READ, patience)
+            return tuple(_applied(_values(row)) for row in rows)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-        except (asyncpg.UndefinedColumnError, *_NO_TABLE_OF_OURS):
-            raise ForeignTableError(await self._whose(connection)) from None
+        except (asyncpg.WrongObjectTypeError, ValueError):
+            # A partitioned table has no rows of its own to copy, and not every DateStyle can be read.
+            await self._refuse_unsafe(connection)
+            return await self._select(connection, "", (), patience)
+
+    async def read_some(
+        self, connection: Connection, versions: Sequence[str], patience: float | None = None
+    ) -> tuple[AppliedMigration, ...]:
+        """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
+        try:
+            return await self._select(connection, f"WHERE version {EQ} ANY ($1)", (list(versions),), patience)
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            return ()
+
+    async def _select(
+        self, connection: Connection, where: str, arguments: Sequence[object], patience: float | None
+    ) -> tuple[AppliedMigration, ...]:
+        query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
+        async with self._reading(connection):
+            rows = await own.fetch(connection, query, *arguments, patience=patience)
+        return tuple(_applied(list(row)) for row in rows)
+
+    @asynccontextmanager
+    async def _reading(self, connection: Connection) -> AsyncIterator[None]:
+        """Say what is wrong where the table cannot be read; an open transaction stays usable."""
+        try:
+            async with _undone(connection):
+                yield
+        except asyncpg.UndefinedColumnError:
+            raise ForeignTableError(self._described(*await self._relation(connection))) from None
         except (asyncpg.LockNotAvailableError, TimeoutError):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
             role = await own.fetchval(connection, "SELECT current_user")
             needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
             raise ServerError(f"{error}; the role {role} needs {needs}") from None
-        return tuple(_applied(row) for row in rows)
-
-    @property
-    def _is_table(self) -> str:
-        """An SQL condition that is true of an ordinary or partitioned table with columns of our types.
-
-        Of anything else the server refuses the whole query, mostly while it analyses it: a view, which anybody may have
-        put there, would run its owner's functions as the reader, some while the query is planned, before any condition
-        is. A type of somebody's own would make asyncpg look that type up, with a query that is not fully qualified.
-        Nothing but the last line is ever carried out.
-        """
-        types = " AND ".join(f"pg_catalog.arrayoverlap(ARRAY[{name}], NULL::{COLUMNS[name].type}[])" for name in READ)
-        return (
-            f"CASE WHEN true THEN true "
-            f"ELSE EXISTS (SELECT FROM {self.table.quoted} TABLESAMPLE pg_catalog.system (0) WHERE {types}) END "
-            f"AND (SELECT CAST(CASE WHEN relkind {EQ} 'm' THEN 'm' END AS pg_catalog.int4) FROM pg_catalog.pg_class "
-            f"WHERE oid {EQ} {literal(self.table.quoted)}::pg_catalog.regclass) IS NULL"
-        )
 
     async def read_patiently(
         self, connection: Connection, budget: Budget, versions: Sequence[str] | None = None
     ) -> tuple[AppliedMigration, ...]:
-        """Return what `read` returns, as soon as nobody has locked the table; raises BudgetExceededError."""
+        """Return what `read` or `read_some` returns, as soon as nobody has locked the table.
+
+        Raises BudgetExceededError.
+        """
         while True:
             began = time.monotonic()
             # Through a pooler the session's lock_timeout is not ours. Reading alone is never too long for a budget.
             patience = None if budget.remaining is None else max(budget.remaining, LEAST_PATIENCE)
             try:
-                return await self.read(connection, versions, patience)
+                if versions is None:
+                    return await self.read(connection, patience)
+                return await self.read_some(connection, versions, patience)
             except HistoryBusyError as error:
                 budget.spend(time.monotonic() - began)
                 await budget.poll(str(error))
+
+    async def is_safe(self, connection: Connection) -> bool:
+        """Say whether the table is there, and nobody could run code in whoever uses it but those that a run trusts."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        return found.kind in _TABLES and not found.strange
+
+    async def _refuse_unsafe(self, connection: Connection) -> trust.Inspection:
+        """Return what there is to know of the table; raises ForeignTableError where it is none, or is not safe."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        if found.kind not in (None, *_TABLES):
+            raise ForeignTableError(self._described(*await self._relation(connection)))
+        if found.strange:
+            raise ForeignTableError(self._untrusted(found.strange))
+        return found
 
     async def exists(self, connection: Connection) -> bool:
         """Say whether the table is there; raises ServerError where it is, and the role may not write to it.
 
         Raises ForeignTableError where it is no table, or where somebody else could run code in whoever writes to it.
         """
-        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
-        if found.kind is None:
-            return False
-        if found.kind in _KINDS:
-            raise ForeignTableError(await self._whose(connection))
-        if found.strange:
-            raise ForeignTableError(self._untrusted(found.strange))
+        found = await self._refuse_unsafe(connection)
         if found.missing:
             needs = f"it needs {', '.join(found.missing)} on {self.table}"
             raise ServerError(f"{self._role} may not write the history: {needs}")
-        return True
+        return found.kind is not None
 
     def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
         owners = sorted({owner for _, owner in strange})
         return (
-            f"it is not safe to write to the history {self.table}: "
+            f"the history {self.table} is not safe to use: "
             + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
             + ", whose code would run with the rights of this run. If that is meant to be, name the role as trusted: "
             + " ".join(f"--trusted-owner {owner}" for owner in owners)
@@ -272,7 +287,7 @@ class History(NamedTuple):
             except asyncpg.WrongObjectTypeError:
                 raise ForeignTableError(f"{self.table} is no table; {_ADOPTABLE}") from None
             kind, columns = await self._relation(connection)
-            if kind in _KINDS or not columns.issuperset(ForeignRow._fields):
+            if kind not in _TABLES or not columns.issuperset(ForeignRow._fields):
                 raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
             rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
@@ -286,9 +301,6 @@ class History(NamedTuple):
             [(*row, reason) for row in rows],
         )
 
-    async def _whose(self, connection: Connection) -> str:
-        return self._described(*await self._relation(connection))
-
     async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
         """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
         rows = await own.fetch(connection, _RELATION, self.table.quoted)
@@ -299,22 +311,29 @@ class History(NamedTuple):
         keep = f'keep it, and give pgratchet a table of its own (table = "{other}")'
         if kind in _KINDS:
             return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
-        if columns.issuperset(COLUMNS):
-            return f"the table {self.table} has the columns of pgratchet's, but of other types; {keep}"
         whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")
         way_out = f"'pgratchet adopt' takes its history over into {other}" if whose == "a home-made runner" else keep
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 
-def _applied(row: asyncpg.Record) -> AppliedMigration:
-    values = list(row)
+def _values(fields: list[str | None]) -> list[Any]:
+    """Return a row of texts as a row of values; raises ValueError where a text is not as our own sessions have it."""
+    values: list[Any] = fields
+    for places, read in ((_INTEGERS, int), (_MOMENTS, datetime.fromisoformat)):
+        for at in places:
+            if (text := fields[at]) is not None:
+                values[at] = read(text)
+    return values
+
+
+def _applied(values: list[Any]) -> AppliedMigration:
     state = _STATES.get(values[_STATE])
     if state is None:
         raise ServerError(
-            f"version {row['version']} is in state '{row['state']}', which this release of pgratchet does not know"
+            f"version {values[_VERSION]} is in state '{values[_STATE]}', which this release of pgratchet does not know"
         )
     if not values[_VERSION].isdecimal():
-        raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
+        raise ServerError(f"the history has a row of version '{values[_VERSION]}', which is no number; nobody knows it")
     values[_STATE] = state
     return AppliedMigration._make(values)
 

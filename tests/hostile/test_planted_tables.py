@@ -1,0 +1,336 @@
+"""What an ordinary role makes under the history's name, or attaches to it, runs no code as whoever migrates."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from pgratchet import BudgetExceededError, ForeignTableError, Migrator
+from pgratchet.postgres.history import COLUMNS
+from pgratchet.postgres.temporary import through_races
+from tests.shadows import has_sprung
+from tests.support import HISTORY, Write, a_role, as_role, ask, connected, states, tell
+
+pytestmark = pytest.mark.anyio
+
+COLUMNS_SQL = ", ".join(f"{name} {column.type} {column.more}" for name, column in COLUMNS.items())
+NAMES = ", ".join(COLUMNS)
+NULLS = ", ".join(f"NULL::{column.type} AS {name}" for name, column in COLUMNS.items() if name != "version")
+FILES = {"001_a.sql": "CREATE TABLE public.a (id int)", "001_a.down.sql": "DROP TABLE public.a"}
+
+SPRING = """
+CREATE FUNCTION public.spring() RETURNS {result} LANGUAGE plpgsql {volatility} AS $$BEGIN
+    PERFORM nextval('public.sprung'); RETURN {value}; END$$;
+"""
+TEXT = SPRING.format(result="text", volatility="", value="'1'")
+FOLDED = SPRING.format(result="text", volatility="IMMUTABLE", value="'1'")
+TRIGGER = SPRING.format(result="trigger", volatility="", value="NEW")
+TRUTH = SPRING.format(result="bool", volatility="IMMUTABLE", value="true")
+TABLE = f"CREATE TABLE {HISTORY} ({COLUMNS_SQL});"
+ROW = f"INSERT INTO {HISTORY} (version, name, kind, checksum, state) VALUES ('7', 'x', 'sql', 'x', 'applied');"
+
+NO_TABLES = {
+    "a view": TEXT + f"CREATE VIEW {HISTORY} AS SELECT public.spring() AS version, {NULLS};",
+    "a view that is folded while it is planned": FOLDED
+    + f"CREATE VIEW {HISTORY} AS SELECT public.spring() AS version, {NULLS};",
+    "a view behind a barrier": FOLDED
+    + f"CREATE VIEW {HISTORY} WITH (security_barrier) AS SELECT public.spring() AS version, {NULLS};",
+    "a view of a table": TEXT.replace("()", "(version text)", 1)
+    + f"CREATE TABLE public.rows ({COLUMNS_SQL});"
+    + f"CREATE VIEW {HISTORY} AS SELECT * FROM public.rows WHERE public.spring(version) IS NOT NULL;"
+    + ROW.replace(HISTORY, "public.rows"),
+    "a materialized view": f"CREATE MATERIALIZED VIEW {HISTORY} AS SELECT '1'::text AS version, {NULLS};",
+    "a sequence": f"CREATE SEQUENCE {HISTORY};",
+    "a composite type": f"CREATE TYPE {HISTORY} AS (version text);",
+    "an index": "CREATE TABLE public.other (id int); CREATE INDEX schema_migrations ON public.other (id);",
+}
+
+TABLES = {
+    "nothing else": TABLE,
+    "a domain": "CREATE DOMAIN public.mine AS text;" + TABLE.replace("name pg_catalog.text", "name public.mine"),
+    "an enum": "CREATE TYPE public.mine AS ENUM ('a');" + TABLE.replace("reason pg_catalog.text", "reason public.mine"),
+    "a composite type": "CREATE TYPE public.mine AS (a text);"
+    + TABLE.replace("error pg_catalog.text", "error public.mine"),
+    "numbers for versions": TABLE.replace("version pg_catalog.text", "version int"),
+    "a trigger": TABLE
+    + TRIGGER
+    + f"CREATE TRIGGER t BEFORE INSERT ON {HISTORY} FOR EACH ROW EXECUTE FUNCTION public.spring();",
+    "a trigger for a statement": TABLE
+    + TRIGGER
+    + f"CREATE TRIGGER t AFTER UPDATE ON {HISTORY} FOR EACH STATEMENT EXECUTE FUNCTION public.spring();",
+    "a rule": TABLE + TEXT + f"CREATE RULE r AS ON INSERT TO {HISTORY} DO ALSO SELECT public.spring();",
+    "a default": TABLE + TEXT + f"ALTER TABLE {HISTORY} ALTER reason SET DEFAULT public.spring();",
+    "a check": TRUTH + TABLE.replace(");", ", CHECK (public.spring()));"),
+    "an index of an expression": TABLE
+    + FOLDED.replace("()", "(v text)", 1)
+    + f"CREATE INDEX i ON {HISTORY} (public.spring(version));",
+    "an index of some rows": TABLE + TRUTH + f"CREATE INDEX i ON {HISTORY} (name) WHERE public.spring();",
+    "an index of a constant": TABLE + FOLDED + f"CREATE INDEX i ON {HISTORY} ((public.spring()));",
+    "statistics of an expression": TABLE + FOLDED + f"CREATE STATISTICS s ON (public.spring()), name FROM {HISTORY};",
+    "a generated column": FOLDED.replace("()", "(v text)", 1)
+    + TABLE.replace(");", ", more text GENERATED ALWAYS AS (public.spring(name)) STORED);"),
+    "a policy": TABLE
+    + TRUTH
+    + f"CREATE POLICY p ON {HISTORY} WITH CHECK (public.spring()); GRANT ALL ON {HISTORY} TO PUBLIC;",
+}
+
+
+PARTITIONED = (
+    TABLE.replace(");", ") PARTITION BY LIST (version);")
+    + TRIGGER
+    + f"CREATE TABLE public.part PARTITION OF {HISTORY} DEFAULT;"
+    "CREATE TRIGGER t BEFORE INSERT ON public.part FOR EACH ROW EXECUTE FUNCTION public.spring();"
+)
+
+
+@asynccontextmanager
+async def mallory(dsn: str) -> AsyncIterator[str]:
+    """Yield the DSN of a role that may create in public, and nothing else."""
+    await tell(dsn, "CREATE SEQUENCE public.sprung; GRANT ALL ON SEQUENCE public.sprung TO PUBLIC")
+    async with a_role(dsn) as role:
+        await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
+        yield as_role(dsn, role)
+
+
+async def has_run(dsn: str) -> bool:
+    async with connected(dsn) as connection:
+        return await has_sprung(connection)
+
+
+@pytest.mark.parametrize("planted", NO_TABLES.values(), ids=NO_TABLES)
+async def test_what_is_no_table_of_ours_is_refused_and_runs_nothing(dsn: str, write: Write, planted: str) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        # The last is what asyncpg's own look at a type that it does not know would run.
+        await tell(her, f"{planted}; {GRANT}; {OPERATOR}")
+        migrator = Migrator(dsn, folder, budget=5)
+        for look in (migrator.status, migrator.check, migrator.plan, migrator.wait, migrator.up, migrator.down):
+            with pytest.raises(ForeignTableError, match="schema_migrations"):
+                await look()
+
+        assert not await has_run(dsn)
+    assert [step.version for step in await migrator.up()] == ["1"]
+
+
+@pytest.mark.parametrize("planted", TABLES.values(), ids=TABLES)
+async def test_a_table_of_hers_is_not_written_and_runs_nothing_where_it_is_read(
+    dsn: str, write: Write, planted: str
+) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        await tell(her, f"{planted}; {OPERATOR}; {UNSPRUNG}")
+        migrator = Migrator(dsn, folder, budget=5)
+        await migrator.status()
+        for change in (migrator.up, migrator.rehearse, migrator.down):
+            with pytest.raises(ForeignTableError, match="--trusted-owner role_"):
+                await change()
+
+        assert not await has_run(dsn)
+    assert [step.version for step in await migrator.up()] == ["1"]
+
+
+async def test_a_partitioned_table_of_hers_is_not_read(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        await tell(her, f"{PARTITIONED}; {UNSPRUNG}")
+        migrator = Migrator(dsn, folder, budget=5)
+        for look in (migrator.status, migrator.check, migrator.wait, migrator.up):
+            with pytest.raises(ForeignTableError, match="--trusted-owner role_"):
+                await look()
+
+        assert not await has_run(dsn)
+    assert [step.version for step in await migrator.up()] == ["1"]
+
+
+async def test_who_waits_for_a_table_of_hers_runs_nothing(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        planted = TABLES["an index of some rows"]
+        await tell(her, f"{planted}; {UNSPRUNG}")
+        with pytest.raises(BudgetExceededError):
+            await Migrator(dsn, folder, budget=1).wait()
+
+        assert not await has_run(dsn)
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+
+
+UNSPRUNG = "SELECT setval('public.sprung', 1, false)"
+"""Her own CREATE INDEX runs what it is made of."""
+
+GRANT = f"DO $$BEGIN GRANT ALL ON {HISTORY} TO PUBLIC; EXCEPTION WHEN OTHERS THEN NULL; END$$"
+OPERATOR = """
+CREATE FUNCTION public.no(oid, int4) RETURNS bool LANGUAGE plpgsql AS
+$$BEGIN PERFORM nextval('public.sprung'); RETURN true; END$$;
+CREATE OPERATOR public.<> (FUNCTION = public.no, LEFTARG = oid, RIGHTARG = int4)
+"""
+
+ATTACHED = {
+    "a trigger": (
+        TRIGGER,
+        "CREATE TRIGGER t BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION public.spring()",
+    ),
+    "a rule": (TEXT, "CREATE RULE r AS ON INSERT TO {table} DO ALSO SELECT public.spring()"),
+    "a default": (TEXT, "ALTER TABLE {table} ALTER reason SET DEFAULT public.spring()"),
+    "a check": (TRUTH, "ALTER TABLE {table} ADD CHECK (public.spring()) NOT VALID"),
+    "an index": (TRUTH, "CREATE INDEX i ON {table} (name) WHERE public.spring()"),
+    "an operator": (
+        TRUTH.replace("()", "(text, text)", 1)
+        + "CREATE OPERATOR public.=== (FUNCTION = public.spring, LEFTARG = text, RIGHTARG = text);",
+        "ALTER TABLE {table} ADD CHECK (name OPERATOR(public.===) '') NOT VALID",
+    ),
+    "a domain": ("CREATE DOMAIN public.mine AS text", "ALTER TABLE {table} ADD COLUMN more public.mine"),
+    "a child": (TEXT, "CREATE TABLE public.child () INHERITS ({table}); ALTER TABLE public.child OWNER TO {her}"),
+}
+
+
+@pytest.mark.parametrize(("hers", "attached"), ATTACHED.values(), ids=ATTACHED)
+async def test_a_table_of_ours_with_something_of_hers_is_not_written(
+    dsn: str, write: Write, hers: str, attached: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    migrator = Migrator(dsn, folder, budget=5)
+    await migrator.up()
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, hers)
+        await tell(dsn, f"{attached.format(table=HISTORY, her=name)}; {UNSPRUNG}")
+        write({"002_b.sql": "SELECT 2"})
+        with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+            await migrator.up()
+        assert not await has_run(dsn)
+        trusting = Migrator(dsn, folder, budget=5, trusted_owners=[name])
+        assert [step.version for step in await trusting.up()] == ["2"]
+
+
+async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+
+        async def planting(*arguments: Any) -> None:
+            monkeypatch.undo()
+            await tell(her, TABLES["a trigger"])
+            await through_races(*arguments)
+
+        monkeypatch.setattr("pgratchet.postgres.history.through_races", planting)
+        with pytest.raises(ForeignTableError, match="--trusted-owner"):
+            await Migrator(dsn, folder, budget=5).up()
+        assert not await has_run(dsn)
+
+
+ROLES = (
+    "CREATE ROLE {0}_group; CREATE ROLE {0}_other LOGIN PASSWORD 'secret';"
+    "CREATE ROLE {0}_login LOGIN PASSWORD 'secret';"
+    "GRANT CREATE, USAGE ON SCHEMA public TO {0}_group, {0}_other, {0}_login;"
+)
+NO_ROLES = "DROP OWNED BY {0}_other, {0}_login, {0}_group CASCADE; DROP ROLE {0}_other, {0}_login, {0}_group"
+
+
+@asynccontextmanager
+async def roles(dsn: str) -> AsyncIterator[str]:
+    """Yield what the names of three roles begin with: `_group`, `_login` and `_other`."""
+    prefix = "r" + dsn.partition("?")[0].rpartition("_")[2]
+    await tell(dsn, ROLES.format(prefix))
+    try:
+        yield prefix
+    finally:
+        await tell(
+            dsn, f"ALTER DATABASE {database(dsn)} OWNER TO CURRENT_USER; ALTER SCHEMA public OWNER TO CURRENT_USER"
+        )
+        await tell(dsn, NO_ROLES.format(prefix))
+
+
+def database(dsn: str) -> str:
+    return dsn.partition("?")[0].rpartition("/")[2]
+
+
+TRUSTED = {
+    "the login itself": "ALTER TABLE {table} OWNER TO {0}_login",
+    "a role that the login is a member of": "GRANT {0}_group TO {0}_login; ALTER TABLE {table} OWNER TO {0}_group",
+    "a member of a role that the login is": "GRANT {0}_login TO {0}_other; ALTER TABLE {table} OWNER TO {0}_other",
+    "the owner of the schema": "ALTER SCHEMA public OWNER TO {0}_other; ALTER TABLE {table} OWNER TO {0}_other",
+    "the owner of the database": "ALTER DATABASE {database} OWNER TO {0}_other; ALTER TABLE {table} OWNER TO {0}_other",
+    "a superuser": "ALTER TABLE {table} OWNER TO CURRENT_USER",
+    # As on Cloud SQL: databases belong to the role cloudsqlsuperuser, and each login that its console makes is in it.
+    "another member of the role that owns the database": "ALTER DATABASE {database} OWNER TO {0}_group;"
+    "GRANT {0}_group TO {0}_login; GRANT {0}_group TO {0}_other; ALTER TABLE {table} OWNER TO {0}_other",
+    # As a vault makes logins that last for a day: in a role that owns the schema.
+    "a login from before the rotation": "ALTER SCHEMA public OWNER TO {0}_group;"
+    "GRANT {0}_group TO {0}_login; GRANT {0}_group TO {0}_other; ALTER TABLE {table} OWNER TO {0}_other",
+}
+
+
+@pytest.mark.parametrize("change", TRUSTED.values(), ids=TRUSTED)
+async def test_a_table_of_somebody_who_is_trusted_is_written(dsn: str, write: Write, change: str) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(dsn, change.format(prefix, table=HISTORY, database=database(dsn)))
+        await tell(dsn, f"GRANT ALL ON {HISTORY} TO {prefix}_login")
+        write({"002_b.sql": "SELECT 2"})
+        assert [step.version for step in await Migrator(as_role(dsn, f"{prefix}_login"), folder).up()] == ["2"]
+
+
+@pytest.mark.parametrize("migrates", ["superuser", "login"])
+async def test_a_table_of_an_ordinary_role_is_written_only_where_it_is_named_as_trusted(
+    dsn: str, write: Write, migrates: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other; GRANT ALL ON {HISTORY} TO {prefix}_login")
+        write({"002_b.sql": "SELECT 2"})
+        ours = dsn if migrates == "superuser" else as_role(dsn, f"{prefix}_login")
+        with pytest.raises(ForeignTableError, match=f"belongs to the role {prefix}_other"):
+            await Migrator(ours, folder).up()
+        assert [step.version for step in await Migrator(ours, folder, trusted_owners=[f"{prefix}_other"]).up()] == ["2"]
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_readers_may_look_at_a_table_of_anybody(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other; GRANT SELECT ON {HISTORY} TO {prefix}_login")
+        reader = Migrator(as_role(dsn, f"{prefix}_login"), folder)
+        for look in (reader.check, reader.wait, reader.status):
+            await look()
+
+
+async def test_a_partitioned_history_of_ours_is_read_and_written(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await tell(dsn, TABLE.replace(");", ") PARTITION BY LIST (version);"))
+    await tell(dsn, f"CREATE TABLE public.part PARTITION OF {HISTORY} DEFAULT")
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+    await Migrator(dsn, folder).check()
+
+
+async def test_another_tools_view_is_not_adopted_from(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    columns = "1 AS version, public.spring() AS description, '' AS filename, now() AS executed_at, true AS success"
+    async with mallory(dsn) as her:
+        await tell(her, f"{FOLDED} CREATE VIEW public.old AS SELECT {columns}, '' AS error_message")
+        for dry_run in (True, False):
+            with pytest.raises(ForeignTableError, match="old is a view"):
+                await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
+        assert not await has_run(dsn)
+
+
+async def test_another_tools_table_with_a_type_of_hers_is_not_adopted_from(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    cast = (
+        "CREATE TYPE public.mine AS (a text);"
+        "CREATE FUNCTION public.spring(public.mine) RETURNS timestamptz LANGUAGE plpgsql AS "
+        "$$BEGIN PERFORM nextval('public.sprung'); RETURN now(); END$$;"
+        "CREATE CAST (public.mine AS timestamptz) WITH FUNCTION public.spring(public.mine) AS IMPLICIT;"
+        "CREATE TABLE public.old (version int, description text, filename text, executed_at public.mine, success bool, "
+        "error_message text); INSERT INTO public.old VALUES (1, '', '', ROW('a'), true, '')"
+    )
+    async with mallory(dsn) as her:
+        await tell(her, cast)
+        for dry_run in (True, False):
+            with pytest.raises(ForeignTableError, match="adopted"):
+                await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
+        assert not await has_run(dsn)
