@@ -331,8 +331,8 @@ async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
             await self.connection.execute(text[:place] + "SELECT 1")
             tasks.start_soon(migrator.down)
             await until(either)
-            text = text[place:]
-        await send(self, Message(text), meanwhile)
+            message = Message(text[place:], tuple(part._replace(at=part.at - place) for part in message.parts))
+        await send(self, message, meanwhile)
 
     monkeypatch.setattr(Wire, "send", interrupted)
     async with anyio.create_task_group() as tasks:
