@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 
 from pgratchet import MigrationFailedError, Migrator, Verdict
@@ -114,6 +115,22 @@ async def noted(dsn: str, write: Write) -> Statements:
 async def test_no_statement_refers_to_what_others_have_planted(dsn: str, noted: Statements) -> None:
     assert len(noted) > 40
     await refuse_planted(dsn, noted)
+
+
+async def test_no_statement_makes_asyncpg_look_up_a_type(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would do so by a query that names little in full.
+    looked_up: list[object] = []
+    introspect: Any = getattr(asyncpg.Connection, "_introspect_types")  # noqa: B009 - not in the stubs
+
+    async def looking_up(connection: Any, types: object, *more: object) -> Any:
+        looked_up.append(types)
+        return await introspect(connection, types, *more)
+
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", looking_up)
+    await everything(dsn, write, outside=True)
+    assert looked_up == []
 
 
 @pytest.mark.parametrize("path", PATHS)
