@@ -2,15 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
 from pgratchet import MigrationFailedError, Migrator, Verdict
+from pgratchet.core.events import Event, Retried, Waiting
+from pgratchet.postgres.sql import EQ
 from tests.poolers import pgbouncer
 from tests.shadows import PATHS, Statements, has_sprung, plant, refuse_planted, run_by
-from tests.support import Write, connected, tell
+from tests.support import HISTORY, Write, connected, runner_lock, tell, until
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +46,7 @@ CALL public.work();
 
 FAILING = ["SELECT 1;\nSELECT 1 OPERATOR(pg_catalog./) 0;"]
 FAILING_OUTSIDE = [
+    "REINDEX TABLE CONCURRENTLY public.none;",
     "-- pgratchet: no-transaction\nSELECT 1;\nREINDEX TABLE public.none;",
     "CREATE UNIQUE INDEX CONCURRENTLY twice ON public.a ((1));",
 ]
@@ -54,7 +59,7 @@ FOREIGN = (
 )
 
 
-async def everything(dsn: str, write: Write, *, outside: bool = False, **options: Any) -> None:
+async def everything(dsn: str, write: Write, *, through: str = "", outside: bool = False, **options: Any) -> None:
     """Do all that a migrator can do; `outside` a transaction, too."""
     files = IN_TRANSACTIONS | (OUTSIDE if outside else {})
     folder = write(files)
@@ -62,7 +67,8 @@ async def everything(dsn: str, write: Write, *, outside: bool = False, **options
         if path.name not in files:
             path.unlink()
     await tell(dsn, f"{PROCEDURE} DROP TABLE IF EXISTS public.old; {FOREIGN}")
-    migrator = Migrator(dsn, folder, **options)
+    told: list[Event] = []
+    migrator = Migrator(through or dsn, folder, listener=told.append, **options)
     if not outside:
         await migrator.rehearse()
     await migrator.up()
@@ -75,23 +81,53 @@ async def everything(dsn: str, write: Write, *, outside: bool = False, **options
             await migrator.up()
         await migrator.repair(6, Verdict.NOT_APPLIED, "it is to go")
     (folder / "006_fails.sql").unlink()
+    if outside:
+        await go_on(dsn, migrator)
+    await wait_for_others(dsn, write, migrator, told, locks=options.get("lock") != "none")
     await migrator.down(0)
-    elsewhere = Migrator(dsn, folder, **options | {"table": "public.adopted"})
+    elsewhere = Migrator(through or dsn, folder, **options | {"table": "public.adopted"})
     await elsewhere.adopt("public.old", dry_run=True)
     await elsewhere.adopt("public.old", dry_run=False)
 
 
+async def go_on(dsn: str, migrator: Migrator) -> None:
+    """Take over a migration whose runner has died when all its statements were done."""
+    await tell(dsn, f"UPDATE {HISTORY} SET state = 'running', backend_pid = 1 WHERE version {EQ} '5'")
+    assert [step.version for step in await migrator.up()] == ["5"]
+
+
+async def wait_for_others(dsn: str, write: Write, migrator: Migrator, told: list[Event], *, locks: bool) -> None:
+    """Wait for the runner's lock, and then for somebody's lock on a table, for long enough to look who that is."""
+    folder = write({"006_blocked.sql": "-- pgratchet: lock-timeout=400ms\nALTER TABLE public.a ADD b pg_catalog.int4;"})
+    told.clear()
+
+    async def has_told(*kinds: type[Event]) -> bool:
+        return any(isinstance(event, kinds) and getattr(event, "blockers", True) for event in told)
+
+    async with anyio.create_task_group() as tasks, connected(dsn) as blocker:
+        await blocker.execute("BEGIN; LOCK TABLE public.a")
+        async with runner_lock(dsn):
+            tasks.start_soon(migrator.up)
+            if locks:
+                await until(partial(has_told, Waiting))
+        await until(partial(has_told, Retried))
+        await blocker.execute("ROLLBACK")
+    await migrator.repair(6, Verdict.NOT_APPLIED, "it is to go")
+    (folder / "006_blocked.sql").unlink()
+    await tell(dsn, "ALTER TABLE public.a DROP b")
+
+
 @asynccontextmanager
-async def ways(dsn: str) -> AsyncIterator[list[tuple[str, dict[str, Any]]]]:
-    """Yield each way to lead a run: its DSN and its options."""
+async def ways(dsn: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the options of each way to lead a run."""
     async with pgbouncer(dsn) as pooler:
         yield [
-            (dsn, {"outside": True}),
-            (dsn, {"lock": "transaction"}),
-            (dsn, {"lock": "none"}),
-            (dsn, {"outside": True, "owner": "postgres", "readers": ["postgres"]}),
-            (pooler.dsn, {"lock": "transaction"}),
-            (pooler.dsn, {"outside": True, "direct_dsn": dsn}),
+            {"outside": True},
+            {"lock": "transaction"},
+            {"lock": "none"},
+            {"outside": True, "owner": "postgres", "readers": ["postgres"]},
+            {"through": pooler.dsn},
+            {"through": pooler.dsn, "outside": True, "direct_dsn": dsn},
         ]
 
 
@@ -100,8 +136,8 @@ async def sent(dsn: str, write: Write) -> Statements:
     statements = Statements()
     async with ways(dsn) as all_ways:
         with statements.noting():
-            for address, options in all_ways:
-                await everything(address, write, **options)
+            for options in all_ways:
+                await everything(dsn, write, **options)
     return statements
 
 
@@ -143,8 +179,8 @@ async def test_a_run_among_planted_things_runs_none_of_them(
         await connection.execute(f"ALTER DATABASE {database} SET search_path TO {path}")
 
     async with ways(dsn) as all_ways:
-        for address, options in all_ways:
-            await everything(address, write, **options)
+        for options in all_ways:
+            await everything(dsn, write, **options)
 
     async with connected(dsn) as connection:
         assert not await has_sprung(connection)
