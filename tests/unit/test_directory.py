@@ -99,10 +99,10 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write({"1_a.sql": ""})
 
-    def refuse(path: str, _: str) -> None:
+    def refuse(path: str, _: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UsageError, match=r"1_a\.sql.*: Permission denied"):
         names(folder)
 
