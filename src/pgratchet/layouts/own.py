@@ -1,6 +1,7 @@
 """pgratchet's own layout: `<digits>_<description>.sql`, its `.down.sql` beside it, or one `.py` for both."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -97,6 +98,11 @@ def _next(last: Migration | None, now: datetime) -> str:
     return str(number).zfill(width)
 
 
+def _is_mark(character: str) -> bool:
+    """Say whether it belongs to the letter before it, like a vowel of Hindi; no pattern takes it for a letter."""
+    return not character.isascii() and unicodedata.category(character).startswith("M")
+
+
 def _put(shelf: _Shelf, file: File) -> None:
     found = _read(file)
     if isinstance(found, Problem):
@@ -108,21 +114,41 @@ def _put(shelf: _Shelf, file: File) -> None:
     taken = side.setdefault(found.version, found)
     if taken is not found:
         message = f"version {found.version} is already {taken.content.source.path}"
-        shelf.problems.append(Problem(file.path, message, "give one of them another number"))
+        cure = "give one of them another number"
+        if parsing.composed(file.path) == parsing.composed(taken.content.source.path):
+            cure = "remove one of them: they have the same name, of which one is in another Unicode form (NFC and NFD)"
+        shelf.problems.append(Problem(file.path, message, cure))
 
 
 def _read(file: File) -> _Read | Problem:
-    name = _NAME.fullmatch(file.name)
+    written = parsing.composed(file.name)
+    name = _NAME.fullmatch(_unmarked(written))
     if name is None:
-        message = "the name is not <digits>_<description>.sql, .down.sql or .py"
+        message = f"the name is not <digits>_<description>.sql, .down.sql or .py{_oddity(written)}"
         return Problem(file.path, message, "rename it, for example to 007_add_users.sql")
-    if _DIRECTION.search(name["title"]):
+    title = written[slice(*name.span("title"))]
+    if _DIRECTION.search(title):
         cure = "an up file ends in .sql alone, its way down in .down.sql; a .py file has both in it"
         return Problem(file.path, "the name says its direction in another way", cure)
     version = str(int(name["digits"]))
     kind = Kind.PYTHON if name["suffix"] == ".py" else Kind.SQL
     direction = Direction.DOWN if name["suffix"] == ".down.sql" else Direction.UP
-    return _Read(version, name["title"], kind, direction, parsing.read(file, kind, version))
+    return _Read(version, title, kind, direction, parsing.read(file, kind, version))
+
+
+def _unmarked(name: str) -> str:
+    """Return a name with a letter in the place of each combining mark."""
+    return name if name.isascii() else "".join("x" if _is_mark(each) else each for each in name)
+
+
+def _oddity(name: str) -> str:
+    """Return the end of a sentence about a name that does not fit: which character is to blame, if any is."""
+    odd = next((each for each in _unmarked(name) if not re.match(r"[\w.-]", each)), None)
+    if odd is None:
+        return ""
+    if "\udc80" <= odd <= "\udcff":
+        return f"; it is not UTF-8 (byte 0x{ord(odd) - 0xDC00:02x})"
+    return f"; {odd!a} is no letter or digit"
 
 
 def _in_order(shelf: _Shelf) -> list[str]:
