@@ -3,7 +3,8 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -103,22 +104,20 @@ def _content(descriptor: int) -> bytes:
     return body
 
 
-def write(folder: str | os.PathLike[str], contents: Mapping[str, str]) -> tuple[Path, ...]:
-    """Write new files, by name, into a folder that is made where it is missing, and return their paths.
+def write(folder: str | os.PathLike[str], draft: Callable[[Iterator[File]], Mapping[str, str]]) -> tuple[Path, ...]:
+    """Write new files, which `draft` makes of those that are there, by name, and return their paths.
 
-    Raises UsageError, having written nothing, where one of them is there already.
+    The folder is made where it is missing. Others who do the same wait meanwhile, so that two never take the same
+    number. Raises UsageError, as `draft` and `read` may, where one of the files is there already or cannot be
+    written; nothing is left then.
     """
-    paths = {Path(folder, name): text for name, text in contents.items()}
-    for path in paths:
-        if path.exists():
-            raise UsageError(f"{path} is there already")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, text in paths.items():
-            path.write_text(text, encoding="utf-8", newline="\n")
+        with _alone(Path(folder)):
+            return _written(Path(folder), draft(read(folder)))
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} is there already") from None
     except OSError as error:
         raise UsageError(f"cannot write in '{folder}': {error.strerror}") from None
-    return tuple(paths)
 
 
 def counts(name: str) -> bool:
@@ -146,6 +145,52 @@ def _packed(folder: Traversable) -> Iterator[File]:
             raise OSError(0, f"it is {_KINDS[stat.S_IFDIR]}; {_ONLY_FILES}", str(item))
         else:
             yield File(name, str(item), item.read_bytes())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others out who come this way; what was made for the block goes again where that raises."""
+    import fcntl  # noqa: PLC0415 - most starts write no file
+
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        if missing:
+            _make(folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Not every network file system has locks: there a number that is taken twice is for the next run to refuse.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        for each in missing:
+            with suppress(OSError, ValueError):
+                each.rmdir()
+        raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise _impossible(folder, error) from None
+
+
+def _written(folder: Path, contents: Mapping[str, str]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    try:
+        for name, text in contents.items():
+            with Path(folder, name).open("x", encoding="utf-8", newline="\n") as file:
+                paths.append(Path(folder, name))
+                file.write(text)
+    except BaseException:
+        for path in paths:
+            with suppress(OSError):
+                path.unlink()
+        raise
+    return tuple(paths)
 
 
 def _impossible(location: Location, error: ValueError) -> UsageError:

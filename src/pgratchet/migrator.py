@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,7 @@ from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
 from pgratchet.layouts import own
@@ -256,9 +256,16 @@ class Migrator:
 
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
-    """Write the files of a new migration, numbered after the last one, and return their paths."""
-    there = own.parse(directory.read(folder)).migrations if Path(folder).exists() else ()
-    return directory.write(folder, own.draft(there, description, kind, datetime.now(UTC)))
+    """Write the files of a new migration, numbered after the last one, and return their paths.
+
+    Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
+    nothing is written then.
+    """
+
+    def draft(files: Iterator[File]) -> Mapping[str, str]:
+        return own.draft(own.parse(files).migrations, description, kind, datetime.now(UTC))
+
+    return directory.write(folder, draft)
 
 
 def _silent(_: Event) -> None:

@@ -17,6 +17,9 @@ from pgratchet.core.parsing import Content
 TIMESTAMP_DIGITS = 8
 """Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
 
+LONGEST_TITLE = 100
+"""The most bytes of a description that the name of a new file has, which may have 255, and on some disks 143."""
+
 _NAME = re.compile(r"(?P<digits>[0-9]{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
 _DIRECTION = re.compile(r"\.(?:up|down)$", re.IGNORECASE)
 
@@ -75,13 +78,17 @@ def draft(migrations: Sequence[Migration], description: str, kind: Kind, now: da
 
     Raises UsageError for a description that no file can be named after.
     """
-    title = re.sub(r"\W+", "_", description.lower()).strip("_")
+    text = parsing.one_line(description)
+    title = _title(text)
     if not title:
-        raise UsageError(f"'{description}' has no letter or digit to name a file after")
+        raise UsageError(f"'{text:.100}' has no letter or digit to name a file after")
     last = migrations[-1] if migrations else None
     digits = _next(last, now)
+    if kind is Kind.PYTHON:
+        # In its first two lines Python looks for the file's encoding (PEP 263), within any comment.
+        text = re.sub("coding(?=[:=])", "coding ", text)
     mark = parsing.COMMENT[kind]
-    head = f"{mark} Migration: {description}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
+    head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
     if kind is Kind.PYTHON:
         return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
     return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
@@ -92,10 +99,27 @@ def _next(last: Migration | None, now: datetime) -> str:
     if last is None:
         return "001"
     number = last.number + 1
+    if parsing.canonical(str(number)) is None:
+        raise UsageError(f"there is no version above {last.version}, the last one; give it a lower number")
     if len(last.version) >= TIMESTAMP_DIGITS:
         return str(max(number, int(f"{now:%Y%m%d%H%M%S}"[: len(last.version)])))
     width = len(PurePath(last.up.path).name.partition("_")[0])
     return str(number).zfill(width)
+
+
+def _title(description: str) -> str:
+    """Return the words of a description, as the name of a file has them; empty where there is none."""
+    title = ""
+    for each in parsing.composed(description.lower()):
+        if each.isalnum() or (_is_mark(each) and title[-1:] not in {"", "_"}):
+            title += each
+        elif not title.endswith("_"):
+            title += "_"
+    title = title.strip("_")
+    if len(title.encode()) > LONGEST_TITLE:
+        cut = title.encode()[:LONGEST_TITLE].decode(errors="ignore")
+        title = cut.rpartition("_")[0] or cut
+    return title
 
 
 def _is_mark(character: str) -> bool:
