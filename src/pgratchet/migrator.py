@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from pgratchet import directory, journal, telling
 from pgratchet.cancelling import cancelled_for_good
-from pgratchet.core import judging, planning
+from pgratchet.core import judging, parsing, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
@@ -291,6 +291,10 @@ def _version(to: str | int | None) -> str | None:
 
 
 def _canonical(version: str | int) -> str:
-    if not str(version).isdecimal():
-        raise UsageError(f"'{version}' is no version: versions are numbers")
-    return str(int(version))
+    longest = parsing.LONGEST_VERSION
+    # str() refuses an integer of thousands of digits.
+    text = "..." if isinstance(version, int) and abs(version) >= 10**longest else str(version)
+    canonical = parsing.canonical(text)
+    if canonical is None:
+        raise UsageError(f"'{text:.40}' is no version: versions are numbers, at most {longest} of the digits 0 to 9")
+    return canonical

@@ -12,9 +12,10 @@ import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.core.parsing import LONGEST_VERSION, canonical
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import Table, become, identifier
+from pgratchet.postgres.sql import Table, become, identifier, literal
 from pgratchet.postgres.temporary import through_races
 
 COLUMNS = {
@@ -50,6 +51,9 @@ KNOWN_TABLES = (
 )
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
+
+MOST_SHOWN = 40
+"""Characters of a version that is none."""
 
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
@@ -93,7 +97,7 @@ class History(NamedTuple):
             needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
             raise ServerError(f"{error}; the role {role} needs {needs}") from None
         else:
-            return tuple(_applied(row) for row in rows)
+            return tuple(_applied(row, self.table) for row in rows)
         raise ForeignTableError(self._whose(columns_there))
 
     async def read_patiently(
@@ -225,17 +229,54 @@ class History(NamedTuple):
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 
-def _applied(row: asyncpg.Record) -> AppliedMigration:
+def _applied(row: asyncpg.Record, table: Table) -> AppliedMigration:
     values = list(row)
+    version: object = values[_VERSION]
+    if not isinstance(version, str) or canonical(version) != version:
+        raise ServerError(_not_ours(version, table))
     state = _STATES.get(values[_STATE])
     if state is None:
         raise ServerError(
             f"version {row['version']} is in state '{row['state']}', which this release of pgratchet does not know"
         )
-    if not values[_VERSION].isdecimal():
-        raise ServerError(f"the history has a row of version '{row['version']}', which is no number; nobody knows it")
     values[_STATE] = state
     return AppliedMigration._make(values)
+
+
+def _not_ours(version: object, table: Table) -> str:
+    """Return what is wrong with a row whose version pgratchet has not written: it would count as another version."""
+    text = str(version)
+    if text == canonical(text):
+        return f"the versions in {table} are no text; ALTER TABLE {table.quoted} ALTER COLUMN version TYPE text"
+    row = f"the history has a row of version {text!a:.{MOST_SHOWN}}"
+    where = f"WHERE {_condition(None if version is None else text)}"
+    delete = f"DELETE FROM {table.quoted} {where}"
+    if meant := _meant(text):
+        return (
+            f"{row}, which is '{meant}' as pgratchet writes it: it counts as another one; "
+            f"UPDATE {table.quoted} SET version = '{meant}' {where}, or, where there is a row '{meant}' too, {delete}"
+        )
+    return (
+        f"{row}, which is no version: versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9; find out "
+        f"which one is meant, and UPDATE {table.quoted} SET version = '<its number>' {where}, or {delete}"
+    )
+
+
+def _meant(text: str) -> str | None:
+    """Return the version that a person has meant by it, with a plus, blanks, zeros or the digits of another script."""
+    digits = text.strip().removeprefix("+")
+    return canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= MOST_SHOWN else None
+
+
+def _condition(text: str | None) -> str:
+    """Return what is true of the row alone, in characters that can be copied from any terminal."""
+    if text is None:
+        return "version IS NULL"
+    if len(text) > MOST_SHOWN:
+        return f"length(version) = {len(text)}"
+    if text.isascii() and text.isprintable():
+        return f"version = {literal(text)}"
+    return "version = E'" + "".join(f"\\U{ord(each):08x}" for each in text) + "'"
 
 
 def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:
