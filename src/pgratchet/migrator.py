@@ -105,7 +105,10 @@ class Migrator:
 
     @property
     def readiness(self) -> Readiness:
-        """How the schema stands, as the last run of this migrator has left it, or the one under way."""
+        """How the schema stands, as the last run of this migrator has left it, or the one under way.
+
+        Any thread may ask.
+        """
         return self._course.readiness
 
     @contextmanager
