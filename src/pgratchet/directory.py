@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -32,12 +34,31 @@ Location = str | os.PathLike[str] | Traversable
 
 SUFFIXES = (".sql", ".py")
 
+LARGEST = 2 << 30
+"""The most bytes that a file may have; PostgreSQL takes no statement of half as many."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_ONLY_FILES = "only regular files, and links to them, are read: move it away, or rename it"
+_CURES = {
+    errno.ENOENT: "it is a link to nothing: remove it, or put back the file that it leads to",
+    errno.ELOOP: "it is a link that leads back to itself: put the file in its place",
+    errno.EACCES: "let the user who runs pgratchet read it",
+    errno.ENXIO: f"it is a socket or a device; {_ONLY_FILES}",
+    errno.EOPNOTSUPP: f"it is a socket; {_ONLY_FILES}",
+}
+
 
 def read(location: Location) -> Iterator[File]:
     """Yield the migration files of a folder, by name, one at a time.
 
-    Folders below it, hidden files, names that begin with an underscore and files that are neither `.sql` nor
-    `.py` are passed over. Raises UsageError where the folder or one of the files cannot be read.
+    Hidden files, names that begin with an underscore and what ends in neither `.sql` nor `.py` are passed over.
+    Raises UsageError where the folder cannot be read, or where what is left is not a file that can be.
     """
     try:
         if isinstance(location, str | os.PathLike):
@@ -46,24 +67,57 @@ def read(location: Location) -> Iterator[File]:
             yield from _packed(location)
     except OSError as error:
         raise UsageError(_unreadable(location, error)) from None
+    except ValueError as error:
+        raise _impossible(location, error) from None
 
 
-def write(folder: str | os.PathLike[str], contents: Mapping[str, str]) -> tuple[Path, ...]:
-    """Write new files, by name, into a folder that is made where it is missing, and return their paths.
+def content(path: str) -> bytes:
+    """Return what a regular file holds, or one that a link leads to.
 
-    Raises UsageError, having written nothing, where one of them is there already.
+    Raises OSError, without waiting, where there is none, where it is something else, larger than `LARGEST`, or
+    written to at the same time; `strerror` says what to do.
     """
-    paths = {Path(folder, name): text for name, text in contents.items()}
-    for path in paths:
-        if path.exists():
-            raise UsageError(f"{path} is there already")
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for path, text in paths.items():
-            path.write_text(text, encoding="utf-8", newline="\n")
+        # A named pipe would wait for a writer. What is looked at is what is open: nobody can exchange it in between.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            return _content(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        said = filter(None, (error.strerror, _CURES.get(error.errno or 0)))
+        raise OSError(error.errno, "; ".join(said), path) from None
+
+
+def _content(descriptor: int) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}; {_ONLY_FILES}")
+    if status.st_size > LARGEST:
+        raise OSError(0, f"it has {status.st_size} bytes, and {LARGEST} are the most: load its data in another way")
+    body = b""
+    # One byte more than there are: a file that grows, or a pseudo file that says it is empty, would have no end.
+    while more := os.read(descriptor, status.st_size + 1 - len(body)):
+        body = body + more if body else more
+    if len(body) != status.st_size:
+        raise OSError(0, "it was written to while it was read: run again when its author is done")
+    return body
+
+
+def write(folder: str | os.PathLike[str], draft: Callable[[Iterator[File]], Mapping[str, str]]) -> tuple[Path, ...]:
+    """Write new files, which `draft` makes of those that are there, by name, and return their paths.
+
+    The folder is made where it is missing. Others who do the same wait meanwhile, so that two never take the same
+    number. Raises UsageError, as `draft` and `read` may, where one of the files is there already or cannot be
+    written; nothing is left then.
+    """
+    try:
+        with _alone(Path(folder)):
+            return _written(Path(folder), draft(read(folder)))
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename} is there already") from None
     except OSError as error:
         raise UsageError(f"cannot write in '{folder}': {error.strerror}") from None
-    return tuple(paths)
 
 
 def counts(name: str) -> bool:
@@ -73,12 +127,9 @@ def counts(name: str) -> bool:
 
 
 def _on_disk(folder: str) -> Iterator[File]:
-    with os.scandir(folder) as items:
-        names = sorted(item.name for item in items if counts(item.name) and not item.is_dir())
-    for name in names:
-        path = os.path.join(folder, name)  # noqa: PTH118 - pathlib takes twice as long for 10,000 files
-        with open(path, "rb") as file:  # noqa: PTH123 - the same
-            yield File(name, path, file.read())
+    for name in sorted(filter(counts, os.listdir(folder))):  # noqa: PTH208 - pathlib takes longer
+        path = os.path.join(folder, name)  # noqa: PTH118 - twice as long, for 10,000 files
+        yield File(name, path, content(path))
 
 
 def _packed(folder: Traversable) -> Iterator[File]:
@@ -86,13 +137,72 @@ def _packed(folder: Traversable) -> Iterator[File]:
     if not there:
         # A zip has no folders of their own: one that holds nothing is one that is not there.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    items = {name: item for name, item in there.items() if counts(name) and not item.is_dir()}
-    for name in sorted(items):
-        yield File(name, str(items[name]), items[name].read_bytes())
+    for name in sorted(filter(counts, there)):
+        item = there[name]
+        if isinstance(item, os.PathLike):
+            yield File(name, str(item), content(os.fspath(item)))
+        elif item.is_dir():
+            raise OSError(0, f"it is {_KINDS[stat.S_IFDIR]}; {_ONLY_FILES}", str(item))
+        else:
+            yield File(name, str(item), item.read_bytes())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others out who come this way; what was made for the block goes again where that raises."""
+    import fcntl  # noqa: PLC0415 - most starts write no file
+
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        if missing:
+            _make(folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Not every network file system has locks: there a number that is taken twice is for the next run to refuse.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        for each in missing:
+            with suppress(OSError, ValueError):
+                each.rmdir()
+        raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise _impossible(folder, error) from None
+
+
+def _written(folder: Path, contents: Mapping[str, str]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    try:
+        for name, text in contents.items():
+            with Path(folder, name).open("x", encoding="utf-8", newline="\n") as file:
+                paths.append(Path(folder, name))
+                file.write(text)
+    except BaseException:
+        for path in paths:
+            with suppress(OSError):
+                path.unlink()
+        raise
+    return tuple(paths)
+
+
+def _impossible(location: Location, error: ValueError) -> UsageError:
+    return UsageError(f"{str(location)!a} cannot be the path of a folder: {error}")
 
 
 def _unreadable(location: Location, error: OSError) -> str:
     what = error.filename or location
-    if isinstance(location, str | os.PathLike) and not os.path.isabs(location):  # noqa: PTH117 - a str is fine
-        return f"cannot read '{what}', relative to {os.getcwd()}: {error.strerror}"  # noqa: PTH109 - the same
-    return f"cannot read '{what}': {error.strerror}"
+    if not isinstance(location, str | os.PathLike) or os.path.isabs(location):  # noqa: PTH117 - a str is fine
+        return f"cannot read '{what}': {error.strerror}"
+    try:
+        here = os.getcwd()  # noqa: PTH109 - the same
+    except OSError:
+        here = "a working directory that is gone"
+    return f"cannot read '{what}', relative to {here}: {error.strerror}"

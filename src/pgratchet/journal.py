@@ -1,6 +1,7 @@
 """A local diary of what was done, one JSON object a line: for people; nothing ever reads it to decide."""
 
 import logging
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,12 @@ def append(path: Path, finished: Sequence[Finished]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     lines = "".join(json.dumps({"at": now} | step._asdict()) + "\n" for step in finished)
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_open) as file:
             file.write(lines)
     except OSError as error:
         _log.warning("the journal %s cannot be written: %s", path, error.strerror)
+
+
+def _open(path: str, flags: int) -> int:
+    # A named pipe that nobody reads would be waited for, when all is done.
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)

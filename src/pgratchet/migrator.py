@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -13,10 +13,10 @@ import anyio.to_thread
 
 from pgratchet import directory, journal, telling
 from pgratchet.cancelling import cancelled_for_good
-from pgratchet.core import judging, planning
+from pgratchet.core import judging, parsing, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
+from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
 from pgratchet.layouts import own
@@ -109,7 +109,10 @@ class Migrator:
 
     @property
     def readiness(self) -> Readiness:
-        """How the schema stands, as the last run of this migrator has left it, or the one under way."""
+        """How the schema stands, as the last run of this migrator has left it, or the one under way.
+
+        Any thread may ask.
+        """
         return self._course.readiness
 
     @contextmanager
@@ -260,9 +263,16 @@ class Migrator:
 
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
-    """Write the files of a new migration, numbered after the last one, and return their paths."""
-    there = own.parse(directory.read(folder)).migrations if Path(folder).exists() else ()
-    return directory.write(folder, own.draft(there, description, kind, datetime.now(UTC)))
+    """Write the files of a new migration, numbered after the last one, and return their paths.
+
+    Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
+    nothing is written then.
+    """
+
+    def draft(files: Iterator[File]) -> Mapping[str, str]:
+        return own.draft(own.parse(files).migrations, description, kind, datetime.now(UTC))
+
+    return directory.write(folder, draft)
 
 
 def _silent(_: Event) -> None:
@@ -288,6 +298,10 @@ def _version(to: str | int | None) -> str | None:
 
 
 def _canonical(version: str | int) -> str:
-    if not str(version).isdecimal():
-        raise UsageError(f"'{version}' is no version: versions are numbers")
-    return str(int(version))
+    longest = parsing.LONGEST_VERSION
+    # str() refuses an integer of thousands of digits.
+    text = "..." if isinstance(version, int) and abs(version) >= 10**longest else str(version)
+    canonical = parsing.canonical(text)
+    if canonical is None:
+        raise UsageError(f"'{text:.40}' is no version: versions are numbers, at most {longest} of the digits 0 to 9")
+    return canonical

@@ -149,6 +149,7 @@ def test_a_link_is_what_it_leads_to(folder: Path, git: Git) -> None:
     git("add", ".")
     git("commit", "--quiet", "--message=link")
     git("update-ref", "refs/remotes/origin/main", "HEAD")
+    (folder / "a_folder.sql").unlink()
 
     assert edits(folder, "origin/main") == ()
 

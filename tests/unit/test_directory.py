@@ -99,10 +99,10 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write({"1_a.sql": ""})
 
-    def refuse(path: str, _: str) -> None:
+    def refuse(path: str, _: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UsageError, match=r"1_a\.sql.*: Permission denied"):
         names(folder)
 
@@ -136,7 +136,7 @@ def test_a_missing_folder_of_an_archive_is_named(tmp_path: Path, folder: str) ->
 
 
 def test_new_files_are_written_into_a_new_folder(tmp_path: Path) -> None:
-    paths = write(tmp_path / "new" / "versions", {"1_a.sql": "-- ä\n", "1_a.down.sql": ""})
+    paths = write(tmp_path / "new" / "versions", lambda _: {"1_a.sql": "-- ä\n", "1_a.down.sql": ""})
 
     assert [path.name for path in paths] == ["1_a.sql", "1_a.down.sql"]
     assert paths[0].read_bytes() == "-- ä\n".encode()
@@ -146,7 +146,7 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "1_a.down.sql").write_text("mine")
 
     with pytest.raises(UsageError, match="is there already"):
-        write(tmp_path, {"1_a.sql": "", "1_a.down.sql": ""})
+        write(tmp_path, lambda _: {"1_a.sql": "", "1_a.down.sql": ""})
 
     assert [path.name for path in tmp_path.iterdir()] == ["1_a.down.sql"]
     assert (tmp_path / "1_a.down.sql").read_text() == "mine"
@@ -156,4 +156,4 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(UsageError, match="file"):
-        write(tmp_path / "file" / "versions", {"1_a.sql": ""})
+        write(tmp_path / "file" / "versions", lambda _: {"1_a.sql": ""})

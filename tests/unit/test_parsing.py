@@ -89,7 +89,7 @@ def test_wide_encodings_are_refused(encoding: str) -> None:
 def test_a_wide_encoding_that_says_so_is_told_as_that(encoding: str) -> None:
     problem = problem_of("\ufeffSELECT 1;".encode(encoding))
 
-    assert (problem.path, problem.line) == (PATH, None)
+    assert (problem.path, problem.line) == (PATH, 1)
     assert "UTF-16" in problem.message
     assert "UTF-8" in problem.cure
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pgratchet import directory
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
 
@@ -61,10 +62,10 @@ def read(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_pyproject() -> dict[str, Any]:
     try:
-        content = Path(PYPROJECT).read_bytes()
-    except FileNotFoundError:
-        return {}
+        content = directory.content(PYPROJECT)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not Path(PYPROJECT).is_symlink():
+            return {}
         raise UsageError(f"cannot read {PYPROJECT}: {error.strerror}") from None
     if b"pgratchet" not in content:
         return {}

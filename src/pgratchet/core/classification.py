@@ -4,7 +4,7 @@ In doubt it is said to refuse a transaction block: whether a subscription has a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from pgratchet.core.lexing import head, tokens, upper
@@ -47,8 +47,9 @@ def matters(first: str, second: str | None) -> bool:
 
 def nesting_kind(text: str, start: int) -> str | None:
     """Return what is created at `start` if that may hold semicolons of its own: a rule, or routines."""
-    match head(text, start, len(text), 4):
-        case ("CREATE", "OR", "REPLACE", kind) | ("CREATE", kind, *_) if kind in _NESTING:
+    # Not with head(), which would read on behind a parenthesis: one that is never closed has no end.
+    match [word for word, _, _ in islice(tokens(text, start, len(text)), 4)]:
+        case ["CREATE", "OR", "REPLACE", kind] | ["CREATE", kind, *_] if kind in _NESTING:
             return kind
         case _:
             return None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.halfway import is_begun
 from pgratchet.core.model import Entry, State
+from pgratchet.core.parsing import canonical
 
 
 def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
@@ -52,7 +53,8 @@ def _is_below_floor(entry: Entry, newest: int | None) -> bool:
     floor = entry.applied.compatible_with if entry.applied and not entry.migration else None
     if floor is None:
         return False
-    return newest is None or not floor.isdecimal() or newest < int(floor)
+    number = canonical(floor)
+    return newest is None or number is None or newest < int(number)
 
 
 def _below_floor(entry: Entry, newest: int | None) -> str:

@@ -234,9 +234,9 @@ class Finished(NamedTuple):
 
 
 class ForeignRow(NamedTuple):
-    """What a home-made runner has written down about one file."""
+    """What a home-made runner has written down about one file; nobody promises how it has written the version."""
 
-    version: int
+    version: int | str | None
     description: str | None
     filename: str | None
     executed_at: datetime | None

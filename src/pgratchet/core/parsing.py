@@ -3,13 +3,16 @@
 import codecs
 import hashlib
 import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
-_OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 COMMENT = {Kind.SQL: "--", Kind.PYTHON: "#"}
 LONGEST_VERSION = 18
 """Digits in a version: what a signed 64-bit number holds for certain."""
@@ -18,17 +21,24 @@ DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible
 SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
-_HEAD = {
-    # A comment within a comment ends the head here: what is in it must not be taken for a directive.
-    Kind.SQL: re.compile(r"(?:\s+|--[^\n]*|/\*(?:(?!/\*).)*?\*/)*", re.DOTALL),
-    Kind.PYTHON: re.compile(r"(?:\s+|#[^\n]*)*"),
+
+# A comment ends where PostgreSQL and Python end it: at a line feed or a carriage return, and at no other line break.
+# The count is bounded, because a repeat remembers each of its turns: a million comments would take 300 MB.
+_BLANKS = r"[^\S\n\r]*"
+_GAP = {
+    Kind.SQL: re.compile(r"(?:[ \t\n\r\f\v]*--[^\n\r]*){0,100}[ \t\n\r\f\v]*(/\*)?"),
+    Kind.PYTHON: re.compile(r"(?:[ \t\n\r\f]*#[^\n\r]*){0,100}[ \t\n\r\f]*"),
 }
-_DIRECTIVE = {
-    kind: re.compile(rf"^[ \t]*{mark}[ \t]*pgratchet\b[ \t]*(:?)[ \t]*(.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_BLOCK_MARK = re.compile(r"/\*|\*/")
+_COMMENT = {
+    kind: re.compile(
+        rf"(?:\A|[\n\r]|\*/){_BLANKS}{mark}{_BLANKS}"
+        rf"(?:(?P<name>(?i:pgratchet))\b{_BLANKS}(?P<colon>:?)(?P<text>[^\n\r]*)"
+        rf"|Version:{_BLANKS}(?P<version>\S+)[^\n\r]*|[^\n\r]*)"
+    )
     for kind, mark in COMMENT.items()
 }
-_STRAY = {kind: re.compile(rf"{mark}[ \t]*pgratchet[ \t]*:", re.IGNORECASE) for kind, mark in COMMENT.items()}
-_VERSION = {kind: re.compile(rf"^{mark}[ \t]*Version:[ \t]*(\S+)", re.MULTILINE) for kind, mark in COMMENT.items()}
+_STRAY = {kind: re.compile(rf"{mark}{_BLANKS}pgratchet{_BLANKS}:", re.IGNORECASE) for kind, mark in COMMENT.items()}
 
 
 class Content(NamedTuple):
@@ -40,7 +50,6 @@ class Content(NamedTuple):
 
 
 class _Directive(NamedTuple):
-    line: int
     colon: str
     text: str
 
@@ -58,12 +67,11 @@ def read(file: File, kind: Kind, version: str) -> Content:
     text = _decode(body, file.path)
     if isinstance(text, Problem):
         return Content(Source(file.path, ""), checksum, (text,))
-    head = _HEAD[kind].match(text)
-    end = head.end() if head else 0
-    options, problems = _options(file.path, text, kind, version, end)
-    problems += _contradiction(file.path, text, kind, version, end)
-    if "pgratchet" in text or "PGRATCHET" in text:
-        problems += _stray_directives(file.path, text, kind, end)
+    end = _end_of_head(text, kind)
+    about = [found for found in _COMMENT[kind].finditer(text, 0, end) if found.lastindex]
+    options, problems = _options(file.path, text, about, version)
+    problems += _contradiction(file.path, text, about, version)
+    problems += _stray_directives(file.path, text, kind, end)
     return Content(Source(file.path, text, options), checksum, tuple(problems))
 
 
@@ -72,12 +80,39 @@ def line_of(text: str, offset: int) -> int:
     return text.count("\n", 0, offset) + 1
 
 
+def canonical(version: str) -> str | None:
+    """Return a version as it is written everywhere, without leading zeros; None for what is no version."""
+    fits = version.isascii() and version.isdecimal() and len(version) <= LONGEST_VERSION
+    return (version.lstrip("0") or "0") if fits else None
+
+
+def composed(name: str) -> str:
+    """Return a name in the one form (NFC) that stands for all: macOS takes letters and their accents apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and outer blanks, and with a mark for each character that cannot be shown."""
+    words = " ".join(text.split())
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in words)
+
+
+def _lines_of(text: str, offsets: Iterable[int]) -> Iterator[int]:
+    """Yield the line of each offset, as `line_of` does; they ascend."""
+    line, counted = 1, 0
+    for offset in offsets:
+        line += text.count("\n", counted, offset)
+        counted = offset
+        yield line
+
+
 def _decode(body: bytes, path: str) -> str | Problem:
     if body.startswith(_OTHER_ENCODINGS):
-        return Problem(path, "not UTF-8 (it begins like UTF-16)", "save the file as UTF-8")
+        return Problem(path, "not UTF-8 (it begins like UTF-16 or UTF-32)", "save the file as UTF-8", 1)
     if (offset := body.find(b"\0")) >= 0:
         line = body.count(b"\n", 0, offset) + 1
-        return Problem(path, "a NUL byte, which PostgreSQL cannot store", "remove it", line)
+        message = "a NUL byte, which PostgreSQL cannot store (UTF-16 and UTF-32 have them between the letters)"
+        return Problem(path, message, "save the file as UTF-8, without NUL bytes", line)
     try:
         return body.decode()
     except UnicodeDecodeError as error:
@@ -85,28 +120,38 @@ def _decode(body: bytes, path: str) -> str | Problem:
         return Problem(path, f"not UTF-8 (byte 0x{body[error.start]:02x})", "save the file as UTF-8", line)
 
 
-def _contradiction(path: str, text: str, kind: Kind, version: str, end: int) -> list[Problem]:
-    found = _VERSION[kind].search(text, 0, end)
-    if found is None or _canonical(found[1]) == version:
+def _end_of_head(text: str, kind: Kind) -> int:
+    end, gap = 0, _GAP[kind].match(text)
+    while gap is not None and gap.end() > end:
+        end = gap.end()
+        if gap.lastindex:
+            close = _BLOCK_MARK.search(text, end)
+            if close is None or close[0] == "/*":
+                # A comment within a comment ends the head: its text must not be taken for a directive.
+                return gap.start(1)
+            end = close.end()
+        gap = _GAP[kind].match(text, end)
+    return end
+
+
+def _contradiction(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> list[Problem]:
+    found = next((found for found in about if found["version"]), None)
+    if found is None or canonical(found["version"]) == version:
         return []
-    message = f"the head says version {found[1]}, the file's name says {version}"
-    return [Problem(path, message, "make the two agree", line_of(text, found.start()))]
+    message = f"the head says version {found['version']}, the file's name says {version}"
+    return [Problem(path, message, "make the two agree", line_of(text, found.start("version")))]
 
 
-def _canonical(digits: str) -> str | None:
-    fits = digits.isascii() and digits.isdecimal() and len(digits) <= LONGEST_VERSION
-    return (digits.lstrip("0") or "0") if fits else None
-
-
-def _options(path: str, text: str, kind: Kind, version: str, end: int) -> tuple[Options, list[Problem]]:
+def _options(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> tuple[Options, list[Problem]]:
     options, problems = Options(), []
-    for found in _DIRECTIVE[kind].finditer(text, 0, end):
-        directive = _Directive(line_of(text, found.start()), found[1], found[2])
+    directives = [found for found in about if found["name"]]
+    lines = _lines_of(text, (found.start("name") for found in directives))
+    for found, line in zip(directives, lines, strict=True):
         try:
-            options = _apply(options, directive, version)
+            options = _apply(options, _Directive(found["colon"], found["text"].strip()), version)
         except ValueError as error:
             message, cure = error.args
-            problems.append(Problem(path, message, cure, directive.line))
+            problems.append(Problem(path, message, cure, line))
     return options, problems
 
 
@@ -117,15 +162,20 @@ def _stray_directives(path: str, text: str, kind: Kind, end: int) -> list[Proble
     """
     found = [match.start() for match in _STRAY[kind].finditer(text, end)]
     if found and kind is Kind.SQL:
-        from pgratchet.core.statements import scan  # noqa: PLC0415 - only such a file pays for the import
-
-        try:
-            inside = [(statement.start, statement.end) for statement in scan(text)]
-        except ScriptError:
-            inside = []
-        found = [offset for offset in found if not any(start <= offset < finish for start, finish in inside)]
+        found = _outside_statements(text, found)
     message, cure = "a pgratchet directive below the first statement has no effect", "move it to the head of the file"
-    return [Problem(path, message, cure, line_of(text, offset)) for offset in found]
+    return [Problem(path, message, cure, line) for line in _lines_of(text, found)]
+
+
+def _outside_statements(text: str, offsets: list[int]) -> list[int]:
+    from pgratchet.core.statements import scan  # noqa: PLC0415 - only such a file pays for the import
+
+    try:
+        bounds = [(statement.start, statement.end) for statement in scan(text)]
+    except ScriptError:
+        return offsets
+    begun = [(offset, bisect_right(bounds, (offset, len(text)))) for offset in offsets]
+    return [offset for offset, count in begun if count == 0 or bounds[count - 1][1] <= offset]
 
 
 def _apply(options: Options, directive: _Directive, version: str) -> Options:
@@ -150,7 +200,7 @@ def _apply(options: Options, directive: _Directive, version: str) -> Options:
 
 
 def _floor(value: str, version: str) -> str:
-    floor = _canonical(value)
+    floor = canonical(value)
     if floor is None:
         raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
     if int(floor) > int(version):

@@ -56,10 +56,11 @@ class Course:
 
     @property
     def readiness(self) -> Readiness:
-        """How it stands now."""
+        """How it stands now; other threads may ask."""
+        there = self._missing.copy()
 
         def those(condition: Condition) -> tuple[str, ...]:
-            return tuple(sorted((version for version, its in self._missing.items() if its is condition), key=int))
+            return tuple(sorted((version for version, its in there.items() if its is condition), key=int))
 
         missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
         return Readiness(self._state, self._applied, *missing, self._unknown)

@@ -17,6 +17,8 @@ from pgratchet.core.statements import Statement, StatementKind, scan
 MOST_MARKERS = 200
 """A script is cut into at most this many segments and one, so that progress costs little."""
 
+BYTE_ORDER_MARK = "\ufeff"
+
 CHUNK = 1 << 20
 """Scripts longer than four of these (characters) are cut by size, and sent in several messages."""
 
@@ -58,10 +60,12 @@ def _for_server(source: Source) -> Source:
         commands = [item for item in scan(text) if item.kind is StatementKind.META]
     except ScriptError:
         return source
+    pieces, end = list[str](), 0
     for item in commands:
-        if text[item.start : item.end].startswith(("\\restrict", "\\unrestrict")):
-            text = text[: item.start] + " " * (item.end - item.start) + text[item.end :]
-    return source._replace(text=text)
+        if text.startswith(("\\restrict", "\\unrestrict"), item.start):
+            pieces += text[end : item.start], " " * (item.end - item.start)
+            end = item.end
+    return source._replace(text="".join(pieces) + text[end:])
 
 
 def _compile_sql(source: Source) -> Script:
@@ -111,6 +115,7 @@ def _read(source: Source) -> tuple[Iterable[Statement], _Survey]:
 
 def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
     """Yield the SQL statements; what is none goes to `problems`."""
+    marked = BYTE_ORDER_MARK in source.text
     for item in scan(source.text):
         match item.kind:
             case StatementKind.SQL:
@@ -121,6 +126,10 @@ def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
                 if item.refuses == "DISCARD ALL":
                     message, cure = "DISCARD ALL would give back the runner's lock", "remove it: what a file has left"
                     problems.append(Problem(source.path, message, f"{cure} in its session is discarded", item.line))
+                if marked and (offset := _byte_order_mark(source.text, item)) is not None:
+                    line = item.line + source.text.count("\n", item.start, offset)
+                    message = "a byte order mark in the middle of the file, which PostgreSQL takes for a letter"
+                    problems.append(Problem(source.path, message, "remove it: editors do not show it", line))
                 yield item
             case StatementKind.META:
                 command = source.text[item.start : item.end].split(maxsplit=1)[0]
@@ -128,6 +137,14 @@ def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
                 problems.append(Problem(source.path, f"psql command {command}", cure, item.line))
             case StatementKind.COPY:
                 pass
+
+
+def _byte_order_mark(text: str, statement: Statement) -> int | None:
+    """Return where one stands in a statement, outside of strings, quoted names and comments."""
+    for word, start, _ in tokens(text, statement.start, statement.end):
+        if BYTE_ORDER_MARK in word and '"' not in word:
+            return start + word.index(BYTE_ORDER_MARK)
+    return None
 
 
 def _opening(text: str, survey: _Survey) -> tuple[str, set[int]]:

@@ -48,7 +48,7 @@ _PLAIN = re.compile(
     r"""[^'"$;\\/-]*(?:(?:(?<![eE])'[^']*+(?:''[^']*+){0,99}'(?!')|"[^"]*+"(?!")|-(?!-)|/(?!\*))"""
     r"""[^'"$;\\/-]*){0,1000}"""
 )
-_COPY_LINE_REST = re.compile(r"[ \t\r\f\v;]*(?:--[^\n]*)?(?:\n|\Z)")
+_COPY_LINE_REST = re.compile(r"(?:[ \t\r\f\v;]|--[^\n\r]*(?![^\n\r]))*(?:\n|\Z)")
 _COPY_END = re.compile(r"^\\\.\r?$", re.MULTILINE)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
+from pgratchet.core import parsing
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 
@@ -32,57 +33,79 @@ def take_over(
 ) -> Takeover:
     """Return what is to be recorded.
 
-    Raises HistoryError for rows that speak of another file than the one here, and for versions that have only
-    failed, unless these are to be skipped, which leaves them pending.
+    Raises HistoryError for rows whose version is none, for rows that speak of another file than the one here, and
+    for versions that have only failed, unless these are to be skipped, which leaves them pending.
     """
-    latest = _latest(rows)
-    failed = [row for row in latest.values() if not row.success]
-    other = [row for row in latest.values() if row.success and not _same_file(row, migrations)]
-    problems = [_other_file(row, migrations) for row in other]
+    latest, strange = _latest(rows)
+    failed = {version: row for version, row in latest.items() if not row.success}
+    done = {version: row for version, row in latest.items() if row.success}
+    other = {version: row for version, row in done.items() if not _same_file(row, migrations.get(version))}
+    problems = [_no_version(row) for row in strange]
+    problems += [_other_file(version, row, migrations[version]) for version, row in other.items()]
     if not skip_failed:
-        problems += [_failed(row) for row in failed]
+        problems += [_failed(version, row) for version, row in failed.items()]
     if problems:
-        raise HistoryError("\n".join(problems), [str(row.version) for row in (*other, *failed)])
-    new = [row for row in latest.values() if row.success and str(row.version) not in recorded]
+        raise HistoryError("\n".join(problems), [*(str(row.version) for row in strange), *other, *failed])
+    new = {version: row for version, row in done.items() if version not in recorded}
     return Takeover(
-        tuple(_adopted(row, migrations.get(str(row.version))) for row in new),
+        tuple(_adopted(version, row, migrations.get(version)) for version, row in new.items()),
         tuple(version for version in latest if version in recorded),
-        tuple(str(row.version) for row in failed if str(row.version) not in recorded),
-        tuple(str(row.version) for row in new if str(row.version) not in migrations),
+        tuple(version for version in failed if version not in recorded),
+        tuple(version for version in new if version not in migrations),
     )
 
 
-def _latest(rows: Iterable[ForeignRow]) -> dict[str, ForeignRow]:
-    """Return one row for each version, in order: one that says success, where there is one."""
-    latest: dict[str, ForeignRow] = {}
-    for row in sorted(rows, key=lambda row: (row.version, bool(row.success))):
-        latest[str(row.version)] = row
-    return latest
+def _latest(rows: Iterable[ForeignRow]) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
+    """Return one row for each version, in order: one that says success, where there is one. And what is no version.
+
+    The column may be of any type: runners have written 2, '2' and '002'.
+    """
+    versions: dict[str, ForeignRow] = {}
+    strange = []
+    for row in sorted(rows, key=lambda row: bool(row.success)):
+        version = parsing.canonical(str(row.version))
+        if version is None:
+            strange.append(row)
+        else:
+            versions[version] = row
+    return {version: versions[version] for version in sorted(versions, key=int)}, strange
 
 
-def _same_file(row: ForeignRow, migrations: Mapping[str, Migration]) -> bool:
-    migration = migrations.get(str(row.version))
+def _no_version(row: ForeignRow) -> str:
+    longest = parsing.LONGEST_VERSION
+    return (
+        f"the row of version {str(row.version)!a:.60} ({_shown(row.filename)}) has no version that a file could have: "
+        f"versions are numbers, at most {longest} of the digits 0 to 9; correct that row, or delete it"
+    )
+
+
+def _same_file(row: ForeignRow, migration: Migration | None) -> bool:
     return migration is None or row.filename is None or _base(row.filename) == _base(migration.up.path)
 
 
 def _base(path: str) -> str:
-    return PurePath(path).name
+    return parsing.composed(PurePath(path).name)
 
 
-def _other_file(row: ForeignRow, migrations: Mapping[str, Migration]) -> str:
-    here = _base(migrations[str(row.version)].up.path)
-    return f"version {row.version} was applied as {row.filename}, and is {here} here; give the file its name back"
+def _other_file(version: str, row: ForeignRow, migration: Migration) -> str:
+    here = _base(migration.up.path)
+    return f"version {version} was applied as {_shown(row.filename)}, and is {here} here; give the file its name back"
 
 
-def _failed(row: ForeignRow) -> str:
+def _failed(version: str, row: ForeignRow) -> str:
     return (
-        f"version {row.version} ({row.filename}) is recorded as failed: {row.error_message or 'no reason given'}; "
+        f"version {version} ({_shown(row.filename)}) is recorded as failed: "
+        f"{_shown(row.error_message or 'no reason given')}; "
         "make sure that nothing of it is left, and skip it (--skip-failed): it is then pending"
     )
 
 
-def _adopted(row: ForeignRow, migration: Migration | None) -> AdoptedRow:
+def _shown(text: str | None) -> str:
+    return parsing.one_line(str(text))
+
+
+def _adopted(version: str, row: ForeignRow, migration: Migration | None) -> AdoptedRow:
     if migration is None:
-        name = PurePath(row.filename or row.description or "unknown").stem
-        return AdoptedRow(str(row.version), name, Kind.SQL, UNKNOWN_CHECKSUM, row.executed_at)
-    return AdoptedRow(str(row.version), migration.name, migration.kind, migration.checksum, row.executed_at)
+        name = _shown(PurePath(row.filename or row.description or "unknown").stem)
+        return AdoptedRow(version, name, Kind.SQL, UNKNOWN_CHECKSUM, row.executed_at)
+    return AdoptedRow(version, migration.name, migration.kind, migration.checksum, row.executed_at)

@@ -1,6 +1,7 @@
 """pgratchet's own layout: `<digits>_<description>.sql`, its `.down.sql` beside it, or one `.py` for both."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,9 @@ from pgratchet.core.parsing import Content
 
 TIMESTAMP_DIGITS = 8
 """Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
+
+LONGEST_TITLE = 100
+"""The most bytes of a description that the name of a new file has, which may have 255, and on some disks 143."""
 
 _NAME = re.compile(r"(?P<digits>[0-9]{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
 _DIRECTION = re.compile(r"\.(?:up|down)$", re.IGNORECASE)
@@ -74,13 +78,17 @@ def draft(migrations: Sequence[Migration], description: str, kind: Kind, now: da
 
     Raises UsageError for a description that no file can be named after.
     """
-    title = re.sub(r"\W+", "_", description.lower()).strip("_")
+    text = parsing.one_line(description)
+    title = _title(text)
     if not title:
-        raise UsageError(f"'{description}' has no letter or digit to name a file after")
+        raise UsageError(f"'{text:.100}' has no letter or digit to name a file after")
     last = migrations[-1] if migrations else None
     digits = _next(last, now)
+    if kind is Kind.PYTHON:
+        # In its first two lines Python looks for the file's encoding (PEP 263), within any comment.
+        text = re.sub("coding(?=[:=])", "coding ", text)
     mark = parsing.COMMENT[kind]
-    head = f"{mark} Migration: {description}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
+    head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
     if kind is Kind.PYTHON:
         return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
     return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
@@ -91,10 +99,32 @@ def _next(last: Migration | None, now: datetime) -> str:
     if last is None:
         return "001"
     number = last.number + 1
+    if parsing.canonical(str(number)) is None:
+        raise UsageError(f"there is no version above {last.version}, the last one; give it a lower number")
     if len(last.version) >= TIMESTAMP_DIGITS:
         return str(max(number, int(f"{now:%Y%m%d%H%M%S}"[: len(last.version)])))
     width = len(PurePath(last.up.path).name.partition("_")[0])
     return str(number).zfill(width)
+
+
+def _title(description: str) -> str:
+    """Return the words of a description, as the name of a file has them; empty where there is none."""
+    title = ""
+    for each in parsing.composed(description.lower()):
+        if each.isalnum() or (_is_mark(each) and title[-1:] not in {"", "_"}):
+            title += each
+        elif not title.endswith("_"):
+            title += "_"
+    title = title.strip("_")
+    if len(title.encode()) > LONGEST_TITLE:
+        cut = title.encode()[:LONGEST_TITLE].decode(errors="ignore")
+        title = cut.rpartition("_")[0] or cut
+    return title
+
+
+def _is_mark(character: str) -> bool:
+    """Say whether it belongs to the letter before it, like a vowel of Hindi; no pattern takes it for a letter."""
+    return not character.isascii() and unicodedata.category(character).startswith("M")
 
 
 def _put(shelf: _Shelf, file: File) -> None:
@@ -108,21 +138,41 @@ def _put(shelf: _Shelf, file: File) -> None:
     taken = side.setdefault(found.version, found)
     if taken is not found:
         message = f"version {found.version} is already {taken.content.source.path}"
-        shelf.problems.append(Problem(file.path, message, "give one of them another number"))
+        cure = "give one of them another number"
+        if parsing.composed(file.path) == parsing.composed(taken.content.source.path):
+            cure = "remove one of them: they have the same name, of which one is in another Unicode form (NFC and NFD)"
+        shelf.problems.append(Problem(file.path, message, cure))
 
 
 def _read(file: File) -> _Read | Problem:
-    name = _NAME.fullmatch(file.name)
+    written = parsing.composed(file.name)
+    name = _NAME.fullmatch(_unmarked(written))
     if name is None:
-        message = "the name is not <digits>_<description>.sql, .down.sql or .py"
+        message = f"the name is not <digits>_<description>.sql, .down.sql or .py{_oddity(written)}"
         return Problem(file.path, message, "rename it, for example to 007_add_users.sql")
-    if _DIRECTION.search(name["title"]):
+    title = written[slice(*name.span("title"))]
+    if _DIRECTION.search(title):
         cure = "an up file ends in .sql alone, its way down in .down.sql; a .py file has both in it"
         return Problem(file.path, "the name says its direction in another way", cure)
     version = str(int(name["digits"]))
     kind = Kind.PYTHON if name["suffix"] == ".py" else Kind.SQL
     direction = Direction.DOWN if name["suffix"] == ".down.sql" else Direction.UP
-    return _Read(version, name["title"], kind, direction, parsing.read(file, kind, version))
+    return _Read(version, title, kind, direction, parsing.read(file, kind, version))
+
+
+def _unmarked(name: str) -> str:
+    """Return a name with a letter in the place of each combining mark."""
+    return name if name.isascii() else "".join("x" if _is_mark(each) else each for each in name)
+
+
+def _oddity(name: str) -> str:
+    """Return the end of a sentence about a name that does not fit: which character is to blame, if any is."""
+    odd = next((each for each in _unmarked(name) if not re.match(r"[\w.-]", each)), None)
+    if odd is None:
+        return ""
+    if "\udc80" <= odd <= "\udcff":
+        return f"; it is not UTF-8 (byte 0x{ord(odd) - 0xDC00:02x})"
+    return f"; {odd!a} is no letter or digit"
 
 
 def _in_order(shelf: _Shelf) -> list[str]:

@@ -13,10 +13,11 @@ import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.core.parsing import LONGEST_VERSION, canonical
 from pgratchet.postgres import own, trust
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.session import Connection
-from pgratchet.postgres.sql import EQ, GT, Table, become, identifier
+from pgratchet.postgres.sql import EQ, GT, Table, become, identifier, literal
 from pgratchet.postgres.temporary import through_races
 
 
@@ -89,6 +90,8 @@ LEFT JOIN (
 ) a ON a.attrelid {EQ} c.oid
 WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
 """
+MOST_SHOWN = 40
+"""Characters of a version that is none."""
 
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
@@ -117,7 +120,7 @@ class History(NamedTuple):
         try:
             async with self._reading(connection):
                 rows = await own.copied(connection, self.table, READ, patience)
-            return tuple(_applied(_values(row)) for row in rows)
+            return tuple(_applied(_values(row), self.table) for row in rows)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
         except (asyncpg.WrongObjectTypeError, ValueError):
@@ -130,7 +133,9 @@ class History(NamedTuple):
     ) -> tuple[AppliedMigration, ...]:
         """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
         try:
-            return await self._select(connection, f"WHERE version {EQ} ANY ($1)", (list(versions),), patience)
+            return await self._select(
+                connection, f"WHERE version {EQ} ANY ($1::pg_catalog.text[])", (list(versions),), patience
+            )
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
 
@@ -140,7 +145,7 @@ class History(NamedTuple):
         query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
         async with self._reading(connection):
             rows = await own.fetch(connection, query, *arguments, patience=patience)
-        return tuple(_applied(list(row)) for row in rows)
+        return tuple(_applied(list(row), self.table) for row in rows)
 
     @asynccontextmanager
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
@@ -150,6 +155,9 @@ class History(NamedTuple):
                 yield
         except asyncpg.UndefinedColumnError:
             raise ForeignTableError(self._described(*await self._relation(connection))) from None
+        except asyncpg.UndefinedFunctionError:
+            alter = f"ALTER TABLE {self.table.quoted} ALTER COLUMN version TYPE text"
+            raise ServerError(f"the versions in {self.table} are no text; {alter}") from None
         except (asyncpg.LockNotAvailableError, TimeoutError):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
@@ -326,16 +334,51 @@ def _values(fields: list[str | None]) -> list[Any]:
     return values
 
 
-def _applied(values: list[Any]) -> AppliedMigration:
+def _applied(values: list[Any], table: Table) -> AppliedMigration:
+    version: object = values[_VERSION]
+    if not isinstance(version, str) or canonical(version) != version:
+        raise ServerError(_not_ours(version, table))
     state = _STATES.get(values[_STATE])
     if state is None:
         raise ServerError(
             f"version {values[_VERSION]} is in state '{values[_STATE]}', which this release of pgratchet does not know"
         )
-    if not values[_VERSION].isdecimal():
-        raise ServerError(f"the history has a row of version '{values[_VERSION]}', which is no number; nobody knows it")
     values[_STATE] = state
     return AppliedMigration._make(values)
+
+
+def _not_ours(version: object, table: Table) -> str:
+    """Return what is wrong with a row whose version pgratchet has not written: it would count as another version."""
+    text = str(version)
+    row = f"the history has a row of version {text!a:.{MOST_SHOWN}}"
+    where = f"WHERE {_condition(None if version is None else text)}"
+    delete = f"DELETE FROM {table.quoted} {where}"
+    if meant := _meant(text):
+        return (
+            f"{row}, which is '{meant}' as pgratchet writes it: it counts as another one; "
+            f"UPDATE {table.quoted} SET version = '{meant}' {where}, or, where there is a row '{meant}' too, {delete}"
+        )
+    return (
+        f"{row}, which is no version: versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9; find out "
+        f"which one is meant, and UPDATE {table.quoted} SET version = '<its number>' {where}, or {delete}"
+    )
+
+
+def _meant(text: str) -> str | None:
+    """Return the version that a person has meant by it, with a plus, blanks, zeros or the digits of another script."""
+    digits = text.strip().removeprefix("+")
+    return canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= MOST_SHOWN else None
+
+
+def _condition(text: str | None) -> str:
+    """Return what is true of the row alone, in characters that can be copied from any terminal."""
+    if text is None:
+        return "version IS NULL"
+    if len(text) > MOST_SHOWN:
+        return f"length(version) = {len(text)}"
+    if text.isascii() and text.isprintable():
+        return f"version = {literal(text)}"
+    return "version = E'" + "".join(f"\\U{ord(each):08x}" for each in text) + "'"
 
 
 def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:

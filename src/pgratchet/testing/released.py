@@ -50,10 +50,14 @@ def _files(folder: Path, commit: str, names: Collection[str]) -> Iterator[File]:
     place = os.fsdecode(_git(folder, "rev-parse", "--show-prefix").rstrip(b"\n"))
     folders = _folders(folder, commit)
     objects = folders.get(place) or _moved(folder, folders, names)
+    if odd := [name for name, what in objects.items() if "\n" in what]:
+        raise NotComparableError(f"{odd[0]} of {commit[:12]} has a line break in its name; give the link another one")
     for name, (kind, content) in zip(objects, _contents(folder, list(objects.values())), strict=True):
         path = f"{name} of {commit[:12]}"
         if kind == "blob":
             yield File(name, path, content)
+        elif kind == "missing":
+            raise NotComparableError(f"{path} is missing in this checkout; fetch it (git fetch --refetch)")
         elif kind != "tree":
             raise NotComparableError(
                 f"{path} is a link out of the repository, or to nothing, so that git does not have what was released: "
@@ -89,15 +93,22 @@ def _moved(folder: Path, folders: Mapping[str, Mapping[str, str]], names: Collec
 
 
 def _contents(folder: Path, objects: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield kind and content of each; of a link within the repository, those of what it leads to."""
+    """Yield kind and content of each; of a link within the repository, those of what it leads to.
+
+    What git does not have is of the kind "missing".
+    """
     said = "".join(f"{each}\n" for each in objects)
     answer = _git(folder, "cat-file", "--batch", "--follow-symlinks", said=said)
     position = 0
     for _ in objects:
         head = answer.index(b"\n", position)
-        *_, kind, size = answer[position:head].decode().split()
-        position = head + 1 + int(size) + 1
-        yield kind, answer[head + 1 : position - 1]
+        *_, kind, size = answer[position:head].split(b" ")
+        position = head + 1
+        if size == b"missing":
+            yield "missing", b""
+            continue
+        position += int(size) + 1
+        yield kind.decode(), answer[head + 1 : position - 1]
 
 
 def _git(folder: Path, *arguments: str, said: str = "") -> bytes:
