@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import asyncpg
 import pytest
 
 from pgratchet import MigrationFailedError, Migrator, Verdict
 from pgratchet.core.events import Event, Retried, Waiting
 from pgratchet.postgres.sql import EQ
+from pgratchet.testing.databases import Databases, made
 from tests.poolers import pgbouncer
 from tests.shadows import PATHS, Statements, has_sprung, plant, refuse_planted, run_by
 from tests.support import HISTORY, Write, connected, runner_lock, tell, until
@@ -85,9 +87,19 @@ async def everything(dsn: str, write: Write, *, through: str = "", outside: bool
         await go_on(dsn, migrator)
     await wait_for_others(dsn, write, migrator, told, locks=options.get("lock") != "none")
     await migrator.down(0)
+    await anyio.to_thread.run_sync(make_and_drop_databases, dsn)
     elsewhere = Migrator(through or dsn, folder, **options | {"table": "public.adopted"})
     await elsewhere.adopt("public.old", dry_run=True)
     await elsewhere.adopt("public.old", dry_run=False)
+
+
+def make_and_drop_databases(dsn: str) -> None:
+    """Do what the pytest plugin does on its server."""
+    databases = Databases(dsn)
+    databases.sweep()
+    assert databases.server_major() > 0
+    with databases.empty() as empty, databases.clone(empty) as copy:
+        made(lambda there: Migrator(there, "."), copy)
 
 
 async def go_on(dsn: str, migrator: Migrator) -> None:
