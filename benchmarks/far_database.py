@@ -6,7 +6,7 @@ The way there leads through the proxy of the tests for faults, which is found fr
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import harness
@@ -36,13 +36,16 @@ def measure(runs: int) -> Iterator[harness.Figure]:
 async def _through_proxy(dsn: str, files: Path) -> tuple[float, int]:
     async with proxy(dsn, round_trip=ROUND_TRIP) as between:
         begun = time.perf_counter()
-        await _run(harness.up(between.dsn, files))
+        await _up(between.dsn, files)
         return time.perf_counter() - begun, between.flights
 
 
-async def _run(command: Sequence[str]) -> None:
+async def _up(dsn: str, files: Path) -> None:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=harness.ENVIRONMENT)
+    command = (*harness.PGRATCHET, "up", "--dir", str(files))
+    # The proxy is within everybody's reach, and so is the command line: the password must not be in it.
+    environment = harness.ENVIRONMENT | {"PGRATCHET_DSN": dsn}
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment)
     _, complaint = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {complaint.decode()[-2000:]}")

@@ -163,7 +163,7 @@ def program(name: str) -> str:
 
 
 def up(dsn: str, folder: Path) -> tuple[str, ...]:
-    """Return the command that applies a folder's migrations."""
+    """Return the command that applies a folder's migrations; everybody may read it, so the server has no port."""
     return (*PGRATCHET, "up", "--dsn", dsn, "--dir", str(folder))
 
 

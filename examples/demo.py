@@ -154,7 +154,9 @@ def _show(rows: Sequence[asyncpg.Record], fleet: Sequence[Replica]) -> None:
 
 def _status(dsn: str) -> None:
     print("\n$ pgratchet status\n", flush=True)
-    subprocess.run([sys.executable, "-m", "pgratchet", "status", "--dsn", dsn], cwd=ROOT, check=True)
+    # Not as --dsn, because everybody on this machine may read the command line, and there is a password in the DSN.
+    environment = {**os.environ, "PGRATCHET_DSN": dsn}
+    subprocess.run([sys.executable, "-m", "pgratchet", "status"], cwd=ROOT, env=environment, check=True)
 
 
 def demo() -> None:

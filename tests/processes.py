@@ -1,6 +1,7 @@
 """Replicas as processes of their own."""
 
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -48,8 +49,11 @@ async def replicas(
     `prefix` is a command that runs them.
     """
     given = json.dumps({"table": table, "lock_timeout": 0} | options)
-    command = [*prefix, sys.executable, str(WORKER), dsn, str(folder), given]
-    started = [Replica(process, _output(process)) for process in [await _start(command) for _ in range(count)]]
+    command = [*prefix, sys.executable, str(WORKER), str(folder), given]
+    # Not among the arguments, which everybody on this machine may read.
+    environment = {**os.environ, "WORKER_DSN": dsn}
+    processes = [await anyio.open_process(command, stderr=None, env=environment) for _ in range(count)]
+    started = [Replica(process, _output(process)) for process in processes]
     try:
         for replica in started:
             assert await replica.output.receive_until(b"\n", 100) == b"ready"
@@ -76,10 +80,6 @@ async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int,
             for replica in racing:
                 tasks.start_soon(collect, replica)
     return found
-
-
-async def _start(command: list[str]) -> Process:
-    return await anyio.open_process(command, stderr=None)
 
 
 def _output(process: Process) -> BufferedByteReceiveStream:

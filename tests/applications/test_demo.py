@@ -104,8 +104,9 @@ def test_a_replica_that_cannot_start_fails_the_demo_with_its_log(private: Path, 
 
 
 def test_a_job_migrates_and_three_replicas_that_only_wait_serve_the_schema(dsn: str, tmp_path: Path) -> None:
-    job = [sys.executable, "-m", "pgratchet", "up", f"--dir={VERSIONS}", f"--dsn={dsn}", "--json"]
-    document = json.loads(subprocess.run(job, capture_output=True, check=True, timeout=60).stdout)
+    job = [sys.executable, "-m", "pgratchet", "up", f"--dir={VERSIONS}", "--json"]
+    environment = {**os.environ, "PGRATCHET_DSN": dsn}
+    document = json.loads(subprocess.run(job, env=environment, capture_output=True, check=True, timeout=60).stdout)
     assert len(document["finished"]) == len(MIGRATIONS)
     with replicas(dsn, tmp_path, mode="wait") as fleet:
         first, second, third = (replica.address for replica in fleet)

@@ -34,6 +34,7 @@ def test_a_migration_that_fails_ends_the_process_before_its_start_and_after_it(
     assert "division by zero" in errors
     assert ("Application startup complete" in errors) == (slow_after == "0")
     (folder / "migrations/versions/009_divide.sql").write_text(MENDED)
-    job = [sys.executable, "-m", "pgratchet", "up", "--json", f"--dsn={dsn}"]
-    done = subprocess.run(job, cwd=folder, capture_output=True, check=True, timeout=60)
+    job = [sys.executable, "-m", "pgratchet", "up", "--json"]
+    environment = {**os.environ, "PGRATCHET_DSN": dsn}
+    done = subprocess.run(job, cwd=folder, env=environment, capture_output=True, check=True, timeout=60)
     assert [step["version"] for step in json.loads(done.stdout)["finished"]] == ["9"]

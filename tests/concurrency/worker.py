@@ -1,6 +1,7 @@
 """One replica: waits for a line on its input, migrates, says as JSON what it did; exits 1 where that failed."""
 
 import json
+import os
 import sys
 
 import anyio
@@ -9,8 +10,8 @@ from pgratchet import Migrator, PgratchetError
 
 
 async def main(*arguments: str) -> int:
-    dsn, folder, options = arguments
-    migrator = Migrator(dsn, folder, **json.loads(options))
+    folder, options = arguments
+    migrator = Migrator(os.environ["WORKER_DSN"], folder, **json.loads(options))
     try:
         finished = await migrator.up()
     except PgratchetError as error:

@@ -202,10 +202,13 @@ def test_what_has_no_migrations_name_is_not_even_opened(
     assert list(directory.read(tmp_path)) == []
 
 
-def test_a_run_does_not_wait_for_a_pipe_and_goes_on_once_it_is_gone(dsn: str, write: Write) -> None:
+def test_a_run_does_not_wait_for_a_pipe_and_goes_on_once_it_is_gone(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     a_pipe(folder / "002_b.sql")
-    arguments = ("up", "--dsn", dsn, "--dir", str(folder), "--budget", "1")
+    monkeypatch.setenv("PGRATCHET_DSN", dsn)
+    arguments = ("up", "--dir", str(folder), "--budget", "1")
 
     refused = program(*arguments)
     (folder / "002_b.sql").unlink()
