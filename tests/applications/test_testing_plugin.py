@@ -214,7 +214,7 @@ def test_the_entry_point_leads_to_the_plugin() -> None:
 def test_without_a_server_a_private_one_is_started_and_is_gone_afterwards(project: Project) -> None:
     tests = """
 def test_private(pgratchet_server, pgratchet_dsn):
-    assert pgratchet_server.startswith("postgresql://postgres@127.0.0.1:")
+    assert sql(pgratchet_server, "SHOW listen_addresses") == ""
     folder = sql(pgratchet_server, "SHOW data_directory")
     assert os.path.isdir(folder)
     with open("folder", "w") as file:
@@ -503,6 +503,19 @@ def test_the_pages_examples_pass(project: Project) -> None:
 
     assert set(outcome.tests.values()) == {"passed"}, outcome.text
     assert len(outcome.tests) == 5
+
+
+def test_the_page_shows_how_the_server_gets_a_port(project: Project) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
+    (fixture,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tcp=True" in block)
+    tests = """
+def test_it(pgratchet_server, pgratchet_empty_dsn):
+    assert pgratchet_server.rpartition("@")[2].startswith("127.0.0.1:")
+    assert sql(pgratchet_empty_dsn, "SELECT inet_server_port()")
+"""
+    project.write({"conftest.py": fixture, "test_them.py": HELPERS + tests})
+
+    assert project.test().tests == {"test_it": "passed"}
 
 
 def test_an_interrupt_cancels_what_is_under_way() -> None:

@@ -37,12 +37,12 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 def server(dsn: str | None = None) -> Iterator[str]:
     """Yield the DSN of a server: the one that is given, the one in DATABASE_URL, or a private one that ends with it.
 
-    The private one is in memory where there is room, and listens on a free port of 127.0.0.1.
+    The private one is in memory where there is room, and only this user's processes reach it: it has a socket, no port.
     """
     if given := dsn or os.environ.get("DATABASE_URL"):
         yield given
         return
-    with embedded.server(tcp=True, folder=memory()) as private:
+    with embedded.server(folder=memory()) as private:
         yield private.dsn
 
 
