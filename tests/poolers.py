@@ -1,9 +1,11 @@
 """A real PgBouncer before a PostgreSQL server, on a free port, gone with the process that started it."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,13 +21,14 @@ Mode = Literal["session", "transaction", "statement"]
 
 
 class Pooler:
-    """A PgBouncer that runs; made by `pgbouncer()`. Whoever connects is let in, as the role of its DSN."""
+    """A PgBouncer that runs; made by `pgbouncer()`. It lets in the role of its DSN, with a password of its own."""
 
     def __init__(self, dsn: str, program: str, keeper: embedded._Keeper, settings: dict[str, object]) -> None:
         self.log = keeper.root / "log"
         self.port = 0
         self.pid = 0
         self._dsn = dsn
+        self._password = secrets.token_hex(16)
         self._settings = settings
         self._keeper = keeper
         self._command = [program, str(keeper.root / "pgbouncer.ini")]
@@ -39,8 +42,8 @@ class Pooler:
         """Return the DSN that leads through it to a database of the same server, or to its console: `pgbouncer`."""
         parts = urlsplit(self._dsn)
         query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
-        user = parts.netloc.rpartition("@")[0]
-        return parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", path=f"/{database}", query=query).geturl()
+        netloc = f"{parts.username}:{self._password}@127.0.0.1:{self.port}"
+        return parts._replace(netloc=netloc, path=f"/{database}", query=query).geturl()
 
     @property
     def clients(self) -> int:
@@ -79,7 +82,10 @@ class Pooler:
         self.start()
 
     def _configure(self) -> None:
-        lines = [f"{name} = {value}" for name, value in {**self._settings, "listen_port": self.port}.items()]
+        users = Path(self._command[1]).with_name("users.txt")
+        users.write_text(f'"{unquote(urlsplit(self._dsn).username or "")}" "{self._password}"\n')
+        settings = {**self._settings, "listen_port": self.port, "auth_type": "md5", "auth_file": users}
+        lines = [f"{name} = {value}" for name, value in settings.items()]
         text = "\n".join(["[databases]", f"* = {_target(self._dsn)}", "[pgbouncer]", *lines, ""])
         Path(self._command[1]).write_text(text)
 
@@ -91,17 +97,18 @@ class Pooler:
 @asynccontextmanager
 async def pgbouncer(dsn: str, mode: Mode = "transaction", size: int = 5, **settings: object) -> AsyncIterator[Pooler]:
     """Yield a pooler with at most that many server connections for each database; settings as in pgbouncer.ini."""
-    account = embedded._account()
-    with embedded._kept(account, embedded._folder(account, None)) as keeper:
+    account, program = embedded._account(), _program()
+    environment = embedded._environment(sys.executable, program)
+    with embedded._kept(account, embedded._folder(account, None), environment) as keeper:
+        embedded._give(keeper.root, account)
         fixed = {
             "listen_addr": "127.0.0.1",
             "unix_socket_dir": "",
-            "auth_type": "any",
             "admin_users": urlsplit(dsn).username,
             "pool_mode": mode,
             "default_pool_size": size,
         }
-        pooler = Pooler(dsn, _program(), keeper, {**fixed, **settings})
+        pooler = Pooler(dsn, program, keeper, {**fixed, **settings})
         pooler.start()
         yield pooler
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,6 +31,9 @@ POLLING = ("advisory_lock", "pg_stat_activity", "version OPERATOR")
 GATE = 4711
 PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
 """A statement that waits for as long as `gate` is closed. Give the migrator lock_timeout=0."""
+
+PASSWORD = secrets.token_hex(16)
+"""The password of all roles of tests. Not a fixed one: some are superusers, and `ps` shows everybody their names."""
 
 REQUIRED = "PGRATCHET_REQUIRE_ALL"
 """When this variable is set, a test for which something is missing fails; it is skipped otherwise."""
@@ -193,14 +197,14 @@ def as_role(dsn: str, role: str) -> str:
     """Return the same DSN for a role made by `a_role`."""
     parts = urlsplit(dsn)
     host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{quote(role)}:secret@{host}").geturl()
+    return parts._replace(netloc=f"{quote(role)}:{PASSWORD}@{host}").geturl()
 
 
 @asynccontextmanager
 async def a_role(dsn: str, options: str = "") -> AsyncIterator[str]:
     """Yield the name of a role that may log in, dropped afterwards with all it owns in the database."""
     name = f"role_{urlsplit(dsn).path.rpartition('_')[2]}"
-    await tell(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {options}")
+    await tell(dsn, f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' {options}")
     try:
         yield name
     finally:

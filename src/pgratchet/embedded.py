@@ -3,10 +3,14 @@
 Only binaries are taken, an installation's or a wheel's; all that is written is in one temporary directory.
 """
 
+import base64
+import hashlib
+import hmac
 import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -116,6 +120,7 @@ class Server:
         self.data = keeper.root / "data"
         self.log = keeper.root / "log"
         self.port = 0
+        self.password = secrets.token_hex(16)
         self.pid: int | None = None
         self._keeper = keeper
         listen = "127.0.0.1" if tcp else ""
@@ -124,15 +129,15 @@ class Server:
 
     @property
     def dsn(self) -> str:
-        """To the database `postgres`, as the superuser `postgres`, without a password."""
+        """To the database `postgres`, as the superuser `postgres`, with the password."""
         return self.dsn_for("postgres")
 
     def dsn_for(self, database: str) -> str:
         """Return the same to another database, whether or not it exists."""
+        user, name = f"postgres:{self.password}", quote(database, safe="")
         if self._tcp:
-            return f"postgresql://postgres@127.0.0.1:{self.port}/{quote(database, safe='')}"
-        folder = quote(str(self._keeper.root), safe="")
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={folder}&port={self.port}"
+            return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://{user}@/{name}?host={quote(str(self._keeper.root))}&port={self.port}"
 
     def start(self) -> None:
         """Return when connections are accepted, which is at once for a server that runs already."""
@@ -175,19 +180,17 @@ def server(
 ) -> Iterator[Server]:
     """Yield a server that accepts connections; it ends with its data, even when this process is killed.
 
-    It listens on a socket in a private directory, and with `tcp` on a free port of 127.0.0.1 too, where every
-    local user may connect. What was committed survives the server's crash; with `durable` also the machine's.
-    A `folder` in memory, such as /dev/shm, makes it several times faster, at some 100 MB.
+    It listens on a socket in a directory that is closed to other users, and with `tcp` on a free port of 127.0.0.1
+    too. Everybody is asked for the password, which is new each time. Of the caller's environment it gets PATH, and
+    a path of libraries where its programs need one. What was committed survives the server's crash; with `durable`
+    also the machine's. A `folder` in memory, such as /dev/shm, makes it several times faster, at some 100 MB.
     """
     account = _account()
     found = find_binaries(binaries)
-    with _kept(account, _folder(account, folder)) as keeper:
+    with _kept(account, _folder(account, folder), _environment(sys.executable, found / "postgres")) as keeper:
         usable = _usable(found, account, keeper.root / "copy")
-        initdb = [str(usable / "initdb"), "-D", str(keeper.root / "data"), "--no-locale", "--no-sync"]
-        keeper.order([*initdb, "-U", "postgres", "-A", "trust", "-E", "UTF8"])
-        if keeper.wait("initdb") != 0:
-            raise keeper.error("initdb failed")
         instance = Server(keeper, usable, {**({} if durable else _THROW_AWAY), **(settings or {})}, tcp=tcp)
+        _initialise(instance, keeper, account, rounds=4096 if tcp else 1)
         _start(instance)
         yield instance
 
@@ -226,14 +229,29 @@ def _account() -> dict[str, Any]:
     raise ServerError("PostgreSQL does not run as root, and there is no account postgres or nobody instead")
 
 
+def _environment(*programs: str | Path) -> dict[str, str]:
+    """Return a new environment for the programs: there may be passwords and keys in the caller's."""
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    libraries = {name: os.environ[name] for name in names if name in os.environ}
+    if libraries and not all(_runs(program, environment) for program in programs):
+        environment |= libraries
+    return environment
+
+
+def _runs(program: str | Path, environment: dict[str, str]) -> bool:
+    with suppress(OSError):
+        return not subprocess.run([program, "--version"], env=environment, capture_output=True, check=False).returncode  # noqa: S603 - this interpreter, and what was found or named
+    return False
+
+
 @contextmanager
-def _kept(account: dict[str, Any], folder: Path) -> Iterator[_Keeper]:
+def _kept(account: dict[str, Any], folder: Path, environment: dict[str, str]) -> Iterator[_Keeper]:
     owner, root = os.getpid(), Path(tempfile.mkdtemp(prefix="pgratchet-", dir=folder))
     ours, theirs = socket.socketpair()
     process = None
     try:
-        _give(root, account)
-        process = _keep(json.dumps([owner, str(root), account]), theirs, root)
+        process = _keep(json.dumps([owner, str(root), account]), theirs, root, environment)
         with ours.makefile("rwb", buffering=0) as channel:
             yield _Keeper(channel, root)
     finally:
@@ -248,13 +266,11 @@ def _kept(account: dict[str, Any], folder: Path) -> Iterator[_Keeper]:
         ours.close()
 
 
-def _keep(state: str, channel: socket.socket, root: Path) -> subprocess.Popen[bytes]:
+def _keep(state: str, channel: socket.socket, root: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command, end = [sys.executable, "-I", "-S", "-c", _KEEPER, state], channel.fileno()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    env = kept | {"LC_ALL": "C", "TZ": "UTC"}
     with channel, (root / "log").open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - this very interpreter, and the script above
-            command, stdin=end, stdout=end, stderr=log, cwd="/", env=env, start_new_session=True
+            command, stdin=end, stdout=end, stderr=log, cwd="/", env=environment, start_new_session=True
         )
 
 
@@ -284,8 +300,35 @@ def _usable(binaries: Path, account: dict[str, Any], site: Path) -> Path:
     shutil.copytree(prefix, target, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
     if (libraries := package.with_name(f"{package.name}.libs")).is_dir():
         shutil.copytree(libraries, site / libraries.name, symlinks=True)
-    _give(site, account)
     return target / binaries.name
+
+
+def _initialise(instance: Server, keeper: _Keeper, account: dict[str, Any], *, rounds: int) -> None:
+    """Make the data of a server that asks everybody for its password."""
+    file = keeper.root / "verifier"
+    file.touch(mode=0o600)
+    file.write_text(_verifier(instance.password, rounds))
+    # Not earlier: root would follow the links that the account's other processes could put there.
+    _give(keeper.root, account)
+    options = ["--no-locale", "--no-sync", "-E", "UTF8", "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={file}"]
+    keeper.order([str(instance.binaries / "initdb"), "-D", str(instance.data), *options])
+    code = keeper.wait("initdb")
+    file.unlink()
+    if code != 0:
+        raise keeper.error("initdb failed")
+
+
+def _verifier(password: str, rounds: int) -> str:
+    """Return the form in which the server keeps a password (RFC 5803); initdb takes it as well.
+
+    So the password itself is in no file. Rounds of hashing make guesses expensive and each connection slower: nobody
+    guesses 128 random bits, but drivers that only speak TCP, such as Java's, refuse fewer than 4,096.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    parts = (salt, stored, hmac.digest(salted, b"Server Key", "sha256"))
+    return "SCRAM-SHA-256${}:{}${}:{}".format(rounds, *(base64.b64encode(part).decode() for part in parts))
 
 
 def _start(instance: Server, attempts: int = 5) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from pgratchet import embedded
@@ -78,7 +77,7 @@ def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]
 @pytest.fixture
 def pgratchet(run: Run, dsn: str, folder: Path) -> Run:
     """Runs the program on the database and the files of the test."""
-    return lambda command, *arguments: run(command, "--dsn", dsn, "--dir", folder, *arguments)
+    return lambda command, *arguments: run(command, "--dir", folder, *arguments, DATABASE_URL=dsn)
 
 
 def states(dsn: str) -> dict[str, str]:
@@ -347,8 +346,9 @@ def test_the_exit_code_is_the_same_when_nobody_reads_the_report(
 ) -> None:
     read, write = os.pipe()
     os.close(read)
-    command: list[str | Path] = [sys.executable, "-m", "pgratchet", "status", "--dsn", dsn, "--dir", folder]
-    result = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, check=False)
+    command: list[str | Path] = [sys.executable, "-m", "pgratchet", "status", "--dir", folder]
+    with_dsn = environment | {"DATABASE_URL": dsn}
+    result = subprocess.run(command, env=with_dsn, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
 
     assert (result.returncode, result.stderr) == (0, b"")
@@ -374,7 +374,7 @@ def test_a_signal_ends_the_statement_and_leaves_nothing(  # noqa: PLR0913, PLR09
     start: Start, run: Run, dsn: str, write: Write, files: dict[str, str], number: signal.Signals, code: int
 ) -> None:
     folder = write(USERS | EMAIL | files)
-    process = start("up", "--dsn", dsn, "--dir", folder, "--journal", "journal")
+    process = start("up", "--dir", folder, "--journal", "journal", DATABASE_URL=dsn)
     asleep(dsn)
     process.send_signal(number)
     result = ended(process)
@@ -389,14 +389,14 @@ def test_a_signal_ends_the_statement_and_leaves_nothing(  # noqa: PLR0913, PLR09
     for name in files:
         (folder / name).unlink()
     write({"3_quick.sql": "CREATE TABLE orders ();\n"})
-    assert run("up", "--dsn", dsn, "--dir", folder).returncode == 0
+    assert run("up", "--dir", folder, DATABASE_URL=dsn).returncode == 0
     assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
 
 
 def test_a_signal_ends_the_wait_for_the_lock(start: Start, dsn: str, folder: Path) -> None:
     async def interrupt_behind_somebody() -> "subprocess.CompletedProcess[str]":
         async with support.runner_lock(dsn):
-            process = start("up", "--dsn", dsn, "--dir", folder, "--json")
+            process = start("up", "--dir", folder, "--json", DATABASE_URL=dsn)
             await support.waiters(dsn)
             process.send_signal(signal.SIGTERM)
             return await asyncio.to_thread(ended, process)
@@ -407,41 +407,10 @@ def test_a_signal_ends_the_wait_for_the_lock(start: Start, dsn: str, folder: Pat
     assert not exists(dsn, "schema_migrations")
 
 
-@pytest.fixture
-def with_password(server: embedded.Server, dsn: str) -> Iterator[str]:
-    """A DSN of a role that the server asks for its password, which is another one than the DSN's."""
-    rules = server.data / "pg_hba.conf"
-    before = rules.read_text()
-
-    async def asked_for_it(dsn: str) -> bool:
-        await support.tell(server.dsn, "SELECT pg_reload_conf()")
-        try:
-            await support.ask(dsn, "SELECT 1")
-        except asyncpg.InvalidPasswordError:
-            return True
-        return False
-
-    async def prepare(role: str) -> str:
-        wrong = support.as_role(dsn, role).replace(":secret@", f":{SECRET}@")
-        rules.write_text(f"host all {role} all scram-sha-256\n{before}")
-        await support.until(lambda: asked_for_it(wrong))
-        return wrong
-
-    async def clean(role: str) -> None:
-        await support.tell(server.dsn, f"DROP ROLE {role}; SELECT pg_reload_conf()")
-
-    role = "asked_for_a_password"
-    asyncio.run(support.tell(server.dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
-    try:
-        yield asyncio.run(prepare(role))
-    finally:
-        rules.write_text(before)
-        asyncio.run(clean(role))
-
-
-def test_a_wrong_password_is_not_shown(run: Run, with_password: str, folder: Path) -> None:
+def test_a_wrong_password_is_not_shown(run: Run, server: embedded.Server, folder: Path) -> None:
+    wrong = server.dsn.replace(server.password, SECRET)
     for arguments in (("up",), ("status", "--json"), ("up", "-v", "--budget", "0.2")):
-        result = run(*arguments, "--dir", folder, DATABASE_URL=with_password)
+        result = run(*arguments, "--dir", folder, DATABASE_URL=wrong)
         assert result.returncode == 2
         assert "password authentication failed" in result.stderr
         assert SECRET not in result.stdout + result.stderr

@@ -1,6 +1,5 @@
 import asyncio
 import importlib.util
-import json
 import os
 import pwd
 import shutil
@@ -21,19 +20,9 @@ import pytest
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError, UsageError
-from tests.support import embedded_wheel, missing
+from tests.owners import leave, ordinary_owner, owner, parent, said
+from tests.support import embedded_wheel
 
-OWNER = """
-import json, os, subprocess, sys, threading, time
-from pathlib import Path
-from pgratchet import embedded
-SLEEPER = "import time; time.sleep(5)"
-with embedded.server(folder=Path(sys.argv[1])) as server:
-    WHAT
-    state = {"pid": server.pid, "dsn": server.dsn, "uid": os.getuid(), "owner": os.stat(server.data).st_uid}
-    print(json.dumps(state), flush=True)
-    sys.stdin.readline()
-"""
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
 
 
@@ -74,62 +63,11 @@ def alive(pid: int) -> bool:
     return bool(shown.stdout.strip()) and not shown.stdout.startswith("Z")
 
 
-def parent(pid: int) -> int:
-    return int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
-
-
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
-
-
-def owner(
-    folder: Path,
-    what: str = "pass",
-    *,
-    python: str = sys.executable,
-    account: pwd.struct_passwd | None = None,
-    **environment: str,
-) -> subprocess.Popen[str]:
-    """A process that owns a server, does that, says what it has, and leaves when it is told something."""
-    return subprocess.Popen(
-        [python, "-c", OWNER.replace("WHAT", what), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **environment},
-        text=True,
-        user=account.pw_uid if account else None,
-        group=account.pw_gid if account else None,
-        extra_groups=[] if account else None,
-        start_new_session=True,
-    )
-
-
-def readable_python() -> str:
-    """One new enough that the user nobody can execute."""
-    nobody = pwd.getpwnam("nobody")
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        with suppress(OSError):
-            if subprocess.run(command, user=nobody.pw_uid, cwd="/", check=False).returncode == 0:
-                return python
-    return missing("the user nobody can execute no Python here")
-
-
-def said(process: subprocess.Popen[str]) -> Any:
-    assert process.stdout is not None
-    return json.loads(process.stdout.readline())
-
-
-def leave(process: subprocess.Popen[str]) -> float:
-    """The seconds that the owner took to end."""
-    begun = time.monotonic()
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(timeout=20) == 0
-    return time.monotonic() - begun
 
 
 def executable(path: Path) -> Path:
@@ -484,19 +422,10 @@ def test_root_has_an_existing_account_run_the_server_without_roots_groups(ours: 
 
 @as_root
 def test_an_ordinary_user_runs_the_server_as_himself(folder: Path) -> None:
-    python = readable_python()
-    package = folder / "pgratchet"
-    source = Path(embedded.__file__).parent
-    # Without the package's own __init__, which would import what that interpreter may not have.
-    shutil.copytree(source / "core", package / "core")
-    shutil.copy(source / "embedded.py", package)
     servers = folder / "servers"
-    servers.mkdir()
-    nobody = pwd.getpwnam("nobody")
-    os.chown(servers, nobody.pw_uid, nobody.pw_gid)
-    with owner(servers, python=python, account=nobody, PYTHONPATH=str(folder)) as process:
+    with ordinary_owner(folder) as process:
         state = said(process)
-        assert state["uid"] == state["owner"] == nobody.pw_uid
+        assert state["uid"] == state["owner"] == pwd.getpwnam("nobody").pw_uid
         assert fetch(state["dsn"], "SELECT 1") == 1
         leave(process)
     assert not any(servers.iterdir())

@@ -19,7 +19,7 @@ import pytest
 
 from pgratchet import Migrator
 from pgratchet.testing.databases import Databases, run
-from tests.support import column, connected, missing, tell
+from tests.support import PASSWORD, column, connected, missing, tell
 
 INI = "[pytest]\nfilterwarnings = error\naddopts = --import-mode=importlib -p no:cacheprovider -rA\n"
 PYTEST = (sys.executable, "-P", "-m", "pytest", "-pno:hypothesispytest", "-pno:faker", "-pno:asyncio")
@@ -350,9 +350,9 @@ def test_that_hangs(pgratchet_dsn):
 def server_as(project: Project, role: str, *options: str) -> Iterator[str]:
     """Yield the server's DSN for a role that is dropped afterwards."""
     name = f"{role}_{os.getpid()}"
-    run(partial(tell, project.server, f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {' '.join(options)}"))
+    run(partial(tell, project.server, f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' {' '.join(options)}"))
     try:
-        yield f"postgresql://{name}:secret@{project.server.rpartition('@')[2]}"
+        yield f"postgresql://{name}:{PASSWORD}@{project.server.rpartition('@')[2]}"
     finally:
         run(partial(tell, project.server, f"DROP ROLE {name}"))
 

@@ -50,6 +50,8 @@ def _begin() -> None:
 
 async def _make_roles(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
+    # With the same password as postgres: a verifier does not depend on the role's name.
+    verifier = await connection.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = current_user")
     for number in range(MOST_REPLICAS):
-        await connection.execute(f"CREATE ROLE {ROLE}{number} LOGIN SUPERUSER")
+        await connection.execute(f"CREATE ROLE {ROLE}{number} LOGIN SUPERUSER PASSWORD '{verifier}'")
     await connection.close()

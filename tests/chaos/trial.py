@@ -174,7 +174,7 @@ class Trial:
     def _options(self, scene: Scene, number: int) -> dict[str, Any]:
         """Return what a replica's migrator is given. Its role tells its sessions from others', but for the pooler's."""
         replica = self._plan.replicas[number]
-        direct = self._dsn.replace("//postgres@", f"//{ROLE}{number}@")
+        direct = self._dsn.replace("//postgres:", f"//{ROLE}{number}:")
         options = {
             "dsn": direct,
             "migrations": self._image(replica.files),

@@ -31,7 +31,8 @@ def _copy(primary: Server, standby: Server) -> None:
     shutil.rmtree(standby.data)
     shutil.copytree(primary.data, standby.data)
     (standby.data / "standby.signal").touch()
-    conninfo = f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres'\n"
+    standby.password = primary.password  # whose roles it has now
+    conninfo = f"primary_conninfo = '{primary.dsn}'\n"
     (standby.data / "postgresql.auto.conf").write_text(conninfo)
     for path in (standby.data, *standby.data.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid)

@@ -163,7 +163,8 @@ class TestAFailover:
     ) -> None:
         primary, standby = servers
         hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}" if "two" in way else f"127.0.0.1:{endpoint.port}"
-        dsn = f"postgresql://postgres@{hosts}/postgres" + ("?target_session_attrs=primary" if "wanted" in way else "")
+        user = urlsplit(primary.dsn).netloc.rpartition("@")[0]
+        dsn = f"postgresql://{user}@{hosts}/postgres" + ("?target_session_attrs=primary" if "wanted" in way else "")
         await tell(primary.dsn, "CREATE TABLE ledger (n int)")
         files = {f"{n:03}_m.sql": f"INSERT INTO ledger VALUES ({n});" for n in range(1, 8)}
         runs = Runs(write(files | {"004_m.sql": "INSERT INTO ledger VALUES (4);" + PASS_GATE}), dsn, dsn)

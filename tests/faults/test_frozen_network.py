@@ -127,7 +127,7 @@ def own(memory: Path | None, side: Side) -> Iterator[embedded.Server]:  # noqa: 
     with embedded.server(tcp=True, folder=memory) as own:
         own._settings["listen_addresses"] = f"127.0.0.1,{HERE}"
         with (own.data / "pg_hba.conf").open("a") as rules:
-            rules.write(f"host all all {BOTH} trust\n")
+            rules.write(f"host all all {BOTH} scram-sha-256\n")
         own.restart()
         yield own
 

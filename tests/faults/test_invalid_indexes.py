@@ -16,6 +16,7 @@ from pgratchet.postgres.sql import Table
 from pgratchet.postgres.supervision import MOST_BUILDS
 from tests.processes import replicas
 from tests.support import (
+    PASSWORD,
     Connection,
     Write,
     a_role,
@@ -427,7 +428,7 @@ async def test_are_dropped_by_the_role_that_builds_them(dsn: str, write: Write) 
         login = f"{owner}_login"
         await tell(
             dsn,
-            f"CREATE ROLE {login} LOGIN NOINHERIT PASSWORD 'secret' IN ROLE {owner}; "
+            f"CREATE ROLE {login} LOGIN NOINHERIT PASSWORD '{PASSWORD}' IN ROLE {owner}; "
             f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}, {login}",
         )
         try:

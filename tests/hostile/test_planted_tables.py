@@ -10,7 +10,7 @@ from pgratchet import BudgetExceededError, ForeignTableError, Migrator
 from pgratchet.postgres.history import COLUMNS
 from pgratchet.postgres.temporary import through_races
 from tests.shadows import has_sprung
-from tests.support import HISTORY, Write, a_role, as_role, ask, connected, states, tell
+from tests.support import HISTORY, PASSWORD, Write, a_role, as_role, ask, connected, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -221,8 +221,8 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
 
 
 ROLES = (
-    "CREATE ROLE {0}_group; CREATE ROLE {0}_other LOGIN PASSWORD 'secret';"
-    "CREATE ROLE {0}_login LOGIN PASSWORD 'secret';"
+    "CREATE ROLE {0}_group; CREATE ROLE {0}_other LOGIN PASSWORD '{1}';"
+    "CREATE ROLE {0}_login LOGIN PASSWORD '{1}';"
     "GRANT CREATE, USAGE ON SCHEMA public TO {0}_group, {0}_other, {0}_login;"
 )
 NO_ROLES = "DROP OWNED BY {0}_other, {0}_login, {0}_group CASCADE; DROP ROLE {0}_other, {0}_login, {0}_group"
@@ -232,7 +232,7 @@ NO_ROLES = "DROP OWNED BY {0}_other, {0}_login, {0}_group CASCADE; DROP ROLE {0}
 async def roles(dsn: str) -> AsyncIterator[str]:
     """Yield what the names of three roles begin with: `_group`, `_login` and `_other`."""
     prefix = "r" + dsn.partition("?")[0].rpartition("_")[2]
-    await tell(dsn, ROLES.format(prefix))
+    await tell(dsn, ROLES.format(prefix, PASSWORD))
     try:
         yield prefix
     finally:

@@ -6,7 +6,7 @@ import pytest
 from pgratchet.postgres.sql import Table
 from pgratchet.testing import dumps
 from pgratchet.testing.databases import Databases
-from tests.support import HISTORY, connected, tell
+from tests.support import HISTORY, a_role, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -140,16 +140,17 @@ async def test_a_password_is_no_part_of_the_command_and_settings_of_the_server_a
 ) -> None:
     parts = urlsplit(dsn)
     host = parts.netloc.rpartition("@")[2]
-    values = {"user": parts.username, "secret": "s%25e%2Fcret", "host": host, "path": parts.path}
-    address = f"postgresql://{written.format(**values)}timezone=UTC&sslmode=prefer"
     program = tmp_path / "pg_dump"
     real = dumps.find_pg_dump(Databases(dsn).server_major())
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$PGPASSWORD" "$@" >"$0.seen"\nexec {real} "$@"\n')
     program.chmod(0o755)
-    async with connected(address):
+    async with a_role(dsn, "SUPERUSER") as role:
+        await tell(dsn, f"ALTER ROLE {role} PASSWORD 's%e/cret'")
+        values = {"user": role, "secret": "s%25e%2Fcret", "host": host, "path": parts.path}
+        address = f"postgresql://{written.format(**values)}timezone=UTC&sslmode=prefer"
         await tell(address, "CREATE TABLE p ()")
 
-    objects = dumps.dump(program, address, Table.parse(HISTORY))
+        objects = dumps.dump(program, address, Table.parse(HISTORY))
 
     assert "p; Type: TABLE" in " ".join(objects)
     password, *command = (tmp_path / "pg_dump.seen").read_text().splitlines()

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import anyio
@@ -17,6 +16,7 @@ from tests.poolers import pgbouncer
 from tests.support import (
     HISTORY,
     PASS_GATE,
+    PASSWORD,
     Connection,
     Write,
     a_role,
@@ -266,7 +266,7 @@ async def roles_of_the_page(dsn: str) -> AsyncIterator[dict[str, str]]:
         sql = re.sub(rf"\b{name}\b", ours, sql)
     try:
         await tell(dsn, f"CREATE ROLE {names['app']} LOGIN; {sql}")
-        await tell(dsn, "".join(f"ALTER ROLE {names[name]} PASSWORD 'secret';" for name in ("migrator", "app")))
+        await tell(dsn, "".join(f"ALTER ROLE {names[name]} PASSWORD '{PASSWORD}';" for name in ("migrator", "app")))
         yield names
     finally:
         everybody = ", ".join(names.values())
@@ -276,13 +276,13 @@ async def roles_of_the_page(dsn: str) -> AsyncIterator[dict[str, str]]:
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_the_roles_of_the_page_are_enough_from_the_first_look_on(dsn: str, write: Write, *, pooled: bool) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
-    async with (
-        roles_of_the_page(dsn) as names,
-        pgbouncer(dsn) if pooled else nullcontext(SimpleNamespace(dsn=dsn)) as between,
-    ):
+    async with roles_of_the_page(dsn) as names, AsyncExitStack() as stack:
         table, owner, reader = "pgratchet.schema_migrations", names["orders_owner"], names["app"]
-        migrator = Migrator(as_role(between.dsn, names["migrator"]), folder, table=table, owner=owner, readers=[reader])
-        service = Migrator(as_role(between.dsn, reader), folder, table=table)
+        addresses = [as_role(dsn, role) for role in (names["migrator"], reader)]
+        if pooled:
+            addresses = [(await stack.enter_async_context(pgbouncer(address))).dsn for address in addresses]
+        migrator = Migrator(addresses[0], folder, table=table, owner=owner, readers=[reader])
+        service = Migrator(addresses[1], folder, table=table)
         for each in (migrator, service):
             assert [entry.state for entry in await each.status()] == ["pending"]
             with pytest.raises(BehindError):

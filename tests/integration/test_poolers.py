@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
 import pytest
 
 from tests.poolers import Mode, pgbouncer
-from tests.support import PATIENCE, REQUIRED, ask, connected, until
+from tests.support import PASSWORD, PATIENCE, REQUIRED, ask, connected, until
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +21,16 @@ async def test_a_query_goes_through_in_every_mode(dsn: str, mode: Mode) -> None:
     async with pgbouncer(dsn, mode) as pooler:
         assert await ask(pooler.dsn, "SELECT current_database()") == await ask(dsn, "SELECT current_database()")
         assert await ask(pooler.dsn, "SELECT inet_server_port()") != pooler.port
+
+
+async def test_nobody_is_let_in_without_the_poolers_password(dsn: str) -> None:
+    async with pgbouncer(dsn) as pooler:
+        parts = urlsplit(pooler.dsn)
+        for password in ("", ":", f":{PASSWORD}"):
+            address = parts._replace(netloc=f"{parts.username}{password}@127.0.0.1:{pooler.port}").geturl()
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await ask(address, "SELECT 1")
+        assert await ask(pooler.dsn, "SELECT 1") == 1
 
 
 async def test_two_clients_share_a_server_connection_in_transaction_mode(dsn: str) -> None:
