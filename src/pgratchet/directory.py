@@ -94,5 +94,12 @@ def _packed(folder: Traversable) -> Iterator[File]:
 def _unreadable(location: Location, error: OSError) -> str:
     what = error.filename or location
     if isinstance(location, str | os.PathLike) and not os.path.isabs(location):  # noqa: PTH117 - a str is fine
-        return f"cannot read '{what}', relative to {os.getcwd()}: {error.strerror}"  # noqa: PTH109 - the same
+        return f"cannot read '{what}', relative to {_here()}: {error.strerror}"
     return f"cannot read '{what}': {error.strerror}"
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a str is fine
+    except OSError:
+        return "a working directory that is gone"
