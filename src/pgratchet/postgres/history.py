@@ -4,8 +4,8 @@ A row in state `applied` means applied and committed; no row means not.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import asyncpg
@@ -81,7 +81,8 @@ class History(NamedTuple):
             arguments = (list(versions),)
         try:
             async with _undone(connection):
-                rows = await connection.fetch(query, *arguments, timeout=patience)
+                with self._dates():
+                    rows = await connection.fetch(query, *arguments, timeout=patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
         except asyncpg.UndefinedColumnError:
@@ -193,10 +194,9 @@ class History(NamedTuple):
             raise UsageError(f"there is no table {self.table} to adopt")
         if not there.issuperset(ForeignRow._fields):
             raise ForeignTableError(f"{self._whose(there)}; only a home-made runner's table can be adopted")
-        rows = await connection.fetch(
-            "SELECT version, description, filename, executed_at::timestamptz, success, error_message "
-            f"FROM {self.table.quoted}"
-        )
+        query = "SELECT version, description, filename, executed_at::timestamptz, success, error_message FROM "
+        with self._dates():
+            rows = await connection.fetch(query + self.table.quoted)
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
 
     async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
@@ -206,6 +206,16 @@ class History(NamedTuple):
             f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
             [(*row, reason) for row in rows],
         )
+
+    @contextmanager
+    def _dates(self) -> Iterator[None]:
+        """Raise ServerError for a date that is read inside the block, and that Python does not have."""
+        try:
+            yield
+        except OverflowError:
+            raise ServerError(
+                f"the table {self.table} has a date before the year 1 or after 9999, which cannot be read; correct it"
+            ) from None
 
     async def _columns_there(self, connection: Connection) -> set[str]:
         rows = await connection.fetch(
