@@ -13,13 +13,14 @@ import anyio.to_thread
 
 from pgratchet import directory, journal, telling
 from pgratchet.cancelling import cancelled_for_good
-from pgratchet.core import judging, parsing, planning
+from pgratchet.core import arguments, judging, parsing, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
 from pgratchet.layouts import own
+from pgratchet.postgres import sql
 from pgratchet.postgres.budget import Budget
 from pgratchet.postgres.history import History
 from pgratchet.postgres.limits import Limits
@@ -56,7 +57,8 @@ class Migrator:
     has to be a member of it, and needs no right of its own. `listener` is called with each event of a run, in the
     event loop, and should return at once.
 
-    A migrator holds no connection between calls, and each call is a run of its own.
+    A migrator holds no connection between calls, and each call is a run of its own. Raises UsageError for an argument
+    that cannot be right: a name with something in it that nobody sees, or a duration that the server does not take.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
@@ -81,29 +83,35 @@ class Migrator:
     ) -> None:
         telling.refuse_coroutine("listener", listener)
         by = _lock(lock)
+        role = _owner(owner)
         sessions = _sessions(dsn, connect)
         direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
-        self.migrations = migrations
-        self.budget = budget
+        self.migrations = _location(migrations)
+        self.budget = None if budget is None else arguments.seconds("budget", budget)
         self._course = Course()
         self._applications = 0
         self._listener = listener
-        self._journal = None if journal is None else Path(journal)
+        self._journal = None if journal is None else Path(arguments.path("journal", os.fspath(journal)))
         self._settings = Settings(
             connect=sessions(sessions=by is Lock.SESSION),
-            direct=direct(owner or None, sessions=by is Lock.SESSION),
+            direct=direct(role, sessions=by is Lock.SESSION),
             lock=by,
             table=Table.parse(table),
-            limits=Limits(lock_timeout, statement_timeout),
+            limits=Limits(
+                arguments.seconds("lock_timeout", lock_timeout),
+                arguments.seconds("statement_timeout", statement_timeout),
+            ),
             tool_version=__version__,
-            owner=owner or None,
+            owner=role,
             allow_late=allow_late,
             strict=strict,
-            readers=tuple(readers),
-            trusted_owners=tuple(trusted_owners),
+            trusted_owners=tuple(sql.role("one of trusted_owners", owner) for owner in trusted_owners),
+            readers=tuple(sql.role("one of readers", reader) for reader in readers),
         )
 
     def __repr__(self) -> str:
+        if "_settings" not in vars(self):
+            return "Migrator(), whose arguments were refused"
         # The DSN is left out: it may hold a password.
         return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.table)!r})"
 
@@ -268,6 +276,7 @@ def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL)
     Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
     nothing is written then.
     """
+    _location(folder)
 
     def draft(files: Iterator[File]) -> Mapping[str, str]:
         return own.draft(own.parse(files).migrations, description, kind, datetime.now(UTC))
@@ -287,10 +296,22 @@ def _sessions(dsn: str | None, connect: Connect | None) -> Callable[..., Connect
     raise UsageError("give either a DSN or a connect factory")
 
 
+def _location(migrations: Location) -> Location:
+    if isinstance(migrations, str | os.PathLike):
+        arguments.path("the folder of the migrations", os.fspath(migrations))
+    return migrations
+
+
 def _lock(name: str | None) -> Lock | None:
     if name is not None and name not in set(Lock):
-        raise UsageError(f"lock is '{name}'; it must be one of {', '.join(Lock)}")
+        raise UsageError(f"lock is {name!r}; it must be one of {', '.join(Lock)}")
     return None if name is None else Lock(name)
+
+
+def _owner(name: str | None) -> str | None:
+    if name == "none":
+        raise UsageError("owner is 'none', which PostgreSQL takes for no role; leave it out, or name a role")
+    return sql.role("owner", name) if name else None
 
 
 def _version(to: str | int | None) -> str | None:

@@ -65,7 +65,6 @@ def test_a_table_has_a_schema_and_a_name(text: str, expected: Table) -> None:
         "a.b.c",
         '"a"',
         'a."b"',
-        "a\0b",
         "x" * (LONGEST_NAME + 1),
         "ö" * (LONGEST_NAME // 2 + 1),
         "x" * (LONGEST_NAME + 1) + ".a",

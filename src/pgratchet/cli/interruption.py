@@ -2,8 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
@@ -25,39 +24,43 @@ class InterruptedBySignalError(Exception):
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """Return what the work returns; raises InterruptedBySignalError when a signal came first."""
+    """Return what the work returns; raises InterruptedBySignalError when a signal came first.
+
+    A second signal has its default action: it ends the process at once, also one whose loop is blocked.
+    """
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     try:
         return anyio.run(_unless_interrupted, work)
     except KeyboardInterrupt:  # where the loop takes no signal handlers
         raise InterruptedBySignalError(signal.SIGINT) from None
+    finally:
+        # Not sooner: the loop's own end waits for the threads that the work has left behind.
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _let_the_next_one_end_it(*_: object) -> None:
+    """Give the signals their default action, which needs neither the loop nor the interpreter."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 async def _unless_interrupted(work: Callable[[], Awaitable[T]]) -> T:
     numbers: list[int] = []
+    loop = asyncio.get_running_loop()
+    # Not anyio.open_signal_receiver: it needs a task beside the work, whose group would wrap the work's errors.
     with anyio.CancelScope() as scope:
 
         def interrupt(number: int) -> None:
             numbers.append(number)
             scope.cancel()
 
-        with _handled_by(interrupt):
-            return await work()
-    raise InterruptedBySignalError(numbers[0])
-
-
-@contextmanager
-def _handled_by(interrupt: Callable[[int], None]) -> Iterator[None]:
-    # Not anyio.open_signal_receiver: it needs a task beside the work, whose group would wrap the work's errors.
-    loop = asyncio.get_running_loop()
-    handled = []
-    try:
         for number in SIGNALS:
             try:
                 loop.add_signal_handler(number, interrupt, number)
             except NotImplementedError:  # Windows
                 continue
-            handled.append(number)
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+            # In the place of the loop's own, which does nothing: the loop is told by the descriptor that it has set.
+            signal.signal(number, _let_the_next_one_end_it)
+        return await work()
+    raise InterruptedBySignalError(numbers[0])

@@ -1,25 +1,24 @@
 """The program: its commands, what they all have in common, and its end."""
 
-import io
 import logging
-import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
-from pgratchet.cli import troubles
+from pgratchet.cli import streams, troubles
 from pgratchet.cli.commands import COMMANDS
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.options import spelled_out
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
-from pgratchet.core.errors import PgratchetError, UsageError
+from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Failed
 from pgratchet.version import __version__
 
@@ -60,17 +59,28 @@ def complete(command: Callable[..., Report]) -> Callable[..., None]:
 
 def _carry_out(command: Callable[..., Report], options: dict[str, Any]) -> int:
     try:
-        report = command(**options)
-    except (PgratchetError, InterruptedBySignalError) as error:
-        _tell(troubles.report(error), ok=False, as_json=options["json"])
-        return troubles.exit_code(error)
+        with streams.stdout_to_stderr() if options["json"] else nullcontext():
+            report = command(**options)
+    except BaseException as error:  # noqa: BLE001 - not left to typer, which has exit codes of its own for some
+        return _fail(error, as_json=options["json"], verbose=options["verbose"])
     _tell(report, ok=True, as_json=options["json"])
     return 0
 
 
+def _fail(error: BaseException, *, as_json: bool | None, verbose: bool | None) -> int:
+    """Tell of an error, whatever it is, and return the exit code."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        error = InterruptedBySignalError(signal.SIGINT)
+    if verbose and not isinstance(error, troubles.FORESEEN):
+        trace = "".join(traceback.format_exception(error))
+        typer.echo(troubles.discreet(trace), file=sys.stderr)
+    _tell(troubles.report(error), ok=False, as_json=as_json)
+    return troubles.exit_code(error)
+
+
 def _tell(report: Report, *, ok: bool, as_json: bool | None) -> None:
     if not as_json or not ok:
-        _echo("\n".join(report.lines), sys.stdout if ok else sys.stderr)
+        typer.echo("\n".join(report.lines), file=sys.stdout if ok else sys.stderr)
     if as_json:
         _write({"ok": ok, **report.document})
 
@@ -78,15 +88,7 @@ def _tell(report: Report, *, ok: bool, as_json: bool | None) -> None:
 def _write(document: dict[str, Any]) -> None:
     import json  # noqa: PLC0415 - most starts do without
 
-    _echo(json.dumps(document), sys.stdout)
-
-
-def _echo(text: str, stream: TextIO) -> None:
-    try:
-        typer.echo(text, file=stream)
-    except BrokenPipeError:
-        # That nobody reads any more changes nothing of what was done; the flush at exit must not fail over it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    typer.echo(json.dumps(document), file=sys.stdout)
 
 
 @contextmanager
@@ -127,19 +129,22 @@ def _start(
 
 def main() -> None:
     """Run the command line of this process, and exit."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding does not have must not turn success into a traceback.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(_exit_code(sys.argv[1:]))
+    with streams.lasting():
+        code = _exit_code(sys.argv[1:])
+        if trouble := streams.lost(sys.stdout):
+            typer.echo(f"error: stdout has not taken all of it: {trouble}; what was done is done", file=sys.stderr)
+            code = code or troubles.UNWRITTEN
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
+    as_json, verbose = "--json" in arguments, not {"-v", "--verbose"}.isdisjoint(arguments)
     try:
         return app(arguments, prog_name="pgratchet", standalone_mode=False) or 0
     except _WrongUseError as error:
-        return _wrong_use(error, as_json="--json" in arguments)
-    except (KeyboardInterrupt, typer.Abort):
-        return 128 + signal.SIGINT
+        return _wrong_use(error, as_json=as_json)
+    except BaseException as error:  # noqa: BLE001 - the interpreter's exit code would say that a migration failed
+        return _fail(error, as_json=as_json, verbose=verbose)
 
 
 def _wrong_use(error: Any, *, as_json: bool) -> int:

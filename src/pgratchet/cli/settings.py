@@ -67,9 +67,10 @@ def _in_pyproject() -> dict[str, Any]:
         if isinstance(error, FileNotFoundError) and not Path(PYPROJECT).is_symlink():
             return {}
         raise UsageError(f"cannot read {PYPROJECT}: {error.strerror}") from None
-    if b"pgratchet" not in content:
+    # Without its NULs: as UTF-16 it would not seem to mention us, and be passed over.
+    if b"pgratchet" not in content.replace(b"\0", b""):
         return {}
-    section = _parsed(content).get("tool", {}).get("pgratchet", {})
+    section = _table(_table(_parsed(content), "tool"), "pgratchet")
     for name, value in section.items():
         if name not in FORMS:
             raise UsageError(
@@ -77,16 +78,31 @@ def _in_pyproject() -> dict[str, Any]:
             )
         if not FORMS[name].fits(value):
             raise UsageError(f"'{name}' under [tool.pgratchet] in {PYPROJECT} must be {FORMS[name].name}")
-    return dict(section)
+    return section
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415 - only who has settings there pays for the import
 
+    if b"\0" in content:
+        raise UsageError(f"cannot read {PYPROJECT}: it has NUL bytes, as UTF-16 has; save it as UTF-8")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        what = f"{error}; save it as UTF-8"
+    except RecursionError:
+        what = "its values are nested too deeply"
     except ValueError as error:
-        raise UsageError(f"cannot read {PYPROJECT}: {error}") from None
+        what = str(error)
+    raise UsageError(f"cannot read {PYPROJECT}: {what}")
+
+
+def _table(parent: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a table of pyproject.toml, an empty one where it is not there."""
+    table = parent.get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"'{name}' in {PYPROJECT} must be a table; write the settings under [tool.pgratchet]")
+    return table
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """What went wrong, as people read it, as programs do, and as the shell does."""
 
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from pgratchet.core.errors import (
 )
 from pgratchet.core.model import Direction, Failure, Finished, Mode
 
-EXIT_CODES: dict[type[PgratchetError], int] = {
+EXIT_CODES: dict[type[BaseException], int] = {
     MigrationFailedError: 1,
     BehindError: 3,
     HistoryError: 4,
@@ -26,25 +27,32 @@ EXIT_CODES: dict[type[PgratchetError], int] = {
     ScriptError: 4,
     BudgetExceededError: 5,
     PgratchetError: 2,
+    BaseException: 6,
 }
 """The first that fits counts."""
 
 WRONG_USE = 2
+UNWRITTEN = 7
+
+FORESEEN = (PgratchetError, InterruptedBySignalError)
+"""Every other error is a mistake of ours, or of what we use."""
 
 # All that may be a DSN, up to the end of its host: a password may hold any character. The example is no secret.
 _URL = re.compile(r"://(?!user:password@)(?:.*@)?[^\s'\"]*")
 _PASSWORD = re.compile(r"(password=)\S+", re.IGNORECASE)
 
 
-def exit_code(error: PgratchetError | InterruptedBySignalError) -> int:
+def exit_code(error: BaseException) -> int:
     """Return what the shell is to know of an error."""
     if isinstance(error, InterruptedBySignalError):
         return 128 + error.signal
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
-def report(error: PgratchetError | InterruptedBySignalError) -> Report:
+def report(error: BaseException) -> Report:
     """Return all that an error says."""
+    if not isinstance(error, FORESEEN):
+        return _unexpected(error)
     document = {"error": {"type": type(error).__name__, "message": discreet(str(error)), **_facts(error)}}
     match error:
         case MigrationFailedError():
@@ -63,6 +71,16 @@ def report(error: PgratchetError | InterruptedBySignalError) -> Report:
 def discreet(text: str) -> str:
     """Return a text without what may be a DSN: one that was given in the wrong place is quoted as what it is not."""
     return _PASSWORD.sub(r"\1...", _URL.sub("://...", text))
+
+
+def _unexpected(error: BaseException) -> Report:
+    # Not str(error), which may raise.
+    said = discreet("".join(traceback.format_exception_only(error)).strip())
+    lines = [
+        f"error: this should not have happened: {said}",
+        "please report it, with what --verbose shows; what was committed stays, and `pgratchet status` shows it",
+    ]
+    return Report(lines, {"error": {"type": type(error).__name__, "message": said}})
 
 
 def _facts(error: PgratchetError | InterruptedBySignalError) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pgratchet.core.arguments import LONGEST_SECONDS
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 
@@ -213,7 +214,10 @@ def _seconds(key: str, value: str) -> float:
     found = _DURATION.fullmatch(value)
     if found is None:
         raise ValueError(f"{key}={value} is no duration", f"write {key}=5s; units are ms, s, min and h")
-    return float(found[1]) * SECONDS[found[2]]
+    seconds = float(found[1]) * SECONDS[found[2]]
+    if seconds > LONGEST_SECONDS:
+        raise ValueError(f"{key}={value} is more than PostgreSQL takes", "write at most 596h, or 0 for no limit")
+    return seconds
 
 
 def _suggestion(key: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from threading import RLock
 from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
@@ -42,9 +43,12 @@ class Readiness(NamedTuple):
 
 
 class Course:
-    """The course of all runs so far; `readiness` is what it has come to."""
+    """The course of all runs so far; `readiness` is what it has come to, whichever thread asks."""
 
     def __init__(self) -> None:
+        # Not a Lock: a signal handler that asks may have interrupted the very thread that has it.
+        self._lock = RLock()
+        self._known: Readiness | None = None
         self._state = Condition.UNKNOWN
         self._applied = 0
         self._unknown: tuple[str, ...] = ()
@@ -56,11 +60,16 @@ class Course:
 
     @property
     def readiness(self) -> Readiness:
-        """How it stands now; other threads may ask."""
-        there = self._missing.copy()
+        """How it stands now."""
+        with self._lock:
+            # Summed up when it is asked for: after each event it would take 10,000 times too long, too.
+            if self._known is None:
+                self._known = self._sum_up()
+            return self._known
 
+    def _sum_up(self) -> Readiness:
         def those(condition: Condition) -> tuple[str, ...]:
-            return tuple(sorted((version for version, its in there.items() if its is condition), key=int))
+            return tuple(sorted((version for version, its in self._missing.items() if its is condition), key=int))
 
         missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
         return Readiness(self._state, self._applied, *missing, self._unknown)
@@ -94,24 +103,28 @@ class Course:
 
     def forget(self) -> None:
         """Take nothing for applied any more: whoever starts next has to look for itself."""
-        if self._state is Condition.APPLIED:
-            self._state, self._applied, self._unknown = Condition.UNKNOWN, 0, ()
+        with self._lock:
+            if self._state is Condition.APPLIED:
+                self._state, self._applied, self._unknown = Condition.UNKNOWN, 0, ()
+                self._known = None
 
     def take(self, event: Event) -> None:
         """Take an event into account."""
-        match event:
-            case Looked():
-                self._look(event)
-            case Started():
-                self._start(event)
-            case Finished():
-                self._finish(event)
-            case Done():
-                self._state = Condition.PENDING if self._missing else Condition.APPLIED
-            case Failed():
-                self._fail(event)
-            case _:
-                pass
+        with self._lock:
+            match event:
+                case Looked():
+                    self._look(event)
+                case Started():
+                    self._start(event)
+                case Finished():
+                    self._finish(event)
+                case Done():
+                    self._state = Condition.PENDING if self._missing else Condition.APPLIED
+                case Failed():
+                    self._fail(event)
+                case _:
+                    pass
+            self._known = None
 
     def _look(self, event: Looked) -> None:
         found = {

@@ -4,7 +4,7 @@ Each statement that can be is committed together with its count. Before one that
 begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
 
-from itertools import count, islice, pairwise
+from itertools import islice, pairwise
 
 import asyncpg
 
@@ -20,7 +20,7 @@ from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.supervision import Supervised
-from pgratchet.postgres.temporary import may_pass
+from pgratchet.postgres.temporary import Tries
 from pgratchet.postgres.wire import Wire
 
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
@@ -112,19 +112,18 @@ class _Run:
         tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
         text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
-        attempt = 0
-        while (error := await self._try(message, attempt)) is not None:
+        tries = Tries()
+        while (error := await self._try(message, tries)) is not None:
             if isinstance(error, _REFUSALS):
                 return False
             place = f"statement {segment.first} of {self._claim.step.script.source.path}"
-            await self._wire.before_retry(place, error, attempt)
-            attempt += 1
+            await self._wire.before_retry(place, error, tries.attempt)
         return True
 
-    async def _try(self, message: Message, attempt: int | None = None) -> asyncpg.PostgresError | None:
+    async def _try(self, message: Message, tries: Tries | None = None) -> asyncpg.PostgresError | None:
         """Send a message about one statement.
 
-        Returns the error if there may be another `attempt`, or another way; raises StepError for any other.
+        Returns the error if there may be another of its `tries`, or another way; raises StepError for any other.
         """
         try:
             await self._wire.send(message)
@@ -132,7 +131,7 @@ class _Run:
             if self._wire.connection.is_closed():
                 raise
             await self._wire.roll_back("")
-            if attempt is not None and (isinstance(error, _REFUSALS) or may_pass(error, attempt)):
+            if tries is not None and (isinstance(error, _REFUSALS) or tries.may_pass(error)):
                 return error
             raised = self._records.raised(error)
             failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
@@ -145,18 +144,19 @@ class _Run:
         Raises StepError, at no place of the script, where they cannot be carried out.
         """
         step = self._claim.step
-        for attempt in count():
+        tries = Tries()
+        while True:
             try:
                 await self._wire.send(Message(text))
             except asyncpg.PostgresError as error:
                 if self._wire.connection.is_closed():
                     raise
                 await self._wire.roll_back("")
-                if not may_pass(error, attempt):
+                if not tries.may_pass(error):
                     failure = from_server(self._claim, error, Spot(), self._records.raised(error))
                     raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
                 cause = error
             else:
                 return
             place = f"{step.direction} {step.migration.version} {step.migration.name}"
-            await self._wire.before_retry(place, cause, attempt)
+            await self._wire.before_retry(place, cause, tries.attempt)

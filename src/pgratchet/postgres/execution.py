@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -24,7 +24,7 @@ from pgratchet.postgres.message import Message, Part, compose, share
 from pgratchet.postgres.progress import Group, Progress
 from pgratchet.postgres.records import Claim, Records
 from pgratchet.postgres.session import Connection, describe
-from pgratchet.postgres.temporary import may_pass
+from pgratchet.postgres.temporary import Tries
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
@@ -42,7 +42,7 @@ class Execution:
         self._wire = wire
         self._framing = framing
         self._failed: frozenset[str] = frozenset()
-        self._attempts: dict[str, int] = {}
+        self._tries: defaultdict[str, Tries] = defaultdict(Tries)
         self._overtaken: set[tuple[str, str | None]] = set()
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
@@ -148,16 +148,16 @@ class Execution:
         """Return when the step may be tried again; otherwise record that it failed, and raise."""
         cause = error.cause
         migration = claim.step.migration
-        attempt = self._attempts[migration.version] = self._attempts.get(migration.version, -1) + 1
+        tries = self._tries[migration.version]
         failures.raise_if_not_its_turn(self._framing.records, cause)
         over = claim.step.over
         claimed = migration.version, over and over.token
         if claimed not in self._overtaken and await self._is_taken(claim, cause):
             self._overtaken.add(claimed)
             raise OvertakenError
-        if isinstance(cause, asyncpg.PostgresError) and not error.final and may_pass(cause, attempt):
+        if isinstance(cause, asyncpg.PostgresError) and not error.final and tries.may_pass(cause):
             await self._wire.before_retry(
-                f"{claim.step.direction} {migration.version} {migration.name}", cause, attempt
+                f"{claim.step.direction} {migration.version} {migration.name}", cause, tries.attempt
             )
             return
         await self._record_failure(claim, error)

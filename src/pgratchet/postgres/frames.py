@@ -97,9 +97,13 @@ def refuse_useless(facts: Facts) -> None:
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
             'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
         )
-    if facts.standby or facts.read_only:
-        what = "a standby" if facts.standby else "read-only"
-        raise NotPrimaryError(f"the server is {what}: nothing can be applied here; give the DSN of the primary")
+    if facts.standby:
+        raise NotPrimaryError("the server is a standby: nothing can be applied here; give the DSN of the primary")
+    if facts.read_only:
+        raise NotPrimaryError(
+            "the session is read-only, because default_transaction_read_only is on: nothing can be applied here; "
+            "take that setting away from the role, the database, the DSN or the server"
+        )
 
 
 class Framing(NamedTuple):

@@ -4,8 +4,8 @@ A row in state `applied` means applied and committed; no row means not.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -144,7 +144,8 @@ class History(NamedTuple):
     ) -> tuple[AppliedMigration, ...]:
         query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
         async with self._reading(connection):
-            rows = await own.fetch(connection, query, *arguments, patience=patience)
+            with self._dates():
+                rows = await own.fetch(connection, query, *arguments, patience=patience)
         return tuple(_applied(list(row), self.table) for row in rows)
 
     @asynccontextmanager
@@ -297,7 +298,8 @@ class History(NamedTuple):
             kind, columns = await self._relation(connection)
             if kind not in _TABLES or not columns.issuperset(ForeignRow._fields):
                 raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
-            rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
+            with self._dates():
+                rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
 
     async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
@@ -308,6 +310,16 @@ class History(NamedTuple):
             f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
             [(*row, reason) for row in rows],
         )
+
+    @contextmanager
+    def _dates(self) -> Iterator[None]:
+        """Raise ServerError for a date that is read inside the block, and that Python does not have."""
+        try:
+            yield
+        except OverflowError:
+            raise ServerError(
+                f"the table {self.table} has a date before the year 1 or after 9999, which cannot be read; correct it"
+            ) from None
 
     async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
         """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""

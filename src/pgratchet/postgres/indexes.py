@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from typing import NamedTuple
 
 import asyncpg
@@ -12,7 +11,7 @@ from pgratchet.postgres import backends, own
 from pgratchet.postgres.message import Message
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import CONCAT, EQ, MATCHES, NE, literal
-from pgratchet.postgres.temporary import may_pass
+from pgratchet.postgres.temporary import Tries
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
@@ -93,13 +92,14 @@ async def drop_invalid(wire: Wire, indexes: Sequence[Index]) -> list[str]:
 
 
 async def _drop(wire: Wire, name: str) -> None:
-    for attempt in count():
+    tries = Tries()
+    while True:
         try:
             await wire.send(Message(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
         except asyncpg.PostgresError as error:
-            if wire.connection.is_closed() or not may_pass(error, attempt):
+            if wire.connection.is_closed() or not tries.may_pass(error):
                 raise
-            await wire.before_retry(f"DROP INDEX CONCURRENTLY {name}", error, attempt)
+            await wire.before_retry(f"DROP INDEX CONCURRENTLY {name}", error, tries.attempt)
         else:
             return
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import asyncpg
 
+from pgratchet.core import arguments
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget, backoff
@@ -77,11 +78,15 @@ def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> C
     Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
     be parsed, any part of it may be a piece of the password.
     """
+    dsn = arguments.dsn(dsn)
     scheme, separator, rest = dsn.partition("://")
     if not separator or scheme not in _SCHEMES or not _parses(dsn):
         raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
     address = f"postgresql://{rest}"
-    name = "" if "application_name" in parse_qs(urlsplit(address).query) else APPLICATION
+    names = parse_qs(urlsplit(address).query).get("application_name", ())
+    if found := arguments.unseen("".join(names)):
+        raise UsageError(f"the application_name of the DSN has {found}; take it away")
+    name = "" if names else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
 
@@ -122,7 +127,7 @@ async def _open(address: str, settings: Mapping[str, str]) -> Connection:
             # That of a server's socket.
             raise
         message = f"there is no file {missing}"
-    except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
+    except (ValueError, OverflowError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
         message = "asyncpg cannot read the DSN; write postgresql://user:password@host:port/database"
     raise UsageError(message)
 

@@ -3,6 +3,7 @@
 import hashlib
 from typing import NamedTuple
 
+from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
 
 EQ = "OPERATOR(pg_catalog.=)"
@@ -38,6 +39,14 @@ def become(role: str, *, local: bool = False) -> str:
     return f"SET {'LOCAL' if local else 'SESSION'} ROLE {identifier(role)};"
 
 
+def role(what: str, name: str) -> str:
+    """Return a role's name, exact, as in the catalog; raises UsageError for one that cannot be told from others."""
+    arguments.name(what, name)
+    if not 0 < (length := len(name.encode())) <= LONGEST_NAME:
+        raise UsageError(f"{what} is {length} bytes long; a role's name has at least one and at most {LONGEST_NAME}")
+    return name
+
+
 def milliseconds(seconds: float) -> str:
     """Return a duration as PostgreSQL's settings take it: 0 means no limit, so nothing else is rounded to it."""
     return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")
@@ -55,7 +64,8 @@ class Table(NamedTuple):
         schema, dot, name = text.rpartition(".")
         parts = (schema if dot else "public", name)
         for part in parts:
-            if not part or '"' in part or "." in part or "\0" in part or len(part.encode()) > LONGEST_NAME:
+            arguments.name("a part of the table's name", part)
+            if not part or '"' in part or "." in part or len(part.encode()) > LONGEST_NAME:
                 raise UsageError(
                     f"'{text}' is no table name: write schema.name, without quotes, "
                     f"each part at most {LONGEST_NAME} bytes"

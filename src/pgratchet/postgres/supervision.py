@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import count
 
 import asyncpg
 
@@ -17,7 +16,7 @@ from pgratchet.postgres.message import Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import describe
 from pgratchet.postgres.sql import EQ, NE
-from pgratchet.postgres.temporary import may_pass
+from pgratchet.postgres.temporary import Tries
 from pgratchet.postgres.wire import Wire
 
 MOST_BUILDS = 3
@@ -55,7 +54,8 @@ class Supervised:
         """
         # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
         was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
-        for attempt in count():
+        tries = Tries()
+        while True:
             try:
                 await self._once()
                 break
@@ -64,10 +64,10 @@ class Supervised:
                     raise
                 await self._wire.roll_back("")
                 failure = await self._failure(error)
-                if self._runs_once or not may_pass(error, attempt):
+                if self._runs_once or not tries.may_pass(error):
                     raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
                 place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
-                await self._wire.before_retry(place, error, attempt)
+                await self._wire.before_retry(place, error, tries.attempt)
         await indexes.restore(self._wire.connection, was)
 
     @property

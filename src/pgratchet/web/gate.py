@@ -95,7 +95,7 @@ class Gate:
         self, refusal: Mapping[str, object], scope: MutableMapping[str, Any], receive: Receive, send: Send
     ) -> None:
         await receive()
-        if "websocket.http.response" in scope.get("extensions", {}):
+        if "websocket.http.response" in (scope.get("extensions") or {}):
             await self._answer(UNAVAILABLE, refusal, send, prefix="websocket.")
         else:
             # Before it is accepted, which servers answer with 403.
