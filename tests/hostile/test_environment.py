@@ -389,15 +389,15 @@ class TestAProject:
     def test_that_never_ends_is_refused_at_once(self, program: Program) -> None:
         project = program.folder / "pyproject.toml"
         os.mkfifo(project)
-        assert "no regular file" in refused(program.run("up", "--json", "--dsn", NOWHERE))
+        assert "only regular files" in refused(program.run("up", "--json", "--dsn", NOWHERE))
         project.unlink()
         project.symlink_to("/dev/zero")
-        assert "no regular file" in refused(program.run("up", "--json", "--dsn", NOWHERE))
+        assert "only regular files" in refused(program.run("up", "--json", "--dsn", NOWHERE))
 
     def test_that_cannot_be_read_is_refused(self, command: Command, tmp_path: Path) -> None:
         project = tmp_path / "pyproject.toml"
         project.mkdir()
-        assert "no regular file" in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))
+        assert "only regular files" in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))
         project.rmdir()
         project.symlink_to(project)
         assert "cannot read pyproject.toml" in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))

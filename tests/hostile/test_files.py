@@ -329,9 +329,10 @@ def test_a_folder_of_an_archive_with_a_migrations_name_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("folder", ["mig\0rations", "mig\ud800rations"])
 def test_a_path_that_no_folder_has_is_refused(folder: str) -> None:
-    for look in (lambda: list(directory.read(folder)), lambda: new(folder, "next")):
-        with pytest.raises(UsageError, match="cannot be the path of a folder"):
-            look()
+    with pytest.raises(UsageError, match="cannot be the path of a folder"):
+        list(directory.read(folder))
+    with pytest.raises(UsageError, match=r"mig.*rations"):
+        new(folder, "next")
 
 
 def test_a_working_directory_that_is_gone_is_named_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

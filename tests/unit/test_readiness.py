@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 
 from pgratchet import Condition, Direction, Done, Event, Failed, Failure, Finished, Locked, Looked, Readiness, Started
@@ -159,20 +157,3 @@ def test_what_was_applied_is_forgotten_and_a_failure_is_not(event: Event) -> Non
     course.forget()
 
     assert course.readiness == (Readiness() if before.ready else before)
-
-
-def test_another_thread_may_ask_while_steps_are_finished() -> None:
-    course = Course()
-    course.take(MISSING)
-
-    class Shared(dict[str, Condition]):
-        """What is missing; a step is finished whenever somebody has gone over a part of it."""
-
-        def items(self) -> Iterator[tuple[str, Condition]]:  # type: ignore[override]  # a view could not do that
-            for item in super().items():
-                course.take(finished("4"))
-                yield item
-
-    course._missing = Shared(course._missing)
-
-    assert course.readiness.pending == ("3", "4")
