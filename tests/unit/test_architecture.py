@@ -1,4 +1,4 @@
-"""The rules of the house that can be read off the source: who imports whom, how long things are, who may print."""
+"""The rules of the house that can be read off the source: who imports whom, who may print."""
 
 import ast
 import io
@@ -14,10 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "pgratchet"
 SOURCE = ROOT / "src" / PACKAGE
-
-MOST_LINES_OF_A_MODULE = 300
-MOST_LINES_OF_A_FUNCTION = 25
-"""From the first line behind signature and docstring to the last, with comments, blanks and inner functions."""
 
 RINGS = (
     {"version", "core", "layouts", "postgres", "web"},
@@ -122,17 +118,6 @@ def is_below(name: str, *folders: str) -> bool:
     return any(name == folder or name.startswith(f"{folder}.") for folder in folders)
 
 
-def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in nodes(name):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-
-
-def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    body = function.body[1:] if documented(function) else function.body
-    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
-
-
 @cache
 def calls(name: str) -> tuple[tuple[str, str], ...]:
     """Return what a module calls, and where."""
@@ -234,19 +219,6 @@ def test_everything_public_says_what_it_is_for() -> None:
 
 def documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return bool(ast.get_docstring(node, clean=False))
-
-
-def test_no_module_is_long() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
-
-    assert {path.name: lines for path, lines in lengths.items() if lines > MOST_LINES_OF_A_MODULE} == {}
-
-
-def test_no_function_is_long() -> None:
-    lengths = {f"{name}.{each.name}": length(each) for name in modules() for each in functions(name)}
-
-    assert len(lengths) > 100
-    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
 
 
 def test_the_library_neither_prints_nor_exits() -> None:
