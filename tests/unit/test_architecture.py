@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / PACKAGE
 
 RINGS = (
     {"version", "core", "layouts", "postgres", "web"},
-    {"core.model"},
+    {"core.model", "core.masking"},
     {"core.errors"},
     {"core.events"},
     {"core.readiness"},

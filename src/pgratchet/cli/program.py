@@ -21,6 +21,7 @@ from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
 from pgratchet.core.errors import PgratchetError, UsageError
 from pgratchet.core.events import Failed
+from pgratchet.core.masking import discreet
 from pgratchet.version import __version__
 
 # From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
@@ -144,7 +145,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _wrong_use(error: Any, *, as_json: bool) -> int:
     """Tell as click does, but for what may be a DSN."""
-    error.message = troubles.discreet(error.message)
+    error.message = discreet(error.message)
     error.show()
     if as_json:
         _write({"ok": False, **troubles.report(UsageError(error.format_message())).document})
