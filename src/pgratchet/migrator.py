@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import anyio.to_thread
 
@@ -16,6 +16,7 @@ from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
+from pgratchet.core.masking import Hidden
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
@@ -29,6 +30,8 @@ from pgratchet.run import Run
 from pgratchet.settings import Settings
 from pgratchet.telling import Listener
 from pgratchet.version import __version__
+
+T = TypeVar("T")
 
 _log = logging.getLogger("pgratchet")
 
@@ -76,10 +79,13 @@ class Migrator:
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:
+        # First of all, as a traceback shows what this frame holds when something is raised.
+        address, factory, direct_address = _hidden(dsn), _hidden(connect), _hidden(direct_dsn)
+        del dsn, connect, direct_dsn
         telling.refuse_coroutine("listener", listener)
         by = _lock(lock)
-        sessions = _sessions(dsn, connect)
-        direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
+        sessions = _sessions(address, factory)
+        direct = sessions if direct_address is None else partial(connector, direct_address)
         self.migrations = migrations
         self.budget = budget
         self._course = Course()
@@ -100,7 +106,9 @@ class Migrator:
         )
 
     def __repr__(self) -> str:
-        # The DSN is left out: it may hold a password.
+        # The DSN is left out: it may hold a password. A traceback through the constructor shows a half-made one.
+        if "_settings" not in vars(self):
+            return "Migrator()"
         return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.table)!r})"
 
     @property
@@ -265,7 +273,11 @@ def _silent(_: Event) -> None:
     """Tell nobody: what only looks, or is undone, says nothing of what the last run has come to."""
 
 
-def _sessions(dsn: str | None, connect: Connect | None) -> Callable[..., Connect]:
+def _hidden(value: T | None) -> Hidden[T] | None:
+    return None if value is None else Hidden(value)
+
+
+def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Callable[..., Connect]:
     if dsn is not None and connect is None:
         return partial(connector, dsn)
     if dsn is None and connect is not None:

@@ -1,7 +1,10 @@
-"""Passwords, kept out of whatever prints a text."""
+"""Passwords, kept out of whatever prints texts, variables and tracebacks."""
 
 import re
-from typing import TypeVar, cast
+import sys
+from contextlib import AbstractContextManager
+from types import CellType, TracebackType
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -16,6 +19,56 @@ _PASSWORD = re.compile(
     r"|.*)",
     re.DOTALL | re.IGNORECASE,
 )
+
+
+class Hidden(Generic[T]):
+    """A value that no repr shows, neither its own nor that of what holds it."""
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, value: T) -> None:
+        # In a cell, because some tools print what they find in slots; of a cell they print the type.
+        self._cell = CellType(value)
+
+    def reveal(self) -> T:
+        """Return the value: for use in an expression, not in a variable of a frame that an error may pass through."""
+        return cast("T", self._cell.cell_contents)
+
+    def __bool__(self) -> bool:
+        return bool(self.reveal())
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def hide(value: T | Hidden[T]) -> Hidden[T]:
+    """Return a value hidden, as it may be already. The caller is to `del` its own variable next."""
+    return value if isinstance(value, Hidden) else Hidden(value)
+
+
+class FramesForgotten(AbstractContextManager[None]):
+    """Takes the tracebacks from what is raised in its block, and from all that led to it.
+
+    It is for code of others whose variables hold a password, and which may raise anything at any point.
+    """
+
+    def __enter__(self) -> None:
+        self._handled = sys.exception()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What was being handled before is a part of the chain, and the caller's.
+        seen = {id(self._handled), id(None)}
+        found = [error]
+        while found:
+            each = found.pop()
+            if each is not None and id(each) not in seen:
+                seen.add(id(each))
+                each.__traceback__ = None
+                found += [each.__cause__, each.__context__]
+                if isinstance(each, BaseExceptionGroup):
+                    found += each.exceptions
 
 
 def discreet(value: T) -> T:
