@@ -16,7 +16,7 @@ from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import judging, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
-from pgratchet.core.masking import Hidden
+from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
@@ -82,6 +82,10 @@ class Migrator:
         # First of all, as a traceback shows what this frame holds when something is raised.
         address, factory, direct_address = _hidden(dsn), _hidden(connect), _hidden(direct_dsn)
         del dsn, connect, direct_dsn
+        why = misplaced(migrations=migrations, table=table, readers=readers, journal=journal, lock=lock, owner=owner)
+        if why:
+            del migrations, table, readers, journal, lock, owner
+            raise UsageError(why)
         telling.refuse_coroutine("listener", listener)
         by = _lock(lock)
         sessions = _sessions(address, factory)
@@ -136,11 +140,13 @@ class Migrator:
 
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
+        to = discreet(to)
         version = _version(to)
         return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
+        to = discreet(to)
         way = planning.WayDown(_version(to), 1 if to is None and steps is None else steps)
         return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
@@ -166,6 +172,7 @@ class Migrator:
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
+        to = discreet(to)
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection)
@@ -184,6 +191,7 @@ class Migrator:
 
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
+        to = discreet(to)
         run, version = await self._run(_silent), _version(to)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
@@ -199,6 +207,7 @@ class Migrator:
         """
         from pgratchet.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
 
+        source = discreet(source)
         migrations = {migration.version: migration for migration in (await self._read()).migrations}
         table = Table.parse(source)
         if dry_run:
@@ -217,6 +226,7 @@ class Migrator:
         from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
         from pgratchet.repairing import repair  # noqa: PLC0415 - the same
 
+        version, reason = discreet(version), discreet(reason)
         judgement = Judgement(_canonical(version), Verdict(verdict), reason)
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
@@ -265,6 +275,10 @@ class Migrator:
 
 def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
     """Write the files of a new migration, numbered after the last one, and return their paths."""
+    why = misplaced(folder=folder, description=description)
+    if why:
+        del folder, description
+        raise UsageError(why)
     there = own.parse(directory.read(folder)).migrations if Path(folder).exists() else ()
     return directory.write(folder, own.draft(there, description, kind, datetime.now(UTC)))
 

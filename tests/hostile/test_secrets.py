@@ -20,14 +20,14 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 import pytest
 
-from pgratchet import Migrator, PgratchetError, ServerError, UsageError, embedded
-from pgratchet.cli import program
+from pgratchet import Migrator, PgratchetError, ServerError, UsageError, Verdict, embedded, migrator
+from pgratchet.cli import program, settings
 from pgratchet.core.masking import Hidden, discreet
 from pgratchet.postgres.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.sql import Table
 from pgratchet.testing import Databases, dumps, released
 from tests.hostile import leaks
-from tests.support import tell, without_tls
+from tests.support import ask, states, tell, without_tls
 
 Verb = Callable[[Migrator], Awaitable[object]]
 
@@ -408,6 +408,19 @@ BAD: list[dict[str, Any]] = [
     {"connect": connecting},
     {"direct_dsn": "nonsense"},
     {"readers": 5},
+    {"migrations": DSN},
+    {"migrations": Path(DSN)},
+    {"table": DSN},
+    {"table": STRING},
+    {"lock": DSN},
+    {"owner": DSN},
+    {"owner": STRING},
+    {"readers": [DSN]},
+    {"readers": ("web", STRING)},
+    {"readers": DSN},
+    {"journal": DSN},
+    {"journal": Path(DSN)},
+    {"journal": f"postgresql://nowhere/x?password={PASSWORD}"},
 ]
 
 
@@ -430,6 +443,29 @@ class TestAMigratorThatCannotBeMade:
 
     def test_for_want_of_a_dsn_shows_nothing_of_the_direct_one(self) -> None:
         refuse_leaks(raised(partial(Migrator, direct_dsn=DSN)))
+
+    @pytest.mark.parametrize("text", [DSN, STRING])
+    def test_nor_does_a_verb_show_what_is_no_version(self, folder: Path, text: str) -> None:
+        made = Migrator("postgresql://nobody@127.0.0.1:1/x", folder)
+        for work in (
+            partial(made.up, text),
+            partial(made.down, text),
+            partial(made.rehearse, text),
+            partial(made.adopt, text),
+            partial(made.repair, text, Verdict.APPLIED, "why"),
+        ):
+            error = raised(partial(run, work))
+            assert isinstance(error, UsageError)
+            refuse_leaks(error)
+
+    @pytest.mark.parametrize("text", [DSN, STRING])
+    def test_nor_is_a_file_written_with_it(self, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for given in ((text, "a"), ("folder", f"add {text}")):
+            error = raised(partial(migrator.new, *given))
+            assert isinstance(error, UsageError)
+            refuse_leaks(error)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_its_repr_and_that_of_what_it_holds_show_nothing() -> None:
@@ -478,6 +514,112 @@ def test_passwords_are_masked_in_a_text(text: str, shown: str) -> None:
 )
 def test_a_text_without_a_password_stays_as_it_is(text: str) -> None:
     assert discreet(text) == text
+
+
+BLANKS = r"host=nowhere password = 'hunter2 it\'s s3cr3t' dbname=x"
+MISPLACED = (DSN, STRING, BLANKS, f"postgresql://nowhere/x?password={PASSWORD}", r"password=hunter2\ s3cr3t user=x")
+
+
+class TestTheCommandLine:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://somebody:{ENCODED}@127.0.0.1:{port_of_nobody()}/x")
+        monkeypatch.setenv("PGRATCHET_BUDGET", "0.1")
+        (tmp_path / "migrations/versions").mkdir(parents=True)
+        (tmp_path / "migrations/versions/001_a.sql").write_text("SELECT 1;")
+
+    def refuse_leaks_of(self, capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> None:
+        for more in (("--json",), ("--verbose",)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["pgratchet", *arguments, *more])
+                with pytest.raises(SystemExit) as ended:
+                    program.main()
+            output = capfd.readouterr()
+            assert not leaks.shows("".join(output), SECRETS)
+            assert ended.value.code == code
+            if more == ("--json",):
+                assert json.loads(output.out)["ok"] is False
+
+    @pytest.mark.parametrize("text", MISPLACED)
+    @pytest.mark.parametrize(
+        "name", ["table", "owner", "reader", "journal", "dir", "to", "lock", "budget", "lock-timeout", "nonsense"]
+    )
+    def test_masks_what_was_given_to_another_option(
+        self, capfd: pytest.CaptureFixture[str], name: str, text: str
+    ) -> None:
+        self.refuse_leaks_of(capfd, "up", f"--{name}", text)
+        self.refuse_leaks_of(capfd, "up", f"--{name}={text}")
+
+    @pytest.mark.parametrize("text", MISPLACED)
+    @pytest.mark.parametrize("name", ["TABLE", "OWNER", "READERS", "JOURNAL", "DIR", "LOCK", "BUDGET", "STRICT"])
+    def test_masks_what_was_given_to_another_variable(
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, text: str
+    ) -> None:
+        monkeypatch.setenv(f"PGRATCHET_{name}", text)
+        self.refuse_leaks_of(capfd, "up")
+
+    @pytest.mark.parametrize("text", MISPLACED)
+    def test_masks_what_was_given_to_another_setting(
+        self, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
+    ) -> None:
+        for line in (
+            "dir = {}",
+            "table = {}",
+            "owner = {}",
+            "readers = [{}]",
+            "journal = {}",
+            "lock = {}",
+            "dns = {}",
+            "budget = {}",
+            "dsn = [{}]",
+            "dsn = {} nonsense",
+        ):
+            (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\n{line.format(json.dumps(text))}\n")
+            self.refuse_leaks_of(capfd, "up")
+
+    @pytest.mark.parametrize("text", MISPLACED)
+    def test_masks_what_is_an_argument_too_many(
+        self, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
+    ) -> None:
+        for arguments in (
+            [text],
+            ["up", text],
+            ["up", *text.split()],
+            ["new", f"add {text}"],
+            ["new", "a", "--dir", text],
+            ["repair", text, "--applied", "--reason", "why"],
+            ["adopt", "--source", text],
+        ):
+            self.refuse_leaks_of(capfd, *arguments)
+        assert [path.name for path in tmp_path.iterdir()] == ["migrations"]
+
+    def test_shows_nothing_of_a_dsn_that_leads_nowhere(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.refuse_leaks_of(capfd, "status")
+        self.refuse_leaks_of(capfd, "up", "--budget", "0.1", code=5)
+        self.refuse_leaks_of(capfd, "up", "--dsn", DSN.replace("nowhere", "127.0.0.1:0"))
+
+    def test_holds_every_dsn_hidden(self, tmp_path: Path) -> None:
+        (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\ndsn = '{DSN}'\ndirect_dsn = '{DSN}'\n")
+        assert not leaks.shows(repr(settings.read({})), SECRETS)
+        assert not leaks.shows(repr(settings.read({"dsn": Hidden(DSN), "direct_dsn": Hidden(DSN)})), SECRETS)
+        for bad in ({"lock": "none of these"}, {"table": "a.b.c"}, {"direct_dsn": Hidden("nonsense")}):
+            refuse_leaks(raised(partial(settings.open_migrator, bad)))
+        for line in ("dns = '{}'", "dsn = ['{}']", "dsn = '{}' nonsense"):
+            (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\n{line.format(DSN)}\n")
+            refuse_leaks(raised(partial(settings.open_migrator, {})))
+
+
+def test_a_reason_is_recorded_without_the_password_in_it(dsn: str, folder: Path) -> None:
+    made = Migrator(dsn, folder)
+    asyncio.run(made.up())
+    asyncio.run(made.repair("1", Verdict.NOT_APPLIED, f"it was {DSN}"))
+
+    reason = asyncio.run(ask(dsn, "SELECT reason FROM public.schema_migrations"))
+    assert "postgresql://..." in reason
+    assert not leaks.shows(reason, SECRETS)
+    asyncio.run(made.up())
+    assert asyncio.run(states(dsn)) == {"1": "applied"}
 
 
 BY_ANOTHER = """

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from types import CellType, TracebackType
 from typing import Generic, TypeVar, cast
@@ -76,3 +77,14 @@ def discreet(value: T) -> T:
     if not isinstance(value, str):
         return value
     return cast("T", _URL.sub(r"\1...", _PASSWORD.sub(r"\1...", value)))
+
+
+def misplaced(**given: object) -> str:
+    """Return why arguments are refused of which one holds a password, as only a DSN may; empty where none does."""
+    for name, value in given.items():
+        # Together, as a connection string in a variable comes in pieces.
+        parts = value if isinstance(value, Collection) and not isinstance(value, str | bytes) else [value]
+        text = " ".join(map(str, parts))
+        if discreet(text) != text:
+            return f"{name} holds a password ('{discreet(text)}'); only a DSN may, as dsn or direct_dsn"
+    return ""
