@@ -27,7 +27,7 @@ from pgratchet.postgres.session import Connect, connector, open_session, prepare
 from pgratchet.postgres.sql import Table
 from pgratchet.testing import Databases, dumps, released
 from tests.hostile import leaks
-from tests.support import ask, states, tell, without_tls
+from tests.support import ask, connected, states, tell, until, without_tls
 
 Verb = Callable[[Migrator], Awaitable[object]]
 
@@ -444,6 +444,12 @@ class TestAMigratorThatCannotBeMade:
     def test_for_want_of_a_dsn_shows_nothing_of_the_direct_one(self) -> None:
         refuse_leaks(raised(partial(Migrator, direct_dsn=DSN)))
 
+    def test_for_a_factory_that_is_none_shows_nothing_of_it(self) -> None:
+        for connect in (DSN, Address(DSN), [DSN]):
+            error = raised(partial(Migrator, connect=connect))  # type: ignore[arg-type]  # as intended
+            assert isinstance(error, UsageError)
+            refuse_leaks(error)
+
     @pytest.mark.parametrize("text", [DSN, STRING])
     def test_nor_does_a_verb_show_what_is_no_version(self, folder: Path, text: str) -> None:
         made = Migrator("postgresql://nobody@127.0.0.1:1/x", folder)
@@ -748,6 +754,147 @@ class TestAProcessOfAnotherUser:
         monkeypatch.setenv("PGUSER", "somebody")
         with pytest.raises(ServerError, match="cannot connect"):
             run(made.status)
+
+
+class Foreign:
+    """A connection of another driver."""
+
+    async def close(self) -> None:
+        raise AssertionError("it is not ours to close")
+
+
+class TestAFactory:
+    @pytest.mark.parametrize("verb", [Migrator.up, Migrator.status, Migrator.wait])
+    @pytest.mark.parametrize("way", ["method", "partial", "lambda", "coroutine"])
+    def test_of_a_pools_connections_is_refused_before_anything_is_done(
+        self, dsn: str, folder: Path, way: str, verb: Verb
+    ) -> None:
+        async def work() -> None:
+            pool = await asyncpg.create_pool(dsn, min_size=1, max_size=1)
+
+            async def acquire_one() -> Any:
+                return await pool.acquire()
+
+            connect: Any = {
+                "method": pool.acquire,
+                "partial": partial(pool.acquire, timeout=1),
+                "lambda": lambda: pool.acquire(),  # noqa: PLW0108 - another name
+                "coroutine": acquire_one,
+            }[way]
+            names = {"method": "Pool.acquire", "partial": "Pool.acquire", "lambda": "<lambda>"}
+            with pytest.raises(UsageError, match="a connection of a pool") as caught:
+                await verb(Migrator(connect=connect, migrations=folder))
+            assert names.get(way, "acquire_one") in str(caught.value)
+            assert "asyncpg.connect()" in str(caught.value)
+            # The pool has its only one back, and it works.
+            async with asyncio.timeout(5):
+                assert await pool.fetchval("SELECT to_regclass('public.schema_migrations')") is None
+                await pool.close()
+
+        asyncio.run(work())
+        asyncio.run(Migrator(connect=partial(connecting, dsn), migrations=folder).up())
+        assert asyncio.run(states(dsn)) == {"1": "applied"}
+
+    @pytest.mark.parametrize(
+        ("made", "words"),
+        [(None, "NoneType"), (42, "int"), (Foreign(), "Foreign"), ((1, 2), "tuple"), (DSN, "the type str")],
+        ids=["nothing", "number", "foreign", "tuple", "dsn"],
+    )
+    def test_that_makes_something_else_is_refused(self, folder: Path, made: object, words: str) -> None:
+        async def make_it() -> Any:
+            return made
+
+        def make_at_once() -> Any:
+            return made
+
+        for connect in (make_it, make_at_once):
+            for verb in VERBS:
+                error = raised(partial(run, partial(verb, Migrator(connect=connect, migrations=folder))))
+                assert isinstance(error, UsageError)
+                assert f"TestAFactory.{self.test_that_makes_something_else_is_refused.__name__}" in str(error)
+                assert connect.__name__ in str(error)
+                assert words in str(error)
+                refuse_leaks(error)
+
+    def test_that_makes_one_connection_only_is_refused(
+        self, dsn: str, folder: Path, logged: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "001_a.sql").write_text("CREATE TABLE t (a int);")
+
+        async def work() -> None:
+            only = await asyncpg.connect(dsn, statement_cache_size=0)
+
+            async def share() -> Any:
+                return only
+
+            async def noticed() -> bool:
+                return "used already" in logged.text
+
+            made = Migrator(connect=share, migrations=folder)
+            await made.up()
+            with pytest.raises(UsageError, match=r"share.*used already, or closed"):
+                await made.up()
+
+            # It is not given a second time to who looks out for blockers, and would close it.
+            (folder / "002_b.sql").write_text("ALTER TABLE t ADD b int;")
+            only = await asyncpg.connect(dsn, statement_cache_size=0)
+            async with connected(dsn) as other, other.transaction():
+                await other.execute("LOCK TABLE t")
+                running = asyncio.ensure_future(Migrator(connect=share, migrations=folder, lock_timeout=60).up())
+                await until(noticed)
+                assert not only.is_closed()
+            assert len(await running) == 1
+
+        asyncio.run(work())
+        assert asyncio.run(states(dsn)) == {"1": "applied", "2": "applied"}
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            KeyError("PASSWORD"),
+            RuntimeError(f"cannot open {DSN}"),
+            asyncpg.InterfaceError("misuse"),
+            ExceptionGroup("several", [ValueError("one")]),
+            OSError("the vault is closed"),
+            asyncpg.InvalidPasswordError("expired"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_that_raises_is_told_by_its_name(self, folder: Path, given: Exception) -> None:
+        async def fetch_and_connect() -> Any:
+            raise given
+
+        def fail_at_once() -> Any:
+            raise given
+
+        for connect in (fetch_and_connect, fail_at_once):
+            with pytest.raises(ServerError) as caught:
+                run(Migrator(connect=connect, migrations=folder).status)
+            assert connect.__name__ in str(caught.value)
+            assert caught.value.__cause__ is given
+            assert discreet(str(given)).split("\n")[0] in str(caught.value)
+            assert not leaks.shows(str(caught.value), SECRETS)
+
+    def test_whose_error_is_ours_keeps_it(self, folder: Path) -> None:
+        async def connect() -> Any:
+            raise UsageError("no token")
+
+        with pytest.raises(UsageError, match=r"\Ano token\Z"):
+            run(Migrator(connect=connect, migrations=folder).status)
+
+    def test_with_a_password_is_in_no_frame_of_ours(self, folder: Path) -> None:
+        dsn = BY_USER_INFO.format(f"127.0.0.1:{port_of_nobody()}/x")
+        for connect in (partial(connecting, dsn), partial(asyncpg.connect, dsn)):
+            error = raised(partial(run, Migrator(connect=connect, migrations=folder).status))
+            ours = [frame for frame in leaks.frames(error, but=__file__) if "pgratchet" in frame.f_code.co_filename]
+            places = [
+                place
+                for frame in ours
+                for name, value in frame.f_locals.items()
+                for place in leaks.within(value, SECRETS, f"{frame.f_code.co_name}:{name}", set(), leaks.DEPTH)
+            ]
+            assert len(ours) > 3
+            assert places == []
 
 
 class TestDatabasesForTests:

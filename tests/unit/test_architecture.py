@@ -38,6 +38,7 @@ RINGS = (
         "postgres.lending",
         "postgres.unreachable",
         "postgres.dsn",
+        "postgres.factories",
     },
     {"postgres.session", "postgres.records"},
     {"postgres.temporary", "postgres.databases", "postgres.roles"},

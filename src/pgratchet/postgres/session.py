@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import anyio
 import asyncpg
@@ -15,6 +16,7 @@ from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerErr
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.dsn import Dsn, query, read, refusal
+from pgratchet.postgres.factories import made_by, refuse_uncallable
 from pgratchet.postgres.lending import Lendable
 from pgratchet.postgres.sql import identifier, literal
 from pgratchet.postgres.unreachable import cure, may_pass
@@ -108,12 +110,17 @@ async def _open(address: Hidden[str], settings: Mapping[str, str]) -> Connection
 
 
 def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above."""
+    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above.
+
+    Raises UsageError for what cannot be such a factory, and so does the one that is returned where that shows later.
+    """
     factory = hide(connect)
     del connect
+    refuse_uncallable(factory)
+    known: WeakSet[Connection] = WeakSet()
 
     async def connect_and_prepare() -> Connection:
-        connection = await factory.reveal()()
+        connection: Connection = await made_by(factory, known)
         _forget_password(connection)
         await _prepare(connection, role, "", sessions=sessions)
         return connection
@@ -245,7 +252,8 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
 
 
 def _cannot_connect(error: BaseException) -> str:
-    return f"cannot connect: {describe(error)}{cure(error)}"
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"cannot connect: {describe(error)}{notes}{cure(error)}"
 
 
 def describe(error: BaseException) -> str:
