@@ -5,6 +5,7 @@ Beside the package and not in it, because pytest imports it at every start, and 
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def pgratchet_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """Yield the DSN of the server that databases are made on, as a role that may: the given one, or a private one."""
-    from pgratchet.testing.databases import server  # noqa: PLC0415 - at the first use: see above
+    from pgratchet.testing.databases import ShownDsn, server  # noqa: PLC0415 - at the first use: see above
 
     with server(pytestconfig.getini("pgratchet_server")) as dsn:
-        yield dsn
+        yield ShownDsn(dsn.reveal())
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str]) -> Callable
     """Return a function that makes the Migrator of the database that a DSN leads to; override it for options."""
     from pgratchet import Migrator  # noqa: PLC0415 - as above
 
-    return lambda dsn: Migrator(dsn, pgratchet_migrations)
+    return partial(Migrator, migrations=pgratchet_migrations)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,7 @@ def pgratchet_databases(pgratchet_server: str) -> Any:
     from pgratchet.testing.databases import Databases  # noqa: PLC0415 - as above
 
     databases = Databases(pgratchet_server)
+    del pgratchet_server  # which may be another fixture's: a traceback shows what this frame holds
     databases.sweep()
     return databases
 

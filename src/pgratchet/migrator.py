@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import anyio.to_thread
 
@@ -16,6 +16,7 @@ from pgratchet.cancelling import cancelled_for_good
 from pgratchet.core import arguments, judging, parsing, planning
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
+from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.directory import Location
@@ -30,6 +31,8 @@ from pgratchet.run import Run
 from pgratchet.settings import Settings
 from pgratchet.telling import Listener
 from pgratchet.version import __version__
+
+T = TypeVar("T")
 
 _log = logging.getLogger("pgratchet")
 
@@ -81,11 +84,26 @@ class Migrator:
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:
+        # First of all, as a traceback shows what this frame holds when something is raised.
+        address, factory, direct_address = _hidden(dsn), _hidden(connect), _hidden(direct_dsn)
+        del dsn, connect, direct_dsn
+        why = misplaced(
+            migrations=migrations,
+            table=table,
+            readers=readers,
+            trusted_owners=trusted_owners,
+            journal=journal,
+            lock=lock,
+            owner=owner,
+        )
+        if why:
+            del migrations, table, readers, trusted_owners, journal, lock, owner
+            raise UsageError(why)
         telling.refuse_coroutine("listener", listener)
         by = _lock(lock)
+        sessions = _sessions(address, factory)
+        direct = sessions if direct_address is None else partial(connector, direct_address)
         role = _owner(owner)
-        sessions = _sessions(dsn, connect)
-        direct = sessions if direct_dsn is None else partial(connector, direct_dsn)
         self.migrations = _location(migrations)
         self.budget = None if budget is None else arguments.seconds("budget", budget)
         self._course = Course()
@@ -143,11 +161,13 @@ class Migrator:
 
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
+        to = discreet(to)
         version = _version(to)
         return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
+        to = discreet(to)
         way = planning.WayDown(_version(to), 1 if to is None and steps is None else steps)
         return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
@@ -173,6 +193,7 @@ class Migrator:
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
+        to = discreet(to)
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection)
@@ -191,6 +212,7 @@ class Migrator:
 
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
+        to = discreet(to)
         run, version = await self._run(_silent), _version(to)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
@@ -206,6 +228,7 @@ class Migrator:
         """
         from pgratchet.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
 
+        source = discreet(source)
         migrations = {migration.version: migration for migration in (await self._read()).migrations}
         table = Table.parse(source)
         if dry_run:
@@ -224,6 +247,7 @@ class Migrator:
         from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
         from pgratchet.repairing import repair  # noqa: PLC0415 - the same
 
+        version, reason = discreet(version), discreet(reason)
         judgement = Judgement(_canonical(version), Verdict(verdict), reason)
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
@@ -276,6 +300,10 @@ def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL)
     Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
     nothing is written then.
     """
+    why = misplaced(folder=folder, description=description)
+    if why:
+        del folder, description
+        raise UsageError(why)
     _location(folder)
 
     def draft(files: Iterator[File]) -> Mapping[str, str]:
@@ -288,7 +316,11 @@ def _silent(_: Event) -> None:
     """Tell nobody: what only looks, or is undone, says nothing of what the last run has come to."""
 
 
-def _sessions(dsn: str | None, connect: Connect | None) -> Callable[..., Connect]:
+def _hidden(value: T | None) -> Hidden[T] | None:
+    return None if value is None else Hidden(value)
+
+
+def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Callable[..., Connect]:
     if dsn is not None and connect is None:
         return partial(connector, dsn)
     if dsn is None and connect is not None:

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / PACKAGE
 
 RINGS = (
     {"version", "core", "layouts", "postgres", "web"},
-    {"core.model"},
+    {"core.model", "core.masking"},
     {"core.errors"},
     {"core.events", "core.arguments"},
     {"core.readiness"},
@@ -31,7 +31,15 @@ RINGS = (
     {"core.planning"},
     {"core.verdicts"},
     {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "cancelling", "embedded"},
-    {"postgres.sql", "postgres.budget", "postgres.limits", "postgres.lending", "postgres.unreachable"},
+    {
+        "postgres.sql",
+        "postgres.budget",
+        "postgres.limits",
+        "postgres.lending",
+        "postgres.unreachable",
+        "postgres.dsn",
+        "postgres.factories",
+    },
     {"postgres.own", "postgres.records"},
     {"postgres.session", "postgres.trust"},
     {"postgres.temporary", "postgres.databases", "postgres.roles"},

@@ -30,6 +30,7 @@ from pgratchet.core.errors import (
     ServerError,
     UsageError,
 )
+from pgratchet.core.masking import discreet
 from pgratchet.core.model import (
     Adoption,
     AppliedMigration,
@@ -788,7 +789,7 @@ def test_a_dsn_that_is_none_is_not_repeated(
 
 
 def test_a_password_among_the_words_of_a_wrong_command_line_is_not_repeated() -> None:
-    assert troubles.discreet("unexpected (host=h password=h1dden user=x)") == "unexpected (host=h password=... user=x)"
+    assert discreet("unexpected (host=h password=h1dden user=x)") == "unexpected (host=h password=... user=x)"
 
 
 def test_logs_are_on_stderr_and_more_of_them_where_wanted(fake: FakeMigrator, monkeypatch: pytest.MonkeyPatch) -> None:

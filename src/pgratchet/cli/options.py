@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 import typer
 
+from pgratchet.core.masking import Hidden
+
 
 def _setting(name: str, metavar: str | None, text: str, **more: Any) -> Any:
     return typer.Option(metavar=metavar, envvar=f"PGRATCHET_{name}", help=text, **more)
 
 
 _DSN = typer.Option(
-    metavar="URL", envvar=["PGRATCHET_DSN", "DATABASE_URL"], help="postgresql://user:password@host/name"
+    metavar="URL", envvar=["PGRATCHET_DSN", "DATABASE_URL"], help="postgresql://user:password@host/name", parser=Hidden
 )
 _DIR = _setting("DIR", "FOLDER", "Where the migrations are; migrations/versions if not given.")
 _TABLE = _setting("TABLE", "NAME", "The history; public.schema_migrations if not given.")
@@ -21,7 +23,7 @@ _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
 _LATE = _setting("ALLOW_LATE", None, "Apply also what is pending below a version that is applied.")
 _STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database that have no file.")
 _BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.", min=0)
-_DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.")
+_DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.", parser=Hidden)
 _LOCK = _setting("LOCK", None, "What keeps runners apart; what the connection allows if not given.")
 _OWNER = _setting("OWNER", "ROLE", "Whom the migrations run as, and who owns the history.")
 _LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
@@ -46,7 +48,7 @@ _TRUSTED = typer.Option(
 class Common(TypedDict, total=False):
     """What every command takes. The names are those of [tool.pgratchet], up to `json`."""
 
-    dsn: Annotated[str | None, _DSN]
+    dsn: Annotated[Hidden[str] | None, _DSN]
     dir: Annotated[str | None, _DIR]
     table: Annotated[str | None, _TABLE]
     trusted_owners: Annotated[list[str] | None, _TRUSTED]
@@ -70,7 +72,7 @@ class Waiting(Judging, total=False):
 class Locking(Waiting, total=False):
     """What commands take that take the lock."""
 
-    direct_dsn: Annotated[str | None, _DIRECT]
+    direct_dsn: Annotated[Hidden[str] | None, _DIRECT]
     lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
     owner: Annotated[str | None, _OWNER]
 

@@ -20,6 +20,7 @@ from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
 from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Failed
+from pgratchet.core.masking import discreet
 from pgratchet.version import __version__
 
 # From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
@@ -73,7 +74,7 @@ def _fail(error: BaseException, *, as_json: bool | None, verbose: bool | None) -
         error = InterruptedBySignalError(signal.SIGINT)
     if verbose and not isinstance(error, troubles.FORESEEN):
         trace = "".join(traceback.format_exception(error))
-        typer.echo(troubles.discreet(trace), file=sys.stderr)
+        typer.echo(discreet(trace), file=sys.stderr)
     _tell(troubles.report(error), ok=False, as_json=as_json)
     return troubles.exit_code(error)
 
@@ -149,7 +150,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _wrong_use(error: Any, *, as_json: bool) -> int:
     """Tell as click does, but for what may be a DSN."""
-    error.message = troubles.discreet(error.message)
+    error.message = discreet(error.message)
     error.show()
     if as_json:
         _write({"ok": False, **troubles.report(UsageError(error.format_message())).document})

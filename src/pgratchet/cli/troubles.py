@@ -1,6 +1,5 @@
 """What went wrong, as people read it, as programs do, and as the shell does."""
 
-import re
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from pgratchet.core.errors import (
     PgratchetError,
     ScriptError,
 )
+from pgratchet.core.masking import discreet
 from pgratchet.core.model import Direction, Failure, Finished, Mode
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -36,10 +36,6 @@ UNWRITTEN = 7
 
 FORESEEN = (PgratchetError, InterruptedBySignalError)
 """Every other error is a mistake of ours, or of what we use."""
-
-# All that may be a DSN, up to the end of its host: a password may hold any character. The example is no secret.
-_URL = re.compile(r"://(?!user:password@)(?:.*@)?[^\s'\"]*")
-_PASSWORD = re.compile(r"(password=)\S+", re.IGNORECASE)
 
 
 def exit_code(error: BaseException) -> int:
@@ -66,11 +62,6 @@ def report(error: BaseException) -> Report:
             return Report([str(error)], document)
         case _:
             return Report([f"error: {line}" for line in discreet(str(error)).splitlines()], document)
-
-
-def discreet(text: str) -> str:
-    """Return a text without what may be a DSN: one that was given in the wrong place is quoted as what it is not."""
-    return _PASSWORD.sub(r"\1...", _URL.sub("://...", text))
 
 
 def _unexpected(error: BaseException) -> Report:

@@ -1,4 +1,4 @@
-"""What arguments may be: names that a person sees as they are, a DSN, and durations that the server takes."""
+"""What arguments may be: names that a person sees as they are, and durations that the server takes."""
 
 from pgratchet.core.errors import UsageError
 
@@ -34,20 +34,6 @@ def path(what: str, text: str) -> str:
     if control is not None or text != text.strip():
         raise UsageError(f"{what} is '{_shown(text)}', which has {_named(control)}; {_WAY_OUT}")
     return text
-
-
-def dsn(text: str) -> str:
-    """Return a DSN without the blanks and the byte order mark around it, which no URL begins or ends with.
-
-    Raises UsageError for what a DSN cannot hold; the error shows nothing else of it.
-    """
-    # Not left to urlsplit: it drops newlines anywhere, and leaves a blank at the end of the database's name.
-    url = text.strip().removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").strip()
-    if "%00" in url:
-        raise UsageError("the DSN has a NUL (%00) in it, which PostgreSQL does not take")
-    if (found := unseen(url)) is not None:
-        raise UsageError(f"the DSN has {found}; take it away, or write it as %XX if it belongs to the password")
-    return url
 
 
 def prose(what: str, text: str) -> str:

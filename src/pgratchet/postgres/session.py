@@ -2,24 +2,23 @@
 
 import asyncio
 import logging
-import os
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import anyio
 import asyncpg
 
 from pgratchet.core import arguments
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
+from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget, backoff
+from pgratchet.postgres.dsn import Dsn, query, read, refusal
+from pgratchet.postgres.factories import made_by, refuse_uncallable
 from pgratchet.postgres.lending import Lendable
 from pgratchet.postgres.sql import EQ, identifier, literal
 from pgratchet.postgres.unreachable import cure, may_pass
@@ -59,8 +58,6 @@ LATER_SETTINGS = {"transaction_timeout": "0"}
 APPLICATION = "pgratchet"
 """How a session is called that its DSN gives no name."""
 
-_SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _log = logging.getLogger("pgratchet")
 
@@ -69,7 +66,7 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> Connect:
+def connector(dsn: Dsn, role: str | None = None, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `dsn` that are ready for a run, as `role` if one is given.
 
     Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
@@ -78,15 +75,13 @@ def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> C
     Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
     be parsed, any part of it may be a piece of the password.
     """
-    dsn = arguments.dsn(dsn)
-    scheme, separator, rest = dsn.partition("://")
-    if not separator or scheme not in _SCHEMES or not _parses(dsn):
-        raise UsageError("the DSN cannot be parsed; write postgresql://user:password@host:port/database")
-    address = f"postgresql://{rest}"
-    names = parse_qs(urlsplit(address).query).get("application_name", ())
-    if found := arguments.unseen("".join(names)):
+    hidden = hide(dsn)
+    del dsn
+    address = read(hidden)
+    named = query(address).get("application_name")
+    if found := named and arguments.unseen(named):
         raise UsageError(f"the application_name of the DSN has {found}; take it away")
-    name = "" if names else APPLICATION
+    name = "" if named else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
 
@@ -95,62 +90,57 @@ def connector(dsn: str, role: str | None = None, *, sessions: bool = False) -> C
             return await _open(address, settings)
         # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
         # name, which would stay with its session for those that have none.
-        return await prepared(partial(_open, address, {}), role, name=name, sessions=sessions)()
+        connection = await _open(address, {})
+        await _prepare(connection, role, name, sessions=sessions)
+        return connection
 
     return connect
 
 
-def _parses(dsn: str) -> bool:
+async def _open(address: Hidden[str], settings: Mapping[str, str]) -> Connection:
     try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        return False
-    try:
-        port = parts.port
-    except ValueError:
-        # Several hosts, as libpq takes them, are no URL's host and port: asyncpg judges those.
-        return "," in dsn
-    return port is None or port > 0
-
-
-async def _open(address: str, settings: Mapping[str, str]) -> Connection:
-    try:
-        return await asyncpg.connect(
-            address, statement_cache_size=0, server_settings=dict(settings), connection_class=Lendable
-        )
-    except ssl.SSLError:
-        # Before ValueError, which a certificate that is not trusted is, too.
-        raise
-    except FileNotFoundError:
-        missing = _missing_tls_file(address)
-        if missing is None:
-            # That of a server's socket.
+        with FramesForgotten():
+            connection = await asyncpg.connect(
+                address.reveal(), statement_cache_size=0, server_settings=dict(settings), connection_class=Lendable
+            )
+    except Exception as error:
+        message = refusal(address, error)
+        if message is None:
             raise
-        message = f"there is no file {missing}"
-    except (ValueError, OverflowError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
-        message = "asyncpg cannot read the DSN; write postgresql://user:password@host:port/database"
+    else:
+        _forget_password(connection)
+        return connection
     raise UsageError(message)
 
 
-def _missing_tls_file(address: str) -> str | None:
-    """Return the first file that the DSN or the environment names for TLS, and that is not there."""
-    named = {name: os.environ.get(f"PG{name.upper()}") for name in _TLS_FILES}
-    named |= {name: values[-1] for name, values in parse_qs(urlsplit(address).query).items() if name in _TLS_FILES}
-    return next((f"{name}={path}" for name, path in named.items() if path and not Path(path).exists()), None)
-
-
-def prepared(connect: Connect, role: str | None = None, *, name: str = "", sessions: bool = False) -> Connect:
+def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
     """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above.
 
-    They are called `name`, where one is given.
+    Raises UsageError for what cannot be such a factory, and so does the one that is returned where that shows later.
     """
+    factory = hide(connect)
+    del connect
+    refuse_uncallable(factory)
+    known: WeakSet[Connection] = WeakSet()
 
     async def connect_and_prepare() -> Connection:
-        connection = await connect()
-        await _prepare(connection, role, name, None if sessions else connection.get_server_pid())
+        connection: Connection = await made_by(factory, known)
+        _forget_password(connection)
+        await _prepare(connection, role, "", sessions=sessions)
         return connection
 
     return connect_and_prepare
+
+
+def _forget_password(connection: Connection) -> None:
+    """Take the password from where asyncpg keeps it without need: some tools look into what a variable holds."""
+    # There is no public way to either.
+    params: Any = getattr(connection, "_params", None)
+    protocol: Any = getattr(connection, "_protocol", None)
+    if hasattr(params, "password"):
+        connection._params = params._replace(password=None)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+    if hasattr(protocol, "password"):
+        protocol.password = None
 
 
 def settings_sql(*, local: bool = False) -> str:
@@ -173,9 +163,9 @@ def _becoming(role: str | None) -> Iterator[None]:
         raise ServerError(message) from error
 
 
-async def _prepare(connection: Connection, role: str | None, name: str, pid: int | None) -> None:
-    """Give a session our settings, its role and its name, unless another server process answers than `pid`."""
-    here = "" if pid is None else f" WHERE pg_catalog.pg_backend_pid() {EQ} {pid}"
+async def _prepare(connection: Connection, role: str | None, name: str, *, sessions: bool) -> None:
+    """Give a session our settings, its role and its name, unless a pooler lets another server process answer."""
+    here = "" if sessions else f" WHERE pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}"
     more = {"application_name": name, "role": role or ""}
     sql = "".join(
         f";SELECT pg_catalog.set_config({literal(setting)}, {literal(value)}, false){here}"
@@ -266,7 +256,8 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
 
 
 def _cannot_connect(error: BaseException) -> str:
-    return f"cannot connect: {describe(error)}{cure(error)}"
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"cannot connect: {describe(error)}{notes}{cure(error)}"
 
 
 def describe(error: BaseException) -> str:

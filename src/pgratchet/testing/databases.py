@@ -8,12 +8,13 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
 from anyio.from_thread import start_blocking_portal
 
 from pgratchet import Migrator, UsageError, embedded
+from pgratchet.core.masking import Hidden, discreet, hide
 from pgratchet.postgres import databases
+from pgratchet.postgres.dsn import Dsn, database, of_database
 
 MakeMigrator = Callable[[str], Migrator]
 """Makes the migrator of the database that a DSN leads to."""
@@ -22,6 +23,15 @@ ROOM = 2 << 30
 """Bytes that are free in memory where a server is kept in it: it takes 100 MB, and each database 8 MB or more."""
 
 T = TypeVar("T")
+
+
+class ShownDsn(str):
+    """A DSN for asyncpg and the like, but that its repr, which pytest prints of a failing test's, has no password."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(discreet(str(self)))
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
@@ -34,16 +44,18 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
 
 @contextmanager
-def server(dsn: str | None = None) -> Iterator[str]:
+def server(dsn: str | None = None) -> Iterator[Hidden[str]]:
     """Yield the DSN of a server: the one that is given, the one in DATABASE_URL, or a private one that ends with it.
 
     The private one is in memory where there is room, and only this user's processes reach it: it has a socket, no port.
     """
-    if given := dsn or os.environ.get("DATABASE_URL"):
+    given = hide(dsn or os.environ.get("DATABASE_URL", ""))
+    del dsn
+    if given:
         yield given
         return
-    with embedded.server(folder=memory()) as private:
-        yield private.dsn
+    with embedded.server(tcp=True, folder=memory()) as private:
+        yield Hidden(private.dsn)
 
 
 def memory() -> Path | None:
@@ -52,13 +64,15 @@ def memory() -> Path | None:
     return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM else None
 
 
-def made(make_migrator: MakeMigrator, dsn: str) -> Migrator:
+def made(make_migrator: MakeMigrator, dsn: Dsn) -> Migrator:
     """Return the migrator of one of our databases; raises UsageError where any of its sessions would be elsewhere.
 
     What a test does to its database must not be done to another one, which a factory of connections or a direct DSN
     may lead to; no other has this name.
     """
-    migrator, wanted = make_migrator(dsn), _name(dsn)
+    given = hide(dsn)
+    del dsn
+    migrator, wanted = make_migrator(given.reveal()), database(given)
     settings = migrator._settings  # noqa: SLF001 - of this package
     if elsewhere := run(partial(databases.names, (settings.connect, settings.direct))) - {wanted}:
         raise UsageError(
@@ -68,58 +82,55 @@ def made(make_migrator: MakeMigrator, dsn: str) -> Migrator:
     return migrator
 
 
-def _name(dsn: str) -> str:
-    return unquote(urlsplit(dsn).path.removeprefix("/"))
-
-
 class Databases:
     """Makes databases on the server that a DSN leads to, and drops them; a database is told by its DSN.
 
     Everything may be called from any thread, also from inside a running event loop, which waits meanwhile.
     """
 
-    def __init__(self, server: str) -> None:
-        self.server = server
+    def __init__(self, server: Dsn) -> None:
+        self._server = hide(server)
         self._prefix = databases.unique_prefix()
         self._numbers = count(1)
 
     def sweep(self) -> None:
         """Drop what runs that were killed have left on the server, a day ago or earlier."""
-        run(partial(databases.sweep, self.server))
+        run(partial(databases.sweep, self._server))
 
     def server_major(self) -> int:
         """Return the server's major version."""
-        return run(partial(databases.major, self.server))
+        return run(partial(databases.major, self._server))
 
     @contextmanager
     def empty(self) -> Iterator[str]:
         """Yield the DSN of an empty database, dropped afterwards whoever is still connected."""
         with self._copy("template0") as dsn:
-            yield dsn
+            yield ShownDsn(dsn.reveal())
 
     @contextmanager
     def migrated(self, make_migrator: MakeMigrator) -> Iterator[str]:
         """Yield the same, but with every migration applied."""
-        with self.empty() as dsn:
+        with self._copy("template0") as dsn:
             run(made(make_migrator, dsn).up)
-            yield dsn
+            yield ShownDsn(dsn.reveal())
 
     @contextmanager
-    def clone(self, template: str) -> Iterator[str]:
+    def clone(self, template: Dsn) -> Iterator[str]:
         """Yield the same, but as a copy of the database of another DSN, to which nobody is connected."""
-        with self._copy(_name(template)) as dsn:
-            yield dsn
+        original = hide(template)
+        del template
+        with self._copy(database(original)) as dsn:
+            yield ShownDsn(dsn.reveal())
 
     @contextmanager
-    def _copy(self, template: str) -> Iterator[str]:
+    def _copy(self, template: str) -> Iterator[Hidden[str]]:
         name = f"{self._prefix}{next(self._numbers)}"
-        run(partial(databases.create, self.server, name, template))
+        run(partial(databases.create, self._server, name, template))
         try:
-            yield self.dsn_of(name)
+            yield of_database(self._server, name)
         finally:
-            run(partial(databases.drop, self.server, name))
+            run(partial(databases.drop, self._server, name))
 
     def dsn_of(self, name: str) -> str:
         """Return the DSN of a database on the server, whether or not it exists."""
-        parts = urlsplit(self.server)
-        return f"postgresql://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+        return ShownDsn(of_database(self._server, name).reveal())

@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
 from pgratchet.core.lexing import tokens
+from pgratchet.core.masking import FramesForgotten, Hidden, hide
+from pgratchet.postgres.dsn import Dsn, query, read
 from pgratchet.postgres.sql import Table
 
 _HEAD = re.compile(r"^--\n-- Name: (.+; Type: .+)\n--\n", re.MULTILINE)
@@ -67,30 +69,35 @@ def _major(pg_dump: Path) -> int:
     return 0
 
 
-def dump(pg_dump: Path, dsn: str, history: Table) -> Dump:
+def dump(pg_dump: Path, dsn: Dsn, history: Table) -> Dump:
     """Return the schema without the history table; raises ServerError with what pg_dump says where it fails."""
-    address, password = _address(dsn)
-    command = [str(pg_dump), "--schema-only", f"--exclude-table={history.quoted}", f"--dbname={address}"]
-    done = subprocess.run(  # noqa: S603 - found above
-        command, capture_output=True, check=False, encoding="utf-8", env={**os.environ, "LC_ALL": "C", **password}
-    )
+    given = hide(dsn)
+    del dsn
+    command = [str(pg_dump), "--schema-only", f"--exclude-table={history.quoted}", f"--dbname={_address(given)}"]
+    try:
+        with FramesForgotten():
+            done = subprocess.run(  # noqa: S603 - found above
+                command, capture_output=True, check=False, encoding="utf-8", env=_environment(given).reveal()
+            )
+    except OSError as error:
+        raise ServerError(f"{pg_dump} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         raise ServerError(f"{pg_dump} failed: {done.stderr.strip()}")
     return _objects(done.stdout)
 
 
-def _address(dsn: str) -> tuple[str, Mapping[str, str]]:
-    """Return the address as libpq takes it, and the variable with the password, if there is one."""
-    parts = urlsplit(dsn)
-    query = dict(parse_qsl(parts.query))
+def _address(dsn: Hidden[str]) -> str:
+    """Return the address as libpq takes it, without the password: everybody on this machine may read a command."""
+    parts = urlsplit(read(dsn).reveal())
     user, at, hosts = parts.netloc.rpartition("@")
-    options = urlencode({name: value for name, value in query.items() if name in _LIBPQ}, quote_via=quote)
-    # Not within the command, which everybody on this machine may read.
-    password = unquote(parts.password) if parts.password else query.get("password")
-    return (
-        f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}?{options}",
-        {"PGPASSWORD": password} if password else {},
-    )
+    options = {name: value for name, value in parse_qsl(parts.query) if name in _LIBPQ}
+    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}?{urlencode(options, quote_via=quote)}"
+
+
+def _environment(dsn: Hidden[str]) -> Hidden[Mapping[str, str]]:
+    """Return this process's variables and the one with the password, if there is one."""
+    password = Hidden(unquote(urlsplit(dsn.reveal()).password or "") or query(dsn).get("password", ""))
+    return Hidden({**os.environ, "LC_ALL": "C"} | ({"PGPASSWORD": password.reveal()} if password else {}))
 
 
 def _objects(text: str) -> Dump:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pgratchet import directory
 from pgratchet.core.errors import UsageError
+from pgratchet.core.masking import FramesForgotten, Hidden
 from pgratchet.core.model import File, Migration, Problem
 from pgratchet.layouts import own
 
@@ -113,9 +114,17 @@ def _contents(folder: Path, objects: Sequence[str]) -> Iterator[tuple[str, bytes
 
 def _git(folder: Path, *arguments: str, said: str = "") -> bytes:
     command = ["git", "-C", str(folder), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE} | {"LC_ALL": "C"}
+    # Hidden, as a DSN may be among it.
+    environment = Hidden({name: value for name, value in os.environ.items() if name not in _ELSEWHERE})
     try:
-        done = subprocess.run(command, input=os.fsencode(said), capture_output=True, check=False, env=environment)  # noqa: S603 - the project's own git, in its own folder
+        with FramesForgotten():
+            done = subprocess.run(  # noqa: S603 - the project's own git, in its own folder
+                command,
+                input=os.fsencode(said),
+                capture_output=True,
+                check=False,
+                env=environment.reveal() | {"LC_ALL": "C"},
+            )
     except FileNotFoundError:
         raise NotComparableError("there is no git on PATH") from None
     if done.returncode != 0:

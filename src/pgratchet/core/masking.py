@@ -1,0 +1,107 @@
+"""Passwords, kept out of whatever prints texts, variables and tracebacks."""
+
+import re
+import sys
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from types import CellType, TracebackType
+from typing import Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+_URL = re.compile(r"\w://|\bpostgres\w*(?:\+\w+)?:/(?!/)")
+_EXAMPLE = "user:password@"
+"""What stands behind the scheme in our own messages: no secret."""
+_NAME_ENDS = re.compile(r"[@:]")
+_HOST = re.compile(r"[^\s'\"]*")
+# Where its end is in doubt it goes on to the end: quotes and backslashes may have been quoted again, and what is not
+# percent-encoded in a URL's query may hold blanks.
+_PASSWORD = re.compile(
+    r"(password\s*=\s*)"
+    r"(?:'[^'\\]*'(?=[\s\"')]|\Z)"
+    r"|(?<![?&]password=)[^\s'\"\\]+(?=\s+(?:host|hostaddr|port|user|dbname|sslmode|options)\s*=)"
+    r"|.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+class Hidden(Generic[T]):
+    """A value that no repr shows, neither its own nor that of what holds it."""
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, value: T) -> None:
+        # In a cell, because some tools print what they find in slots; of a cell they print the type.
+        self._cell = CellType(value)
+
+    def reveal(self) -> T:
+        """Return the value: for use in an expression, not in a variable of a frame that an error may pass through."""
+        return cast("T", self._cell.cell_contents)
+
+    def __bool__(self) -> bool:
+        return bool(self.reveal())
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def hide(value: T | Hidden[T]) -> Hidden[T]:
+    """Return a value hidden, as it may be already. The caller is to `del` its own variable next."""
+    return value if isinstance(value, Hidden) else Hidden(value)
+
+
+class FramesForgotten(AbstractContextManager[None]):
+    """Takes the tracebacks from what is raised in its block, and from all that led to it.
+
+    It is for code of others whose variables hold a password, and which may raise anything at any point.
+    """
+
+    def __enter__(self) -> None:
+        self._handled = sys.exception()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What was being handled before is a part of the chain, and the caller's.
+        seen = {id(self._handled), id(None)}
+        found = [error]
+        while found:
+            each = found.pop()
+            if each is not None and id(each) not in seen:
+                seen.add(id(each))
+                each.__traceback__ = None
+                found += [each.__cause__, each.__context__]
+                if isinstance(each, BaseExceptionGroup):
+                    found += each.exceptions
+
+
+def discreet(value: T) -> T:
+    """Return a text without the passwords of URLs and connection strings in it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    return cast("T", _without_user(_PASSWORD.sub(r"\1...", value)))
+
+
+def _without_user(text: str) -> str:
+    """Return a text without user, password and host of the first URL that has a password."""
+    # A password may hold any character: it ends at the last @ of the text. Not by one pattern, whose time would grow
+    # with the cube of the text's length.
+    end = text.rfind("@")
+    for scheme in _URL.finditer(text, 0, max(end, 0)):
+        begin = scheme.end()
+        name = _NAME_ENDS.search(text, begin, end)
+        if name is not None and name[0] == ":" and not text.startswith(_EXAMPLE, begin):
+            host = _HOST.match(text, end + 1)
+            return f"{text[:begin]}...{text[host.end() if host else end :]}"
+    return text
+
+
+def misplaced(**given: object) -> str:
+    """Return why arguments are refused of which one holds a password, as only a DSN may; empty where none does."""
+    for name, value in given.items():
+        # Together, as a connection string in a variable comes in pieces.
+        parts = value if isinstance(value, Collection) and not isinstance(value, str | bytes) else [value]
+        text = " ".join(map(str, parts))
+        if discreet(text) != text:
+            return f"{name} holds a password ('{discreet(text)}'); only a DSN may, as dsn or direct_dsn"
+    return ""

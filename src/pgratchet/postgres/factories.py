@@ -1,0 +1,82 @@
+"""Functions of others that make connections: what they have to be, and what they have to return."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from pgratchet.core.errors import PgratchetError, ServerError, UsageError
+from pgratchet.core.masking import Hidden, discreet
+
+Factory = Callable[[], Awaitable[Any]]
+
+_WANTED = "an async function that returns a new connection of asyncpg at each call, as asyncpg.connect() makes them"
+
+
+def refuse_uncallable(factory: Hidden[Factory]) -> None:
+    """Raise UsageError for what can make nothing, such as a connection."""
+    if not callable(factory.reveal()):
+        raise UsageError(f"connect is of the type {_type(factory)}; it must be {_WANTED}")
+
+
+async def made_by(factory: Hidden[Factory], known: WeakSet[Any]) -> Any:
+    """Return what a factory makes, and add it to what is known of it.
+
+    Raises UsageError where a run cannot have it to itself, and close it; ServerError for what the factory raises.
+    What says that there is no server comes as it is, with a note of whose it is.
+    """
+    name = f"the factory {_name(factory)}, given as connect,"
+    try:
+        made = Hidden(await _awaitable(factory, name).reveal())
+    except PgratchetError:
+        raise
+    except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError) as error:
+        note = f"{name} raised it"
+        if note not in getattr(error, "__notes__", ()):  # it may be the same one each time
+            error.add_note(note)
+        raise
+    except Exception as error:
+        text = discreet(" ".join(str(error).split()))
+        raise ServerError(f"{name} raised {type(error).__name__}: {text}") from error
+    await _refuse_unusable(made, known, name)
+    known.add(made.reveal())
+    return made.reveal()
+
+
+def _awaitable(factory: Hidden[Factory], name: str) -> Hidden[Awaitable[Any]]:
+    returned = Hidden(factory.reveal()())
+    if not inspect.isawaitable(returned.reveal()):
+        raise UsageError(f"{name} returns a thing of the type {_type(returned)} at once; it must be {_WANTED}")
+    return returned
+
+
+async def _refuse_unusable(made: Hidden[Any], known: WeakSet[Any], name: str) -> None:
+    # Not all of these are of the classes that asyncpg's own isinstance() says they are of.
+    if issubclass(made.reveal().__class__, PoolConnectionProxy):
+        await _give_back(made)
+        raise UsageError(f"{name} returned a connection of a pool, which is not a run's to close; it must be {_WANTED}")
+    if not issubclass(made.reveal().__class__, asyncpg.Connection):
+        raise UsageError(f"{name} returned a thing of the type {_type(made)}; it must be {_WANTED}")
+    if made.reveal() in known or made.reveal().is_closed():
+        raise UsageError(f"{name} returned a connection that is used already, or closed; it must be {_WANTED}")
+
+
+async def _give_back(made: Hidden[Any]) -> None:
+    # There is no public way from a connection to its pool, whose close() would wait for it.
+    await made.reveal()._holder._pool.release(made.reveal())  # noqa: SLF001 - see above
+
+
+def _name(factory: Hidden[Any]) -> str:
+    """Return what a function is called; what a partial would pass to it may be a password."""
+    if isinstance(factory.reveal(), partial):
+        return _name(Hidden(factory.reveal().func))
+    called = factory.reveal() if hasattr(factory.reveal(), "__qualname__") else type(factory.reveal())
+    return f"{called.__module__}.{called.__qualname__}"
+
+
+def _type(value: Hidden[Any]) -> str:
+    return type(value.reveal()).__name__
