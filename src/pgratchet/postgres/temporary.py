@@ -21,6 +21,9 @@ An exception that was made in Python names none.
 """
 
 
+_LOST_RACES = {"tuple concurrently updated", "tuple concurrently deleted"}
+"""Messages that PostgreSQL does not translate, and raises with the SQLSTATE of any internal error."""
+
 LONGEST_PAUSE = 0.5
 """Seconds, at most, between two tries to make the history table."""
 
@@ -74,7 +77,7 @@ def _cause(error: Exception) -> Cause | None:
     if isinstance(error, asyncpg.UniqueViolationError):
         return Cause.RACE if error.schema_name == "pg_catalog" else None
     if isinstance(error, asyncpg.InternalServerError):
-        return Cause.RACE if "concurrently" in str(error) else None
+        return Cause.RACE if error.args[0] in _LOST_RACES else None
     return Cause.THERE if isinstance(error, _ALREADY_THERE) else None
 
 

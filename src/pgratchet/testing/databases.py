@@ -54,7 +54,7 @@ def server(dsn: str | None = None) -> Iterator[Hidden[str]]:
     if given:
         yield given
         return
-    with embedded.server(tcp=True, folder=memory()) as private:
+    with embedded.server(folder=memory()) as private:
         yield Hidden(private.dsn)
 
 
