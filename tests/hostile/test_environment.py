@@ -520,6 +520,7 @@ print("top level")
 OUT = sys.stdout
 
 async def up(connection):
+    atexit.register(print, "farewell")
     print("print")
     print("no newline", end="")
     sys.stdout.write("write\\n")
@@ -539,7 +540,7 @@ async def down(connection):
     print("print")
 """
 NOISES = ["top level", "print", "no newline", "write", "original", "kept", "thread", "handler"]
-NOISES += ["descriptor", "subprocess", "shell", "library"]
+NOISES += ["descriptor", "subprocess", "shell", "library", "farewell"]
 
 
 class TestWhatAMigrationPrints:
@@ -882,7 +883,7 @@ RAISING = {
     "a bare statement": lambda code: {
         "1_a.sql": "-- pgratchet: no-transaction\nCREATE TABLE t (n int); INSERT INTO t VALUES (1);"
         "CREATE FUNCTION f(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS "
-        f"$f$BEGIN PERFORM nextval('tries'); RAISE SQLSTATE '{code}'; END$f$;"
+        f"$f$BEGIN PERFORM nextval('public.tries'); RAISE SQLSTATE '{code}'; END$f$;"
         "CREATE INDEX CONCURRENTLY i ON t (f(n));"
     },
     "Python": lambda code: {

@@ -1,5 +1,6 @@
 """stdout and stderr, whatever they lead to: a full disk, a reader that has gone, nothing at all."""
 
+import atexit
 import io
 import os
 import sys
@@ -75,6 +76,8 @@ def stdout_to_stderr() -> Iterator[None]:
         _flush_others()
         os.dup2(kept, STDOUT)
         os.close(kept)
+        # Before all that was registered inside the block: what prints at the interpreter's end comes behind a document.
+        atexit.register(os.dup2, STDERR, STDOUT)
 
 
 def _occupy() -> None:
