@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / PACKAGE
 
 RINGS = (
     {"version", "core", "layouts", "postgres", "web"},
+    {"core.printing"},
     {"core.model", "core.masking"},
     {"core.errors"},
     {"core.events", "core.arguments"},
