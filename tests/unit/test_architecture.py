@@ -38,6 +38,7 @@ RINGS = (
         "postgres.limits",
         "postgres.lending",
         "postgres.unreachable",
+        "postgres.unreadable",
         "postgres.dsn",
         "postgres.factories",
     },
