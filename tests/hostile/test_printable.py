@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -51,10 +52,13 @@ from pgratchet.telling import tell as tell_event
 from tests.support import (
     HISTORY,
     PASS_GATE,
+    PATIENCE,
     Write,
+    ask,
     failure_of,
     gate,
     history,
+    states,
     tell,
     until,
 )
@@ -374,7 +378,7 @@ ROWS = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("sql", ROWS.values(), ids=ROWS.keys())
-async def test_a_value_of_a_row_controls_nothing_that_is_written(
+async def test_a_value_of_a_row_controls_nothing_that_is_written_and_is_not_kept(
     dsn: str, write: Write, sql: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await tell(dsn, f"CREATE TABLE users (name text); INSERT INTO users VALUES ({quoted(EVIL)}), ({quoted(EVIL)})")
@@ -388,6 +392,9 @@ async def test_a_value_of_a_row_controls_nothing_that_is_written(
     for text in (str(error), said.out, said.err, *caplog.messages):
         assert_harmless(text)
     strict(said.out.split("\n")[0])
+    kept = (await history(dsn))["1"]["error"]
+    assert hides(kept) == []
+    assert "grant_admin" not in kept + "".join(said.out.split("\n")[1:])
     write({"001_a.sql": "SELECT 1;"})
     await migrator.up()
 
@@ -403,6 +410,7 @@ async def test_who_runs_it_is_told_the_whole_value(dsn: str, write: Write, termi
     assert f"detail: Key (name)=({SHOWN}) is duplicated." in said
     document = next(line for line in as_json.split("\n") if line.startswith("{"))
     assert strict(document)["error"]["failure"]["detail"] == f"Key (name)=({EVIL}) is duplicated."
+    assert 'unique index "users_name_idx" (23505)' in (await history(dsn))["1"]["error"]
 
 
 @pytest.mark.anyio
@@ -550,3 +558,174 @@ def test_a_setting_is_quoted_in_one_line(tmp_path: Path) -> None:
 
         assert code == 2
         assert_harmless(said)
+
+
+SECRET = "alice@example.com"  # noqa: S105 - what nobody but the one who migrates may read
+VALUES = {
+    "22P02": "ALTER TABLE t ALTER v TYPE int USING v::int",
+    "22P02, in a function": "DO $$BEGIN PERFORM v::int FROM t; END$$",
+    "22P02, of an enum": "CREATE TYPE mood AS ENUM ('a'); SELECT v::mood FROM t",
+    "22P02, with marks in it": "UPDATE t SET v = 'a\" ' || v || ' \"b'; SELECT v::int FROM t",
+    "22P02, of json": "SELECT ('{' || v)::json FROM t",
+    "22P02, of an array": "SELECT v::int[] FROM t",
+    "22P02, of a uuid": "SELECT v::uuid FROM t",
+    "22007": "SELECT v::date FROM t",
+    "22023": "SELECT extract('alice' FROM now()), date_trunc(v, now()) FROM t",
+    "2201B": "SELECT 'x' ~ ('(' || v) FROM t",
+    "22003": "SELECT 98765432109::bigint::int",
+    "23505": "CREATE UNIQUE INDEX ON t ((1)); INSERT INTO t SELECT v FROM t",
+    "23505, of rows": "INSERT INTO t SELECT v FROM t; CREATE UNIQUE INDEX ON t (v)",
+    "23502": "CREATE TABLE u (v text, n int NOT NULL); INSERT INTO u SELECT v FROM t",
+    "23503": "CREATE TABLE u (v text PRIMARY KEY); ALTER TABLE t ADD FOREIGN KEY (v) REFERENCES u",
+    "23514": "CREATE TABLE u (v text CHECK (v = '')); INSERT INTO u SELECT v FROM t",
+    "23P01": "INSERT INTO t SELECT v FROM t; ALTER TABLE t ADD EXCLUDE (v WITH =)",
+    "42P01": "SELECT v::regclass FROM t",
+    "42704": "SELECT v::regtype FROM t",
+    "42601": "SELECT (v || ' (')::tsquery FROM t",
+    "42601, of a made statement": "DO $$BEGIN EXECUTE (SELECT 'SELECT ' || v FROM t); END$$",
+    "42P01, of a made statement": "DO $$BEGIN EXECUTE (SELECT format('SELECT FROM %I', v) FROM t); END$$",
+    "P0001": "DO $$BEGIN RAISE '% is not welcome', (SELECT v FROM t); END$$",
+    "P0001, with a code of its own": "DO $$BEGIN RAISE '%', (SELECT v FROM t) USING ERRCODE = 'AB123'; END$$",
+    "P0001, as another": "DO $$BEGIN RAISE 'v % is wrong', (SELECT v FROM t) USING ERRCODE = '23505'; END$$",
+    "P0004": "DO $$BEGIN ASSERT false, (SELECT v FROM t); END$$",
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("sql", VALUES.values(), ids=VALUES.keys())
+async def test_the_history_keeps_no_value_of_a_row(dsn: str, write: Write, sql: str) -> None:
+    await tell(dsn, f"CREATE TABLE t (v text); INSERT INTO t VALUES ('{SECRET}')")
+    migrator = Migrator(dsn, write({"001_a.sql": sql + ";"}))
+
+    error = await failure_of(migrator)
+
+    row = (await history(dsn))["1"]
+    assert "alice" not in str(tuple(row.values()))
+    assert "98765432109" not in row["error"]
+    assert f"({error.failure.sqlstate}), line 1" in row["error"]
+    assert re.match(r"\w[\w ]+", row["error"])
+    write({"001_a.sql": "SELECT 1;"})
+    await migrator.up()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        ("raise ValueError('no such luck')", "ValueError: no such luck, line 4"),
+        ("raise ValueError(f'{value} has no e-mail')", "ValueError, line 4"),
+        ("raise KeyError(value)", "KeyError, line 4"),
+        ("int(value)", "ValueError, line 4"),
+        ("assert value == 'x', value", "AssertionError, line 4"),
+        ("await connection.execute('SELECT $1::int', value)", "invalid input for query argument $1 (22000), line 4"),
+        (
+            "await connection.execute(f\"SELECT '{value}'::int\")",
+            "invalid input syntax for type integer (22P02), line 4",
+        ),
+        ("await connection.execute('SELECT 1/0')", "division by zero (22012), line 4"),
+    ],
+)
+async def test_an_exception_is_kept_without_values(dsn: str, write: Write, code: str, kept: str) -> None:
+    await tell(dsn, f"CREATE TABLE t (v text); INSERT INTO t VALUES ('{SECRET}')")
+    head = "async def up(connection):\n    value = await connection.fetchval('SELECT v FROM t')\n    value += ''\n"
+    migrator = Migrator(dsn, write({"001_a.py": f"{head}    {code}\n"}))
+
+    await failure_of(migrator)
+
+    assert (await history(dsn))["1"]["error"] == kept
+    write({"001_a.py": "async def up(connection): pass"})
+    await migrator.up()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("sql", "kept"),
+    [
+        ("SELECT 1/0;", "division by zero (22012), line 1"),
+        ("SELECT 1;\nSELECT nope;", 'column "nope" does not exist (42703), line 2'),
+        ("ALTER TABLE nope ADD n int;", 'relation "nope" does not exist (42P01), line 1'),
+        ("SELEC 1;", 'syntax error at or near "SELEC" (42601), line 1'),
+        ("CREATE TABLE a (n int PRIMARY KEY); INSERT INTO a VALUES (1), (1);", None),
+        ("DO $$BEGIN RAISE 'there are orders left'; END$$;", "there are orders left (P0001), line 1"),
+        ("DO $$BEGIN PERFORM 1/0; END$$;", "division by zero error (22012), line 1"),
+    ],
+)
+async def test_the_history_keeps_words_of_the_file_and_names(
+    dsn: str, write: Write, sql: str, kept: str | None
+) -> None:
+    migrator = Migrator(dsn, write({"001_a.sql": sql}))
+
+    await failure_of(migrator)
+
+    duplicate = 'duplicate key value violates unique constraint "a_pkey" (23505), line 1'
+    assert (await history(dsn))["1"]["error"] == (kept or duplicate)
+    write({"001_a.sql": "SELECT 1;"})
+    await migrator.up()
+
+
+@pytest.mark.anyio
+async def test_other_runners_readers_and_the_gate_see_no_value(
+    dsn: str, write: Write, terminal: Terminal, caplog: pytest.LogCaptureFixture
+) -> None:
+    await tell(dsn, f"CREATE TABLE t (v text); INSERT INTO t VALUES ('{SECRET}')")
+    folder = write({"001_a.sql": f"{PASS_GATE}SELECT v::int FROM t;"})
+    runner, waiter = (Migrator(dsn, folder, lock_timeout=0) for _ in range(2))
+    events: list[Event] = []
+    reader = Migrator(dsn, folder, listener=events.append)
+    failures: list[MigrationFailedError] = []
+
+    async def fail(migrator: Migrator) -> None:
+        with pytest.raises(MigrationFailedError) as caught:
+            await migrator.up()
+        failures.append(caught.value)
+
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(fail, runner)
+        await closed.reached()
+        tasks.start_soon(fail, waiter)
+        tasks.start_soon(reader.wait)
+
+        async def both_wait() -> bool:
+            return waiter.readiness.pending == ("1",) and reader.readiness.pending == ("1",)
+
+        await until(both_wait)
+        await anyio.sleep(0.5)
+        caplog.clear()
+        await closed.open()
+
+        async def told() -> bool:
+            return len(failures) == 2 and any("waiting for it" in message for message in caplog.messages)
+
+        await until(told)
+        tasks.cancel_scope.cancel()
+
+    own, others = sorted(failures, key=lambda error: "another runner" in str(error))
+    assert SECRET in str(own)
+    assert "invalid input syntax for type integer (22P02), line 2 (in another runner:" in str(others)
+    for text in (str(others), str(others.failure), str(events), *(m for m in caplog.messages if "waiting for it" in m)):
+        assert "alice" not in text
+    for migrator in (runner, waiter, reader):
+        document = await ready(migrator)
+        assert document["failed"] == ["1"]
+        assert "alice" not in str(document)
+    assert "alice" not in terminal("status", "--dir", folder)[1]
+    assert "alice" not in terminal("status", "--dir", folder, "--json")[1]
+    assert await states(dsn) == {"1": "failed"}
+    write({"001_a.sql": "SELECT 1;"})
+    await runner.up()
+    assert await ask(dsn, f"SELECT error IS NULL FROM {HISTORY}")
+
+
+async def ready(migrator: Migrator) -> Any:
+    """Return what a gate answers on its own path."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing(*_: object) -> Any:
+        raise AssertionError
+
+    with anyio.fail_after(PATIENCE):
+        await Gate(nothing, migrator)({"type": "http", "path": "/readyz"}, nothing, send)
+    return strict(sent[1]["body"])

@@ -46,7 +46,7 @@ RINGS = (
     {"postgres.session", "postgres.trust"},
     {"postgres.temporary", "postgres.databases", "postgres.roles"},
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
-    {"postgres.watch", "postgres.failures", "postgres.frames"},
+    {"postgres.watch", "postgres.failures", "postgres.frames", "postgres.discretion"},
     {"postgres.wire", "postgres.backends"},
     {"postgres.python_steps", "postgres.indexes", "postgres.notes"},
     {"postgres.supervision"},

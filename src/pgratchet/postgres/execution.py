@@ -15,9 +15,9 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
-from pgratchet.core.printing import printable
 from pgratchet.postgres import concurrent, failures, own, python_steps
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.discretion import recordable
 from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
@@ -181,7 +181,7 @@ class Execution:
         return any(row.token != claim.token for row in rows)
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
-        text = printable(error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else ""))
+        text = recordable(error.failure, error.cause, claim.step.script.source.text)
         records = self._framing.records
         sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
         try:
