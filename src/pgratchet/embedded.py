@@ -99,7 +99,7 @@ class _Keeper:
     def error(self, message: str) -> ServerError:
         """Return it with the log's last lines."""
         tail = (self.root / "log").read_text(errors="replace").splitlines()[-20:]
-        return ServerError("\n".join([f"{message}:", *tail]))
+        return ServerError(f"{message}:", *tail)
 
     def order(self, order: list[str] | int) -> tuple[int, int | None]:
         """Return the process's id and exit code, after beginning it, sending it a signal, or neither (0)."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pgratchet.core.model import Finished
+from pgratchet.core.printing import to_json
 
 _log = logging.getLogger("pgratchet")
 
@@ -15,10 +16,8 @@ def append(path: Path, finished: Sequence[Finished]) -> None:
     """Add a line for each finished step; a file that cannot be written is a warning."""
     if not finished:
         return
-    import json  # noqa: PLC0415 - most starts finish nothing
-
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = "".join(json.dumps({"at": now} | step._asdict()) + "\n" for step in finished)
+    lines = "".join(to_json({"at": now} | step._asdict()) + "\n" for step in finished)
     try:
         with open(path, "a", encoding="utf-8", opener=_open) as file:
             file.write(lines)

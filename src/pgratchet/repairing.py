@@ -4,6 +4,7 @@ from pgratchet.core import arguments
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State
 from pgratchet.core.planning import compare
+from pgratchet.core.printing import printable
 from pgratchet.core.verdicts import Judgement, settle
 from pgratchet.postgres import backends, frames, lock, own
 from pgratchet.postgres.budget import Budget
@@ -47,9 +48,9 @@ async def _record(
     if entry.applied is not None and entry.state is State.RUNNING:
         who = await backends.runner(connection, entry.applied, settings.owner)
         if who:
-            raise HistoryError(f"{entry.version} {entry.name} is being worked on by {who}", [entry.version])
+            raise HistoryError(printable(f"{entry.version} {entry.name} is being worked on by {who}"), [entry.version])
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
-    reason = f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})"
+    reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")
     records = lock.records(settings.table, Lock.NONE)
     await own.execute(connection, records.settle(entry, settled, writer, reason))

@@ -5,14 +5,34 @@ import logging
 from collections.abc import Callable
 from typing import get_args
 
-from pgratchet.core.errors import UsageError
+from pgratchet.core.errors import PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished
+from pgratchet.core.printing import printable, printable_lines
 
 Listener = Callable[[Event], object]
 
 _NAMES = {kind: [f"migration_{name}" for name in ("event", *kind._fields)] for kind in get_args(Event)}
 
 _log = logging.getLogger("pgratchet")
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Make what a record's message quotes printable: names, queries of others, words of the server."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_printable, record.args))
+    return True
+
+
+def _printable(argument: object) -> object:
+    if isinstance(argument, PgratchetError | Failed):
+        return argument  # printable already, in lines that are its own
+    text = str(argument)
+    shown = printable(text)
+    return argument if shown == text else shown
+
+
+# On the logger, as each of its handlers is somebody else's.
+_log.addFilter(_make_printable)
 
 
 def refuse_coroutine(name: str, called: Callable[..., object] | None) -> None:
@@ -49,6 +69,9 @@ def fields(event: Event) -> dict[str, object]:
     """Return what a record has of an event.
 
     With a prefix, as `name` and `message` are fields of every record already, and `event` is structlog's own.
+    Texts are printable, as some handlers write them as they are.
     """
     kind = type(event)
-    return dict(zip(_NAMES[kind], (kind.__name__, *event), strict=True))
+    show = printable_lines if kind is Failed else printable
+    shown = (show(value) if isinstance(value, str) else value for value in event)
+    return dict(zip(_NAMES[kind], (kind.__name__, *shown), strict=True))

@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / PACKAGE
 
 RINGS = (
     {"version", "core", "layouts", "postgres", "web"},
+    {"core.printing"},
     {"core.model", "core.masking"},
     {"core.errors"},
     {"core.events", "core.arguments"},
@@ -37,6 +38,7 @@ RINGS = (
         "postgres.limits",
         "postgres.lending",
         "postgres.unreachable",
+        "postgres.unreadable",
         "postgres.dsn",
         "postgres.factories",
     },
@@ -44,7 +46,7 @@ RINGS = (
     {"postgres.session", "postgres.trust"},
     {"postgres.temporary", "postgres.databases", "postgres.roles"},
     {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
-    {"postgres.watch", "postgres.failures", "postgres.frames"},
+    {"postgres.watch", "postgres.failures", "postgres.frames", "postgres.discretion"},
     {"postgres.wire", "postgres.backends"},
     {"postgres.python_steps", "postgres.indexes", "postgres.notes"},
     {"postgres.supervision"},

@@ -3,19 +3,27 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from pgratchet.core.printing import printable
+
 WIDEST = 160
 """How many characters of a line are shown."""
 
 
-def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> Iterator[str]:
+class Drawn(str):
+    """A drawn line: printable, but for its tabs, which keep the caret in its place."""
+
+    __slots__ = ()
+
+
+def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> Iterator[Drawn]:
     """Yield the lines with their numbers, and a caret under the column, which counts from 1."""
     digits = max((len(str(number)) for number, _ in excerpt), default=0)
     for number, text in excerpt:
         here = number == line
         shown, before = _cut(text, column - 1 if here and column else 0)
-        yield f"{'>' if here else ' '} {number:>{digits}} | {_printable(shown)}".rstrip()
+        yield Drawn(f"{'>' if here else ' '} {number:>{digits}} | {_printable(shown)}".rstrip())
         if here and column:
-            yield f"  {'':>{digits}} | {_blank(shown[:before])}^"
+            yield Drawn(f"  {'':>{digits}} | {_blank(shown[:before])}^")
 
 
 def _cut(text: str, offset: int) -> tuple[str, int]:
@@ -27,7 +35,8 @@ def _cut(text: str, offset: int) -> tuple[str, int]:
 
 
 def _printable(text: str) -> str:
-    return "".join(each if each == "\t" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    """Return a text that is as long."""
+    return "\t".join(printable(part, "\N{REPLACEMENT CHARACTER}") for part in text.split("\t"))
 
 
 def _blank(text: str) -> str:

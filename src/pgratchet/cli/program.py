@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from pgratchet.cli import streams, troubles
 from pgratchet.cli.commands import COMMANDS
+from pgratchet.cli.excerpts import Drawn
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.options import spelled_out
 from pgratchet.cli.reports import Report
@@ -21,6 +22,7 @@ from pgratchet.cli.settings import did_you_mean
 from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Failed
 from pgratchet.core.masking import discreet
+from pgratchet.core.printing import printable, printable_lines, to_json
 from pgratchet.version import __version__
 
 # From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
@@ -74,22 +76,21 @@ def _fail(error: BaseException, *, as_json: bool | None, verbose: bool | None) -
         error = InterruptedBySignalError(signal.SIGINT)
     if verbose and not isinstance(error, troubles.FORESEEN):
         trace = "".join(traceback.format_exception(error))
-        typer.echo(discreet(trace), file=sys.stderr)
+        typer.echo(printable_lines(discreet(trace)), file=sys.stderr)
     _tell(troubles.report(error), ok=False, as_json=as_json)
     return troubles.exit_code(error)
 
 
 def _tell(report: Report, *, ok: bool, as_json: bool | None) -> None:
     if not as_json or not ok:
-        typer.echo("\n".join(report.lines), file=sys.stdout if ok else sys.stderr)
+        lines = (line if isinstance(line, Drawn) else printable(line) for line in report.lines)
+        typer.echo("\n".join(lines), file=sys.stdout if ok else sys.stderr)
     if as_json:
         _write({"ok": ok, **report.document})
 
 
 def _write(document: dict[str, Any]) -> None:
-    import json  # noqa: PLC0415 - most starts do without
-
-    typer.echo(json.dumps(document), file=sys.stdout)
+    typer.echo(to_json(document), file=sys.stdout)
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _wrong_use(error: Any, *, as_json: bool) -> int:
     """Tell as click does, but for what may be a DSN."""
-    error.message = discreet(error.message)
+    error.message = printable(discreet(error.message))
     error.show()
     if as_json:
         _write({"ok": False, **troubles.report(UsageError(error.format_message())).document})

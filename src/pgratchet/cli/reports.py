@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, State
+from pgratchet.core.printing import printable
 
 NEVER = "-"
 
@@ -140,6 +141,7 @@ def _shown(moment: datetime | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

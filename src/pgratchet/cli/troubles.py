@@ -61,7 +61,7 @@ def report(error: BaseException) -> Report:
         case InterruptedBySignalError():
             return Report([str(error)], document)
         case _:
-            return Report([f"error: {line}" for line in discreet(str(error)).splitlines()], document)
+            return Report([f"error: {line}" for line in discreet(str(error)).split("\n")], document)
 
 
 def _unexpected(error: BaseException) -> Report:

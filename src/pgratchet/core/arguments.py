@@ -1,17 +1,12 @@
 """What arguments may be: names that a person sees as they are, and durations that the server takes."""
 
 from pgratchet.core.errors import UsageError
+from pgratchet.core.printing import UNSEEN
 
 LONGEST_SECONDS = 2147483.647
 """The longest time limit that PostgreSQL's settings take: 2147483647 ms, which is 24 days."""
 
 _CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
-
-_INVISIBLE = frozenset(
-    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
-    + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
-)
-"""What str.isprintable() takes for printable, without a shape of its own: fillers, joiners, variation selectors."""
 
 _WAY_OUT = "take it away: what comes from a file or a secret, for example, often ends with a newline"
 
@@ -58,7 +53,7 @@ def unseen(text: str) -> str | None:
 
 
 def _is_seen(character: str) -> bool:
-    return character.isprintable() and character not in _INVISIBLE
+    return character.isprintable() and character not in UNSEEN
 
 
 def _named(character: str | None) -> str:

@@ -9,6 +9,7 @@ from pgratchet.core.halfway import MARK, cursor_at
 from pgratchet.core.lexing import head, tokens
 from pgratchet.core.model import AppliedMigration, Script, Segment, Step
 from pgratchet.core.parsing import line_of
+from pgratchet.core.printing import printable
 
 FIRST_CHARACTERS = 60
 """How much of a statement is told."""
@@ -61,25 +62,25 @@ def refusal(step: Step, found: str = "") -> HistoryError:
     since = begun.begun if begun else "an unknown time"
     who = f"{row.applied_by} (server process {row.backend_pid})" if row else "somebody"
     repair = f"pgratchet repair {step.migration.version}"
-    return HistoryError(
+    message = (
         f"{_place(step)} was begun outside a transaction at {since} by {who}, and nobody knows whether it took "
         f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then say "
         f"`{repair} --skip` if it took effect, `{repair} --again` if it did not; --applied or --not-applied "
-        "settle the whole migration",
-        [step.migration.version],
+        "settle the whole migration"
     )
+    return HistoryError(printable(message), [step.migration.version])
 
 
 def other_session(step: Step, was: str, now: str) -> HistoryError:
     """Return the error that the session which the next statement needs is gone, and cannot be made again."""
     repair = f"pgratchet repair {step.migration.version}"
-    return HistoryError(
+    message = (
         f"{_place(step)} comes next, but what the {step.done} statement(s) before it have made of their session is "
         f"gone with it, and cannot be made again. It had: {was or 'nothing of its own'}. The new one has: "
         f"{now or 'nothing of its own'}. Move this statement and all behind it, with what they need, into a new file "
-        f"and say `{repair} --applied`, or undo what is committed and say `{repair} --not-applied`",
-        [step.migration.version],
+        f"and say `{repair} --applied`, or undo what is committed and say `{repair} --not-applied`"
     )
+    return HistoryError(printable(message), [step.migration.version])
 
 
 def _place(step: Step) -> str:

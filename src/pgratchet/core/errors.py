@@ -12,21 +12,27 @@ PgratchetError
 ├── BehindError               who deploys: migrations are pending where none may be
 └── BudgetExceededError       who waits: the time allowed for waiting is over
 
-Each keeps what it was made from in `args`, so that it survives the way through a process pool.
+Each keeps what it was made from in `args`, so that it survives the way through a process pool. What str() returns of
+one is printable, whatever it quotes; its attributes hold texts as they are.
 """
 
 from collections.abc import Sequence
 
 from pgratchet.core.model import Failure, Finished, Problem
+from pgratchet.core.printing import printable, printable_lines
 
 
 class PgratchetError(Exception):
     """The base of everything that pgratchet raises on purpose.
 
+    Each of its arguments is a line of its message.
     `finished` is what the run that it ended had done before: it stays.
     """
 
     finished: tuple[Finished, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(PgratchetError):
@@ -49,7 +55,7 @@ class ScriptError(PgratchetError):
         self.offset = offset
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 class FilesError(PgratchetError):
@@ -75,18 +81,18 @@ class MigrationFailedError(PgratchetError):
         failure = self.failure
         place = failure.path if failure.line is None else f"{failure.path}:{failure.line}:{failure.column}"
         code = f" ({failure.sqlstate})" if failure.sqlstate else ""
-        return f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}"
+        return printable(f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}")
 
 
 class HistoryError(PgratchetError):
-    """Files and history disagree; `versions` names whom it is about."""
+    """Files and history disagree; `versions` names whom it is about. Each line of the message is about one of them."""
 
     def __init__(self, message: str, versions: Sequence[str] = ()) -> None:
         self.versions = tuple(versions)
         super().__init__(message, self.versions)
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable_lines(str(self.args[0]))
 
 
 class ForeignTableError(HistoryError):

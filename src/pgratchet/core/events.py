@@ -1,10 +1,14 @@
-"""What happens in a run, told as it happens: frozen values, each with the sentence that the log has for it."""
+"""What happens in a run, told as it happens: frozen values, each with the sentence that the log has for it.
+
+The values hold texts as they are; the sentences are printable.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from pgratchet.core.errors import MigrationFailedError
+from pgratchet.core.errors import MigrationFailedError, PgratchetError
 from pgratchet.core.model import Direction, Entry, Failure, Finished, State
+from pgratchet.core.printing import printable, printable_lines
 
 
 class Looked(NamedTuple):
@@ -29,7 +33,7 @@ class Waiting(NamedTuple):
     holder: str
 
     def __str__(self) -> str:
-        return f"waiting for {self.holder}"
+        return printable(f"waiting for {self.holder}")
 
 
 class Locked(NamedTuple):
@@ -50,7 +54,7 @@ class Started(NamedTuple):
     statements: int
 
     def __str__(self) -> str:
-        return f"{self.direction} {self.version} {self.name}"
+        return printable(f"{self.direction} {self.version} {self.name}")
 
 
 class StatementFinished(NamedTuple):
@@ -63,7 +67,8 @@ class StatementFinished(NamedTuple):
     statements: int
 
     def __str__(self) -> str:
-        return f"{self.direction} {self.version} {self.name}: {self.statement} of {self.statements} statements"
+        done = f"{self.statement} of {self.statements} statements"
+        return printable(f"{self.direction} {self.version} {self.name}: {done}")
 
 
 class Retried(NamedTuple):
@@ -82,7 +87,7 @@ class Retried(NamedTuple):
         return f"{self.what}: {self.reason}{blocked}"
 
     def __str__(self) -> str:
-        return f"{self.why}; trying again"
+        return printable(f"{self.why}; trying again")
 
 
 class Done(NamedTuple):
@@ -107,7 +112,7 @@ class Failed(NamedTuple):
         return self.error == "CancelledError"
 
     def __str__(self) -> str:
-        return "cancelled" if self.cancelled else f"{self.error}: {self.message}"
+        return "cancelled" if self.cancelled else printable_lines(f"{self.error}: {self.message}")
 
 
 Event = Looked | Waiting | Locked | Started | StatementFinished | Retried | Finished | Done | Failed
@@ -118,7 +123,12 @@ Tell = Callable[[Event], None]
 
 def failed(error: BaseException) -> Failed:
     """Return what there is to tell of an error that ended a run."""
-    return Failed(type(error).__name__, str(error), error.failure if isinstance(error, MigrationFailedError) else None)
+    text = str(error)
+    return Failed(
+        type(error).__name__,
+        text if isinstance(error, PgratchetError) else printable(text),
+        error.failure if isinstance(error, MigrationFailedError) else None,
+    )
 
 
 def looked(entries: Iterable[Entry]) -> Looked:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Mode, RecordState, Script
+from pgratchet.core.printing import printable
 
 MARK = ">"
 """Stands in a cursor between what stands for the finished statements and what stands for them and the begun one."""
@@ -56,12 +57,12 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Ap
     if row is None or not (goes_on(entry, direction) or _failed_halfway(row, direction)):
         return 0, None
     if script.mode is Mode.TRANSACTION or cursor_at(script, row.statements_done) != counted(row):
-        raise HistoryError(
+        message = (
             f"{script.source.path}: its first {row.statements_done} statement(s) are committed since an earlier run, "
             "but are not the same any more, or would share a transaction now; restore them as they were, mend only "
-            "what comes after",
-            [entry.version],
+            "what comes after"
         )
+        raise HistoryError(printable(message), [entry.version])
     return row.statements_done, row
 
 
@@ -89,7 +90,7 @@ def refuse_interrupted(entries: Sequence[Entry], direction: Direction) -> None:
         if entry.applied and is_begun(entry.applied) and not _is_open(entry, entry.applied, direction)
     ]
     if facts:
-        text = "\n".join(_interrupted(entry, row) for entry, row in facts)
+        text = "\n".join(printable(_interrupted(entry, row)) for entry, row in facts)
         raise HistoryError(text, [entry.version for entry, _ in facts])
 
 

@@ -6,6 +6,7 @@ from pgratchet.core.errors import HistoryError
 from pgratchet.core.halfway import is_begun
 from pgratchet.core.model import Entry, State
 from pgratchet.core.parsing import canonical
+from pgratchet.core.printing import printable
 
 
 def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
@@ -33,7 +34,7 @@ def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = 
             case _:
                 pass
     if wrong:
-        raise HistoryError("\n".join(text for _, text in wrong), [entry.version for entry, _ in wrong])
+        raise HistoryError("\n".join(printable(text) for _, text in wrong), [entry.version for entry, _ in wrong])
     return tuple(warnings)
 
 

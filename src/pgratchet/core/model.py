@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from pgratchet.core.printing import printable
+
 
 class Kind(StrEnum):
     """What a migration is written in."""
@@ -88,7 +90,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         place = self.path if self.line is None else f"{self.path}:{self.line}"
-        return f"{place}: {self.message}; {self.cure}"
+        return printable(f"{place}: {self.message}; {self.cure}")
 
 
 class Options(NamedTuple):
@@ -230,7 +232,7 @@ class Finished(NamedTuple):
     seconds: float | None
 
     def __str__(self) -> str:
-        return f"{self.direction} {self.version} {self.name}: done"
+        return printable(f"{self.direction} {self.version} {self.name}: done")
 
 
 class ForeignRow(NamedTuple):

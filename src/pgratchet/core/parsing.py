@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pgratchet.core.arguments import LONGEST_SECONDS
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
+from pgratchet.core.printing import printable
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
@@ -94,8 +95,7 @@ def composed(name: str) -> str:
 
 def one_line(text: str) -> str:
     """Return a text without line breaks and outer blanks, and with a mark for each character that cannot be shown."""
-    words = " ".join(text.split())
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in words)
+    return printable(" ".join(text.split()), "\N{REPLACEMENT CHARACTER}")
 
 
 def _lines_of(text: str, offsets: Iterable[int]) -> Iterator[int]:

@@ -18,6 +18,7 @@ from pgratchet.core.model import (
     State,
     Step,
 )
+from pgratchet.core.printing import printable
 
 
 class Phase(NamedTuple):
@@ -143,7 +144,7 @@ def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int |
     chosen = [entry for entry in _revertible(entries) if to is None or int(entry.version) > int(to)][:steps]
     strangers = [entry for entry in chosen if entry.state is State.UNKNOWN]
     if strangers:
-        text = "\n".join(f"{unknown(entry)}; revert it with the release that has it" for entry in strangers)
+        text = "\n".join(printable(f"{unknown(entry)}; revert it with the release that has it") for entry in strangers)
         raise HistoryError(text, [entry.version for entry in strangers])
     return tuple(entry.version for entry in chosen)
 
@@ -232,7 +233,7 @@ def _step(entry: Entry, direction: Direction) -> Step:
 
     migration = entry.migration
     if migration is None:
-        raise HistoryError(unknown(entry), [entry.version])
+        raise HistoryError(printable(unknown(entry)), [entry.version])
     source = migration.up if direction is Direction.UP else migration.down
     if source is None:
         cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"

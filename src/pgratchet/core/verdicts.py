@@ -6,6 +6,7 @@ from pgratchet.core.doubt import doubt
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.halfway import Settled, is_begun
 from pgratchet.core.model import AppliedMigration, Entry, RecordState, Verdict
+from pgratchet.core.printing import printable
 
 _HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
 
@@ -55,4 +56,4 @@ def _statement(entry: Entry, row: AppliedMigration | None, verdict: Verdict) -> 
 
 
 def _pointless(entry: Entry, why: str) -> HistoryError:
-    return HistoryError(f"{entry.version} {entry.name} cannot be repaired like that: {why}", [entry.version])
+    return HistoryError(printable(f"{entry.version} {entry.name} cannot be repaired like that: {why}"), [entry.version])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pgratchet.core import parsing
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
+from pgratchet.core.printing import printable
 
 UNKNOWN_CHECKSUM = "unknown"
 """Stands in the history for a file that was not there when its row was adopted."""
@@ -45,7 +46,9 @@ def take_over(
     if not skip_failed:
         problems += [_failed(version, row) for version, row in failed.items()]
     if problems:
-        raise HistoryError("\n".join(problems), [*(str(row.version) for row in strange), *other, *failed])
+        raise HistoryError(
+            "\n".join(map(printable, problems)), [*(str(row.version) for row in strange), *other, *failed]
+        )
     new = {version: row for version, row in done.items() if version not in recorded}
     return Takeover(
         tuple(_adopted(version, row, migrations.get(version)) for version, row in new.items()),

@@ -16,11 +16,13 @@ from pgratchet.core.scripts import digests
 from pgratchet.postgres import notes, own
 from pgratchet.postgres.failures import Spot, StepError, from_server, spot
 from pgratchet.postgres.frames import Framing
+from pgratchet.postgres.history import History
 from pgratchet.postgres.message import END, Message, Part
 from pgratchet.postgres.records import Claim
 from pgratchet.postgres.sql import literal, milliseconds
 from pgratchet.postgres.supervision import Supervised
 from pgratchet.postgres.temporary import Tries
+from pgratchet.postgres.unreadable import UnreadableError
 from pgratchet.postgres.wire import Wire
 
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
@@ -33,7 +35,12 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
 
     Raises StepError for the statement that failed; those before it stay committed and counted.
     """
-    await _Run(wire, framing, claim).run(over_failed=over_failed)
+    try:
+        await _Run(wire, framing, claim).run(over_failed=over_failed)
+    except UnreadableError as error:
+        # In answer to a query of ours, in a session whose encoding the file has changed.
+        await wire.roll_back("")
+        raise StepError(from_server(claim, error, Spot()), error, in_doubt=True) from error
 
 
 class _Run:
@@ -133,10 +140,20 @@ class _Run:
             await self._wire.roll_back("")
             if tries is not None and (isinstance(error, _REFUSALS) or tries.may_pass(error)):
                 return error
+            # What was made of a session again is compared with what it was, behind the last such statement.
+            if isinstance(error, UnreadableError) and (tries is None or await self._is_counted(message)):
+                return None
             raised = self._records.raised(error)
             failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
             raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
         return None
+
+    async def _is_counted(self, message: Message) -> bool:
+        """Say whether the history has it that the statement of a message is done."""
+        version = self._claim.step.migration.version
+        rows = await History(self._records.table).read_some(self._wire.connection, [version])
+        first = message.parts[0].segment.first
+        return any(row.token == self._claim.token and row.statements_done >= first for row in rows)
 
     async def _ours(self, text: str, *, in_doubt: bool = False) -> None:
         """Send statements of ours, again and again while somebody's lock on the history is in the way.

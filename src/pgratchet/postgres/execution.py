@@ -12,11 +12,12 @@ from uuid import uuid4
 
 import asyncpg
 
-from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, ServerError
+from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
 from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
 from pgratchet.postgres import concurrent, failures, own, python_steps
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.discretion import recordable
 from pgratchet.postgres.failures import OvertakenError, StepError
 from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
@@ -25,6 +26,7 @@ from pgratchet.postgres.progress import Group, Progress
 from pgratchet.postgres.records import Claim, Records
 from pgratchet.postgres.session import Connection, describe
 from pgratchet.postgres.temporary import Tries
+from pgratchet.postgres.unreadable import UnreadableError
 from pgratchet.postgres.wire import Wire
 
 _log = logging.getLogger("pgratchet")
@@ -125,6 +127,10 @@ class Execution:
     ) -> Sequence[Group]:
         await self._wire.roll_back(self._framing.reset)
         rest = await self._settle(group)
+        if not rest and isinstance(error, UnreadableError):
+            # It was about a notice, or about what has been reset by now.
+            _log.warning("%s", describe(error))
+            return ()
         if not rest:
             raise ConnectionLostError(f"the session could not be reset: {describe(error)}") from error
         culprit = failures.owner(message, error)
@@ -175,12 +181,12 @@ class Execution:
         return any(row.token != claim.token for row in rows)
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
-        text = error.failure.message + (f" ({error.failure.sqlstate})" if error.failure.sqlstate else "")
+        text = recordable(error.failure, error.cause, claim.step.script.source.text)
         records = self._framing.records
         sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
         try:
-            await self._wire.send(Message(self._framing.recording(sql)))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as trouble:
+            await self._wire.send_apart(Message(self._framing.recording(sql)))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
 
     async def _read_seconds(self) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pgratchet.core.errors import ServerError
+from pgratchet.core.printing import printable
 from pgratchet.postgres import own
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.message import Frame
@@ -77,7 +78,8 @@ class Facts(NamedTuple):
 
     def writer(self, tool_version: str) -> Writer:
         """Return what rows say about this session."""
-        return Writer(f"{self.login}@{platform.node()} {self.application or APPLICATION}", self.started, tool_version)
+        runner = f"{self.login}@{platform.node()} {self.application or APPLICATION}"
+        return Writer(printable(runner), self.started, tool_version)
 
 
 async def facts(connection: Connection, held: str | None, owner: str | None = None) -> Facts:
@@ -199,4 +201,4 @@ class Framing(NamedTuple):
         name = (
             f"pgratchet since {self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
         )
-        return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+        return printable(name).encode()[:LONGEST_NAME].decode(errors="ignore")

@@ -3,20 +3,46 @@
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, cast
 
 import asyncpg
+
+from pgratchet.core.errors import UsageError
+
+
+def _still_read(method: Any) -> Any:
+    """Return a method of asyncpg's that raises UsageError where a borrower has changed the encoding.
+
+    asyncpg goes on to read UTF-8, and waits for ever when it cannot read the error in preparing a query.
+    """
+
+    @wraps(method)
+    async def call(borrowed: "Lendable", *arguments: Any, **how: Any) -> Any:
+        answer = await method(borrowed, *arguments, **how)
+        settings = borrowed.get_settings()
+        if borrowed.lent and settings.get_text_codec().name != "utf-8":
+            encoding = settings.client_encoding
+            raise UsageError(f"client_encoding was changed to {encoding}: leave it, as asyncpg reads nothing but UTF-8")
+        return answer
+
+    return call
 
 
 class Lendable(asyncpg.Connection):
     """asyncpg's connection, but that it notes what takes back what is set: asyncpg tells nobody what that is."""
 
-    __slots__ = ("undo",)
+    __slots__ = ("lent", "undo")
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.undo: list[Callable[[], object]] = []
+        self.lent = False
+
+    execute = _still_read(asyncpg.Connection.execute)
+    fetch = _still_read(asyncpg.Connection.fetch)
+    fetchrow = _still_read(asyncpg.Connection.fetchrow)
+    fetchval = _still_read(asyncpg.Connection.fetchval)
 
     async def set_type_codec(self, typename: str, *, schema: str = "public", **how: Any) -> None:
         """Do it, and note it; so do the others."""
@@ -56,20 +82,25 @@ async def lent(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
     What somebody else's factory has made is left as it is.
     """
     # Not by isinstance(), to which asyncpg says that each of its connections is one of every class of them.
-    noted: list[Callable[[], object]] = getattr(connection, "undo", [])
-    noted.clear()
+    if not hasattr(connection, "undo"):
+        yield
+        return
+    borrowed = cast("Lendable", connection)
+    borrowed.undo.clear()
+    borrowed.lent = True
     try:
         yield
     except Exception:
-        await _take_back(connection, noted)
+        await _take_back(borrowed)
         raise
-    await _take_back(connection, noted)
+    await _take_back(borrowed)
 
 
-async def _take_back(connection: "asyncpg.Connection[Any]", noted: list[Callable[[], object]]) -> None:
-    while noted and not connection.is_closed():
+async def _take_back(borrowed: Lendable) -> None:
+    borrowed.lent = False
+    while borrowed.undo and not borrowed.is_closed():
         # The type may be gone; and what has been committed does not fail any more.
         with suppress(ValueError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            undoing = noted.pop()()
+            undoing = borrowed.undo.pop()()
             if inspect.isawaitable(undoing):
                 await undoing

@@ -12,6 +12,8 @@ give it. So every statement of ours names everything in full:
 The grammar looks up operators by name, and nothing can qualify them, in `IN (...)`, `CASE x WHEN`, `BETWEEN`,
 `IS [NOT] DISTINCT FROM`, `NULLIF`, `LIKE`, `SIMILAR TO`, `USING` and `NATURAL`: our SQL does not use them. A list is
 `EQ ANY (...)`.
+
+Where asyncpg cannot read the answer, what is raised is UnreadableError.
 """
 
 import re
@@ -21,6 +23,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from pgratchet.postgres.sql import Table
+from pgratchet.postgres.unreadable import reading
 
 _NULL = "\x01"
 _ESCAPE = re.compile(r"\\(.)")
@@ -35,12 +38,14 @@ async def fetch(
     connection: Connection, query: str, *arguments: object, patience: float | None = None
 ) -> list[asyncpg.Record]:
     """Return the rows of a query of ours; raises TimeoutError, and cancels it, after `patience` seconds."""
-    return await connection.fetch(query, *arguments, timeout=patience)
+    with reading(connection):
+        return await connection.fetch(query, *arguments, timeout=patience)
 
 
 async def fetchrow(connection: Connection, query: str, *arguments: object) -> asyncpg.Record:
     """Return the only row of a query of ours that always has one."""
-    row: asyncpg.Record | None = await connection.fetchrow(query, *arguments)
+    with reading(connection):
+        row: asyncpg.Record | None = await connection.fetchrow(query, *arguments)
     if row is None:
         raise AssertionError(f"no row: {query}")
     return row
@@ -48,12 +53,14 @@ async def fetchrow(connection: Connection, query: str, *arguments: object) -> as
 
 async def fetchval(connection: Connection, query: str, *arguments: object) -> Any:
     """Return the first value of the first row of a query of ours, None where there is no row."""
-    return await connection.fetchval(query, *arguments)
+    with reading(connection):
+        return await connection.fetchval(query, *arguments)
 
 
 async def execute(connection: Connection, text: str) -> None:
     """Run statements as one message of the simple protocol."""
-    await connection.execute(text)
+    with reading(connection):
+        await connection.execute(text)
 
 
 async def copied(
@@ -69,16 +76,17 @@ async def copied(
     async def take(chunk: bytes) -> None:
         chunks.append(chunk)
 
-    await connection.copy_from_table(
-        table.name,
-        schema_name=table.schema,
-        columns=columns,
-        output=take,
-        format="text",
-        null=_NULL,
-        encoding="utf8",
-        timeout=patience,
-    )
+    with reading(connection):
+        await connection.copy_from_table(
+            table.name,
+            schema_name=table.schema,
+            columns=columns,
+            output=take,
+            format="text",
+            null=_NULL,
+            encoding="utf8",
+            timeout=patience,
+        )
     lines = b"".join(chunks).decode().split("\n")
     return [_fields(line) for line in lines[:-1]]
 
@@ -92,4 +100,5 @@ def _fields(line: str) -> list[str | None]:
 
 async def executemany(connection: Connection, statement: str, arguments: Iterable[Sequence[object]]) -> None:
     """Run a statement of ours once for each of the arguments: all of them, or none."""
-    await connection.executemany(statement, arguments)
+    with reading(connection):
+        await connection.executemany(statement, arguments)

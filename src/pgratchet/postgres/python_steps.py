@@ -13,6 +13,7 @@ from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.lending import lent
 from pgratchet.postgres.records import DURABLE, Claim
 from pgratchet.postgres.session import Connection
+from pgratchet.postgres.unreadable import unsendable
 from pgratchet.postgres.wire import Wire
 
 Function = Callable[[Connection], Awaitable[object]]
@@ -32,9 +33,10 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
     try:
         await _run(wire, framing, claim, over_failed=over_failed)
     except (Exception, SystemExit) as error:
-        if wire.connection.is_closed():
+        raised = unsendable(error) if wire.connection.is_closed() else error
+        if raised is None:
             raise
-        raise StepError(from_python(claim, error, framing.records.raised(error)), error) from error
+        raise StepError(from_python(claim, raised, framing.records.raised(raised)), raised) from error
 
 
 async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:

@@ -16,6 +16,7 @@ from pgratchet.postgres.lending import lent
 from pgratchet.postgres.message import Frame, Message, Part, compose
 from pgratchet.postgres.progress import Progress
 from pgratchet.postgres.records import Claim
+from pgratchet.postgres.unreadable import unsendable
 from pgratchet.postgres.wire import Wire
 
 
@@ -40,11 +41,12 @@ async def run(  # noqa: PLR0913, PLR0917 - the run's parts, and what it is to do
                 try:
                     await _step(wire, framing, claim, over_failed=step.migration.version in failed)
                 except Exception as error:
-                    if connection.is_closed():
+                    raised = unsendable(error) if connection.is_closed() else error
+                    if raised is None:
                         raise
-                    cause = error.cause if isinstance(error, StepError) else error
+                    cause = raised.cause if isinstance(raised, StepError) else raised
                     failures.raise_if_not_its_turn(framing.records, cause)
-                    raise MigrationFailedError(_failure(framing, claim, error)) from error
+                    raise MigrationFailedError(_failure(framing, claim, raised)) from error
     finally:
         if not connection.is_closed():
             await transaction.rollback()
@@ -87,7 +89,7 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
             raise StepError(failures.from_server(claim, error, spot, raised), error) from error
 
 
-def _failure(framing: Framing, claim: Claim, error: Exception) -> Failure:
+def _failure(framing: Framing, claim: Claim, error: BaseException) -> Failure:
     if isinstance(error, StepError):
         cause, failure = error.cause, error.failure
     else:

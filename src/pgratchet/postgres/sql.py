@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
+from pgratchet.core.printing import encodable
 
 EQ = "OPERATOR(pg_catalog.=)"
 NE = "OPERATOR(pg_catalog.<>)"
@@ -30,7 +31,7 @@ def literal(value: str | int | None) -> str:
         return "NULL"
     if isinstance(value, int):
         return str(value)
-    text = value.replace("\0", "").replace("'", "''")
+    text = encodable(value).replace("\0", "").replace("'", "''")
     return "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
 
 

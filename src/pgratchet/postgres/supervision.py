@@ -17,6 +17,7 @@ from pgratchet.postgres.records import Claim
 from pgratchet.postgres.session import describe
 from pgratchet.postgres.sql import EQ, NE
 from pgratchet.postgres.temporary import Tries
+from pgratchet.postgres.unreadable import UnreadableError
 from pgratchet.postgres.wire import Wire
 
 MOST_BUILDS = 3
@@ -63,6 +64,10 @@ class Supervised:
                 if self._wire.connection.is_closed():
                     raise
                 await self._wire.roll_back("")
+                if isinstance(error, UnreadableError):
+                    self._in_doubt = True
+                    if await self._is_done():
+                        break
                 failure = await self._failure(error)
                 if self._runs_once or not tries.may_pass(error):
                     raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
@@ -78,18 +83,29 @@ class Supervised:
     async def _once(self) -> None:
         if not self._in_doubt:
             self._there = await own.fetchval(self._wire.connection, f"SELECT {notes.target(self._about)}")
+        elif await self._is_done():
+            return
         match self._about.nature:
             case Nature.BUILD:
                 await self._build()
-            case Nature.DROP:
-                if not (self._in_doubt and await self._is_dropped()):
-                    await self._send(self._text)
             case Nature.DETACH:
                 await self._detach()
             case _:
                 await self._send(self._text)
                 if self._doubt and self._about.nature is Nature.REINDEX:
                     await self._warn_of_leftovers()
+
+    async def _is_done(self) -> bool:
+        """Say whether what the statement in doubt was to do is there; False also where that cannot be seen."""
+        match self._about.nature:
+            case Nature.BUILD:
+                return self._is_built(await self._found())
+            case Nature.DROP:
+                return await self._is_dropped()
+            case Nature.DETACH:
+                return await self._pending() is None
+            case _:
+                return False
 
     async def _is_dropped(self) -> bool:
         """Say whether the index is gone that the name has meant when the statement was begun."""
@@ -112,8 +128,6 @@ class Supervised:
 
     async def _build(self) -> None:
         found = await self._found()
-        if self._in_doubt and self._is_built(found):
-            return
         for _ in range(MOST_BUILDS):
             await indexes.drop_invalid(self._wire, found)
             await self._send(self._text)
@@ -150,12 +164,14 @@ class Supervised:
         return await indexes.settled(self._wire, self._table, self._about.name, ours)
 
     async def _detach(self) -> None:
-        pending = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
-        if pending is None and self._in_doubt:
-            return
         # A detachment that was interrupted cannot be begun again.
         finish = f"ALTER TABLE {self._table} DETACH PARTITION {self._about.name} FINALIZE"
-        await self._send(finish if pending else self._text)
+        await self._send(finish if await self._pending() else self._text)
+
+    async def _pending(self) -> bool | None:
+        """Return whether the partition is half detached; None where it is none of the table's."""
+        pending: bool | None = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
+        return pending
 
     async def _failure(self, error: asyncpg.PostgresError) -> Failure:
         message = self._message(self._text)

@@ -45,14 +45,14 @@ class Blockers:
     def __init__(self, connect: Connect, key: int, pid: int | None) -> None:
         self.seen = ""
         self.every = 1.0
-        self._connect = connect
+        self.connect = connect
         self._worker = *halves(key), pid
 
     async def look_out(self) -> None:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
         await anyio.sleep(self.every)
         try:
-            async with open_session(self._connect) as connection:
+            async with open_session(self.connect) as connection:
                 try:
                     while True:
                         await self._look(connection)

@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +14,8 @@ from pgratchet.core.model import Segment, Step
 from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget, backoff
 from pgratchet.postgres.message import Message, Part
-from pgratchet.postgres.session import Connection, describe
+from pgratchet.postgres.session import Connection, describe, open_session
+from pgratchet.postgres.unreadable import UnreadableError
 from pgratchet.postgres.watch import Blockers, beside
 
 LOOK_AFTER = 2.0
@@ -90,9 +91,19 @@ class Wire:
         """Run a message of the simple protocol; `meanwhile` is called once it is under way."""
         await self.watch(partial(own.execute, self.connection, message.text), meanwhile)
 
+    async def send_apart(self, message: Message) -> None:
+        """Run a message of ours, in a session of its own where this one has ended."""
+        if self.connection.is_closed():
+            async with open_session(self._blockers.connect, self.budget) as connection:
+                await own.execute(connection, message.text)
+        else:
+            await self.send(message)
+
     async def roll_back(self, reset: str) -> None:
         """Leave whatever transaction is open, and take back what a script has left in the session."""
-        await own.execute(self.connection, f"ROLLBACK;{reset}")
+        # What cannot be read here is a warning: the server goes on behind it.
+        with suppress(UnreadableError):
+            await own.execute(self.connection, f"ROLLBACK;{reset}")
 
     async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Callable[[], None] | None = None) -> T:
         """Return what `work` returns; whoever blocks it for long is logged."""

@@ -12,6 +12,7 @@ import pytest
 from pgratchet import Migrator
 from pgratchet.core.errors import FilesError, MigrationFailedError, PgratchetError
 from pgratchet.core.model import Kind, Migration
+from pgratchet.core.printing import printable
 from pgratchet.directory import Location
 from pgratchet.testing import dumps, released
 from pgratchet.testing.databases import Databases, MakeMigrator, made, run
@@ -111,4 +112,4 @@ def _described(error: PgratchetError) -> str:
         return str(error)
     failure = error.failure
     more = {"statement": failure.statement, "detail": failure.detail, "hint": failure.hint, "context": failure.context}
-    return "\n".join([str(error), *(f"  {name}: {text}" for name, text in more.items() if text)])
+    return "\n".join([str(error), *(printable(f"  {name}: {text}") for name, text in more.items() if text)])

@@ -1,10 +1,10 @@
 """A gate before an ASGI application: nothing is served on a schema that is not ready."""
 
-import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from pgratchet.core.errors import UsageError
+from pgratchet.core.printing import printable_lines, to_json
 from pgratchet.migrator import Migrator
 
 Message = MutableMapping[str, Any]
@@ -87,7 +87,9 @@ class Gate:
         except (Exception, SystemExit) as error:
             if answered or (self._migrator.readiness.ready and not asked):
                 raise
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            # Servers print it as it is.
+            message = printable_lines(f"{type(error).__name__}: {error}")
+            await send({"type": "lifespan.startup.failed", "message": message})
             if isinstance(error, SystemExit):
                 raise
 
@@ -102,7 +104,7 @@ class Gate:
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": ""})
 
     async def _answer(self, status: int, document: Mapping[str, object], send: Send, prefix: str = "") -> None:
-        body = json.dumps(document).encode()
+        body = to_json(document).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

@@ -1,0 +1,89 @@
+"""Text from outside made safe to show: names, messages of the server, values of rows, exceptions."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_BLANKS = frozenset(
+    "\N{NO-BREAK SPACE}\N{OGHAM SPACE MARK}\N{NARROW NO-BREAK SPACE}\N{MEDIUM MATHEMATICAL SPACE}\N{IDEOGRAPHIC SPACE}"
+) | {chr(code) for code in range(0x2000, 0x200B)}
+"""Spaces that some languages write; str.isprintable() knows only the one of ASCII."""
+
+_VARIATIONS = frozenset(map(chr, (*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+"""Each selects a form of the character before it; a series of them is a way to hide text."""
+
+UNSEEN = _VARIATIONS | frozenset(
+    "\N{COMBINING GRAPHEME JOINER}\N{HANGUL CHOSEONG FILLER}\N{HANGUL JUNGSEONG FILLER}\N{HANGUL FILLER}"
+    "\N{HALFWIDTH HANGUL FILLER}\N{KHMER VOWEL INHERENT AQ}\N{KHMER VOWEL INHERENT AA}\N{BRAILLE PATTERN BLANK}"
+)
+"""What str.isprintable() takes for printable, without a shape of its own."""
+
+_JOINER = "\N{ZERO WIDTH JOINER}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str, instead: str | None = None) -> str:
+    r"""Return a text in one line that cannot control a terminal, forge a line, or hide or reorder a part of itself.
+
+    Letters, marks and symbols of every script stay, as do emoji, joined ones included. Everything else becomes an
+    escape like `\n`, `\x1b` or `\u202e`, or `instead` where that is given. What is printable already is returned as
+    it is: a backslash is not escaped, so that it does no harm to do this twice.
+    """
+    if text.isprintable() and (text.isascii() or UNSEEN.isdisjoint(text)):
+        return text
+    near = zip(" " + text, text, text[1:] + " ", strict=False)
+    return "".join(each if _stays(before, each, after) else instead or _escape(each) for before, each, after in near)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text whose lines are each printable, and in which nothing but a line feed ends a line.
+
+    For texts whose line feeds are ours: all that came from outside has to be printable before it becomes part of one.
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _stays(before: str, each: str, after: str) -> bool:
+    if each in _VARIATIONS:
+        return before not in _VARIATIONS
+    if each == _JOINER:
+        return _is_emoji(before) and _is_emoji(after)
+    return each not in UNSEEN and (each.isprintable() or each in _BLANKS)
+
+
+def _is_emoji(character: str) -> bool:
+    return "\u2190" <= character <= "\u2bff" or "\U0001f000" <= character <= "\U0001faff" or character == "\ufe0f"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can hold: each lone surrogate becomes its escape.
+
+    Python puts surrogates in the place of bytes that are no UTF-8, in names of files for example.
+    """
+    return _SURROGATE.sub(lambda found: _escape(found[0]), text)
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return a document as JSON that every parser accepts, in ASCII and in one line; NaN and infinity become null."""
+    import json  # noqa: PLC0415 - most starts write none
+
+    return json.dumps(_plain(document), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case str():
+            return encodable(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {encodable(key): _plain(each) for key, each in value.items()}
+        case tuple() | list():
+            return [_plain(each) for each in value]
+        case _:
+            return value
