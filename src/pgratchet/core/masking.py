@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from types import CellType, TracebackType
 from typing import Generic, TypeVar, cast
 
+from pgratchet.core.printing import printable
+
 T = TypeVar("T")
 
 _URL = re.compile(r"\w://|\bpostgres\w*(?:\+\w+)?:/(?!/)")
@@ -103,5 +105,5 @@ def misplaced(**given: object) -> str:
         parts = value if isinstance(value, Collection) and not isinstance(value, str | bytes) else [value]
         text = " ".join(map(str, parts))
         if discreet(text) != text:
-            return f"{name} holds a password ('{discreet(text)}'); only a DSN may, as dsn or direct_dsn"
+            return f"{name} holds a password ('{printable(discreet(text))}'); only a DSN may, as dsn or direct_dsn"
     return ""
