@@ -1,19 +1,32 @@
 """What a run raises to itself, and hears from its markers, cannot be said by a row's value, a script or a trigger."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import asyncpg
 import pytest
 
-from pgratchet import HistoryError, Migrator
+from pgratchet import HistoryError, Migrator, ServerError
 from pgratchet.core.events import Event, Started
 from pgratchet.core.model import Lock
 from pgratchet.postgres import lock
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Guard, Records
 from pgratchet.postgres.sql import Table
-from tests.support import HISTORY, PATIENCE, Write, connected, exists, failure_of, history, states, tell
+from tests.support import (
+    HISTORY,
+    PATIENCE,
+    Write,
+    a_role,
+    as_role,
+    connected,
+    exists,
+    failure_of,
+    history,
+    states,
+    tell,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -185,3 +198,17 @@ async def test_a_run_that_is_shown_an_old_history_again_and_again_gives_up(
         with pytest.raises(HistoryError, match="another history than the one that it writes"):
             await migrator.up()
     assert await migrator.up() == ()
+
+
+async def test_a_login_without_the_right_to_connect_is_not_told_to_become_a_member(dsn: str, write: Write) -> None:
+    database = urlsplit(dsn).path.removeprefix("/")
+    async with a_role(dsn) as role:
+        await tell(dsn, f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC")
+        migrator = Migrator(as_role(dsn, role), write({"001_a.sql": "SELECT 1;"}), owner="postgres")
+        with pytest.raises(ServerError, match="permission denied for database"):
+            await migrator.up()
+        await tell(dsn, f"GRANT CONNECT ON DATABASE {database} TO {role}")
+        with pytest.raises(ServerError, match="cannot work as the role postgres.*GRANT"):
+            await migrator.up()
+        await tell(dsn, f"GRANT postgres TO {role}")
+        assert len(await migrator.up()) == 1

@@ -157,7 +157,8 @@ def _becoming(role: str | None) -> Iterator[None]:
     try:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
-        if role is None or "set role" not in str(error):
+        # The other right that a connection can lack, told by a name that the server does not translate.
+        if role is None or error.server_source_function == "CheckMyDatabase":
             raise
         message = f"cannot work as the role {role}: {describe(error)}; GRANT {identifier(role)} TO the one that logs in"
         raise ServerError(message) from error
