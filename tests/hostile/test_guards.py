@@ -208,7 +208,7 @@ async def test_a_login_without_the_right_to_connect_is_not_told_to_become_a_memb
         with pytest.raises(ServerError, match="permission denied for database"):
             await migrator.up()
         await tell(dsn, f"GRANT CONNECT ON DATABASE {database} TO {role}")
-        with pytest.raises(ServerError, match="cannot work as the role postgres.*GRANT"):
+        with pytest.raises(ServerError, match=r"cannot work as the role postgres.*GRANT"):
             await migrator.up()
         await tell(dsn, f"GRANT postgres TO {role}")
         assert len(await migrator.up()) == 1
