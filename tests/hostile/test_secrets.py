@@ -707,6 +707,8 @@ class TestAProcessOfAnotherUser:
         assert [kind for kind, _ in results] == ["UsageError", "UsageError", 2]
         assert "/root/.postgresql/" in results[0][1]
         assert "HOME" in results[0][1]
+        results = by_another("postgresql://somebody:x@/x?host=/nowhere", Path("/root"))
+        assert [kind for kind, _ in results] == ["ServerError", "BudgetExceededError", 2]
         for more in ("sslmode=disable", "sslmode=verify-full"):
             results = by_another(f"postgresql://somebody:x@127.0.0.1:1/x?{more}", None)
             assert results[0][0] == ("UsageError" if more == "sslmode=verify-full" else "ServerError")
@@ -732,6 +734,16 @@ class TestAProcessOfAnotherUser:
             assert results[0] == ["none", ""]
         finally:
             shutil.rmtree(shown.parent)
+
+    def test_whose_home_leads_nowhere_is_told_so(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home/.postgresql").symlink_to(".postgresql")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        for verb in VERBS:
+            with pytest.raises(UsageError, match=r"home/\.postgresql/.*HOME"):
+                run(partial(verb, Migrator(BY_USER_INFO.format(f"127.0.0.1:{port_of_nobody()}/x"), folder)))
 
     def test_that_has_no_name_leaves_no_error_of_asyncpgs(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

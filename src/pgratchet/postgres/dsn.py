@@ -111,11 +111,11 @@ def refusal(address: Hidden[str], error: Exception) -> str | None:
             return _password_file(address)
         case ssl.SSLError():
             pass  # before ValueError, which a certificate that is not trusted is, too
-        case FileNotFoundError() | PermissionError() | IsADirectoryError() | NotADirectoryError():
-            # Also where a server's socket is not there, or not for this process.
-            return next(_tls_files(address), None)
         case KeyError() | ImportError() | OSError(errno=None) if _is_nameless(address):
             return _NAMELESS
+        case FileNotFoundError() | PermissionError() | IsADirectoryError() | NotADirectoryError() | RuntimeError():
+            # Also where a server's socket is not there, or not for this process.
+            return next(_tls_files(address), None) if _has_tls(address) else None
         case asyncpg.ClientConfigurationError() if str(error).startswith("root certificate file"):
             return f"{str(error).splitlines()[0]}; name one by sslrootcert=, or ask for less by sslmode=require"
         case _ if isinstance(error, _NOT_READ):
@@ -132,6 +132,15 @@ def _is_nameless(address: Hidden[str]) -> bool:
     except (KeyError, ImportError, OSError):
         return True
     return False
+
+
+def _has_tls(address: Hidden[str]) -> bool:
+    """Say whether asyncpg looks for files for TLS, which it does before it connects."""
+    named = query(address)
+    if mode := named.get("sslmode") or os.environ.get("PGSSLMODE"):
+        return mode != "disable"
+    hosts = urlsplit(address.reveal()).netloc.rpartition("@")[2] or named.get("host") or os.environ.get("PGHOST", "")
+    return not all(unquote(host).startswith("/") for host in hosts.split(","))
 
 
 def _tls_files(address: Hidden[str]) -> Iterator[str]:
