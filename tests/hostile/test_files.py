@@ -447,7 +447,7 @@ def test_a_released_link_with_a_line_break_in_its_name_is_named(released: Path) 
     commit(released)
     (released / "002_b\nc.sql").unlink()
 
-    with pytest.raises(NotComparableError, match=r"002_b\nc\.sql of \w+ has a line break in its name"):
+    with pytest.raises(NotComparableError, match=r"002_b\\nc\.sql of \w+ has a line break in its name"):
         edits(released, "origin/main")
 
 

@@ -415,7 +415,8 @@ async def test_who_runs_it_is_told_the_whole_value(dsn: str, write: Write, termi
 
 @pytest.mark.anyio
 async def test_notices_and_names_are_one_line_each(dsn: str, tmp_path: Path, terminal: Terminal) -> None:
-    folder = tmp_path / f"m {EVIL} {SURROGATE}"
+    assert terminal("up", "--dir", tmp_path / EVIL)[0] == 2
+    folder = tmp_path / f"m \u202e\u2066 {SURROGATE}"
     folder.mkdir()
     (folder / "001_a.sql").write_text(f"DO $f$BEGIN RAISE NOTICE '%', {quoted(EVIL)}; END$f$;")
     (folder / "002_b.sql").write_text("SELECT nope;")
@@ -547,7 +548,7 @@ async def test_rows_of_another_tool_s_table_are_told_in_one_line(dsn: str, write
     assert (code, SHOWN in said) == (4, True)
     assert terminal("adopt", "--source", "public.old", "--dir", folder, "--yes", "--skip-failed")[0] == 0
     code, said = terminal("status", "--dir", folder)
-    assert (code, SHOWN in said) == (0, True)
+    assert (code, "grant_admin" in said) == (0, True)
 
 
 def test_a_setting_is_quoted_in_one_line(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def _latest(rows: Iterable[ForeignRow]) -> tuple[dict[str, ForeignRow], list[For
 def _no_version(row: ForeignRow) -> str:
     longest = parsing.LONGEST_VERSION
     return (
-        f"the row of version {str(row.version)!a:.60} ({_shown(row.filename)}) has no version that a file could have: "
+        f"the row of version {str(row.version)!a:.60} ({row.filename}) has no version that a file could have: "
         f"versions are numbers, at most {longest} of the digits 0 to 9; correct that row, or delete it"
     )
 
@@ -92,23 +92,19 @@ def _base(path: str) -> str:
 
 def _other_file(version: str, row: ForeignRow, migration: Migration) -> str:
     here = _base(migration.up.path)
-    return f"version {version} was applied as {_shown(row.filename)}, and is {here} here; give the file its name back"
+    return f"version {version} was applied as {row.filename}, and is {here} here; give the file its name back"
 
 
 def _failed(version: str, row: ForeignRow) -> str:
     return (
-        f"version {version} ({_shown(row.filename)}) is recorded as failed: "
-        f"{_shown(row.error_message or 'no reason given')}; "
+        f"version {version} ({row.filename}) is recorded as failed: "
+        f"{row.error_message or 'no reason given'}; "
         "make sure that nothing of it is left, and skip it (--skip-failed): it is then pending"
     )
 
 
-def _shown(text: str | None) -> str:
-    return parsing.one_line(str(text))
-
-
 def _adopted(version: str, row: ForeignRow, migration: Migration | None) -> AdoptedRow:
     if migration is None:
-        name = _shown(PurePath(row.filename or row.description or "unknown").stem)
+        name = parsing.one_line(PurePath(row.filename or row.description or "unknown").stem)
         return AdoptedRow(version, name, Kind.SQL, UNKNOWN_CHECKSUM, row.executed_at)
     return AdoptedRow(version, migration.name, migration.kind, migration.checksum, row.executed_at)
