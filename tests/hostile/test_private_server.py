@@ -385,11 +385,13 @@ def test_the_demos_server_is_closed_to_other_users_and_its_password_is_in_no_com
             inherited_nothing(server)
             with_password = set()
             while process.poll() is None:
-                with_password |= {each for each in command_lines() if re.search(r"postgres:[^@/\0]+@", each)}
+                with_password |= {each for each in command_lines(name) if re.search(r"postgres:[^@/\0]+@", each)}
             assert (process.wait(), with_password) == (0, set())
 
 
-def command_lines() -> Iterator[str]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def command_lines(folder: str) -> Iterator[str]:
+    """Yield those of the processes that have the folder for their temporary files: the demo's, and all that it starts."""
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            yield path.read_text(errors="replace")
+            if f"TMPDIR={folder}\0" in (path / "environ").read_text(errors="replace"):
+                yield (path / "cmdline").read_text(errors="replace")
