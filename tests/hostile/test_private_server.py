@@ -390,7 +390,7 @@ def test_the_demos_server_is_closed_to_other_users_and_its_password_is_in_no_com
 
 
 def command_lines(folder: str) -> Iterator[str]:
-    """Yield those of the processes that have the folder for their temporary files: the demo's, and all that it starts."""
+    """Yield those of the processes whose temporary files are in the folder: the demo and all that it starts."""
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"TMPDIR={folder}\0" in (path / "environ").read_text(errors="replace"):
