@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pgratchet import BudgetExceededError, ForeignTableError, Migrator
+from pgratchet.core.model import State
 from pgratchet.postgres.history import COLUMNS
 from pgratchet.postgres.temporary import through_races
 from tests.shadows import has_sprung
@@ -297,6 +298,26 @@ async def test_readers_may_look_at_a_table_of_anybody(dsn: str, write: Write) ->
         reader = Migrator(as_role(dsn, f"{prefix}_login"), folder)
         for look in (reader.check, reader.wait, reader.status):
             await look()
+
+
+@pytest.mark.parametrize("style", ["SQL, DMY", "German", "Postgres, MDY"])
+async def test_a_datestyle_keeps_nobody_from_reading(dsn: str, write: Write, style: str) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        reader = Migrator(as_role(dsn, f"{prefix}_login"), folder)
+        await tell(
+            dsn, f"GRANT SELECT ON {HISTORY} TO {prefix}_login; ALTER ROLE {prefix}_login SET DateStyle = '{style}'"
+        )
+        (entry,) = await reader.status()
+        assert entry.applied is not None
+        assert entry.applied.finished_at is not None
+
+        await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other")
+        for look in (reader.check, reader.wait):
+            await look()
+        (entry,) = await reader.status()
+        assert (entry.state, entry.applied and entry.applied.finished_at) == (State.APPLIED, None)
 
 
 async def test_a_partitioned_history_of_ours_is_read_and_written(dsn: str, write: Write) -> None:

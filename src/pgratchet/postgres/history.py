@@ -120,13 +120,19 @@ class History(NamedTuple):
         try:
             async with self._reading(connection):
                 rows = await own.copied(connection, self.table, READ, patience)
-            return tuple(_applied(_values(row), self.table) for row in rows)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-        except (asyncpg.WrongObjectTypeError, ValueError):
-            # A partitioned table has no rows of its own to copy, and not every DateStyle can be read.
+        except asyncpg.WrongObjectTypeError:
+            # A partitioned table has no rows of its own to copy.
             await self._refuse_unsafe(connection)
             return await self._select(connection, "", (), patience)
+        try:
+            return tuple(_applied(_values(row), self.table) for row in rows)
+        except ValueError:
+            # Not every DateStyle can be read back.
+            if await self.is_safe(connection):
+                return await self._select(connection, "", (), patience)
+        return tuple(_applied(_undated(row), self.table) for row in rows)
 
     async def read_some(
         self, connection: Connection, versions: Sequence[str], patience: float | None = None
@@ -343,6 +349,16 @@ def _values(fields: list[str | None]) -> list[Any]:
         for at in places:
             if (text := fields[at]) is not None:
                 values[at] = read(text)
+    return values
+
+
+def _undated(fields: list[Any]) -> list[Any]:
+    """Return the same without what is no number or no date, as in a table of somebody whom the run does not trust."""
+    values = list(fields)
+    for at in _MOMENTS:
+        values[at] = None
+    for at in _INTEGERS:
+        values[at] = int(fields[at]) if str(fields[at]).isdecimal() else 0
     return values
 
 
