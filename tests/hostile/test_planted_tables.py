@@ -54,6 +54,8 @@ TABLES = {
     "a composite type": "CREATE TYPE public.mine AS (a text);"
     + TABLE.replace("error pg_catalog.text", "error public.mine"),
     "numbers for versions": TABLE.replace("version pg_catalog.text", "version int"),
+    "texts for numbers": TABLE.replace("statements_done pg_catalog.int4 NOT NULL DEFAULT 0", "statements_done text")
+    + ROW.replace("(version", "(statements_done, version").replace("('7'", "('many', '7'").replace("applied", "failed"),
     "a trigger": TABLE
     + TRIGGER
     + f"CREATE TRIGGER t BEFORE INSERT ON {HISTORY} FOR EACH ROW EXECUTE FUNCTION public.spring();",
