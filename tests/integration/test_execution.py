@@ -21,6 +21,7 @@ from tests.support import (
     history,
     states,
     tell,
+    without_tls,
 )
 
 pytestmark = pytest.mark.anyio
@@ -234,7 +235,7 @@ class TestWhatWasFinished:
         async with connected(lazy) as connection, connected(lazy) as other:
             await other.execute("BEGIN; LOCK TABLE busy")
             with anyio.fail_after(10), pytest.raises(BudgetExceededError):
-                await Migrator(lazy, folder, lock_timeout=0.05, budget=0.2).up()
+                await Migrator(without_tls(lazy), folder, lock_timeout=0.05, budget=0.2).up()
             assert await connection.fetchval(self.FLUSHED, 3)
 
 
