@@ -55,7 +55,7 @@ async def _take_over(  # noqa: PLR0913 - two tables, the files, and how
     dry_run: bool,
     skip_failed: bool,
 ) -> Adoption:
-    foreign = await History(source).read_foreign(connection)
+    foreign = await history._replace(table=source).read_foreign(connection)
     recorded = {row.version for row in await history.read(connection)}
     takeover = take_over(foreign, migrations, recorded, skip_failed=skip_failed)
     if not dry_run:

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime
 
 from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
@@ -48,10 +47,10 @@ class Run:
         self._records = lock.records(settings.table, self._by)
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._history = settings.history
-        self._old_failures: dict[str, datetime | None] | None = None
-        self._told: dict[str, datetime | None] = {}
+        self._old_failures: dict[str, str | None] | None = None
+        self._told: dict[str, str | None] = {}
         self._rows: dict[str, AppliedMigration] = {}
-        self._safe = False
+        self._safe: bool | None = None
 
     async def up(self, to: str | None = None) -> None:
         """Have everything up to `to` applied, by this run or meanwhile by another one."""
@@ -116,8 +115,8 @@ class Run:
 
     def _tell_failures(self, rows: Iterable[AppliedMigration]) -> None:
         for row in rows:
-            if row.state is RecordState.FAILED and self._told.get(row.version) != row.finished_at:
-                self._told[row.version] = row.finished_at
+            if row.state is RecordState.FAILED and self._told.get(row.version, "") != row.token:
+                self._told[row.version] = row.token
                 _log.warning("%s %s failed: %s; waiting for it to be mended", row.version, row.name, row.error)
 
     async def look(self, connection: Connection) -> tuple[Entry, ...]:
@@ -125,7 +124,7 @@ class Run:
         self._rows = {row.version: row for row in await self._read(connection)}
         entries = self._tell_look()
         if self._old_failures is None:
-            self._old_failures = {row.version: row.finished_at for row in planning.failures(entries)}
+            self._old_failures = {row.version: row.token for row in planning.failures(entries)}
         settings = self._settings
         for warning in judging.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
             _log.warning("%s", warning)
@@ -138,7 +137,8 @@ class Run:
 
     async def _follow(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
         """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
-        self._safe = self._safe or await self._history.is_safe(connection)
+        if self._safe is None:
+            self._safe = await self._history.is_safe(connection)
         rows = await self._read(connection, versions if self._safe else None)
         rows = tuple(row for row in rows if row.version in versions)
         if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
@@ -288,7 +288,7 @@ class Run:
             migration = self._migrations.get(row.version)
             if migration is None or row.state is not RecordState.FAILED or row.checksum != migration.checksum:
                 continue
-            if row.version not in old or old[row.version] != row.finished_at:
+            if row.version not in old or old[row.version] != row.token:
                 message = f"{row.error} (in another runner: {row.applied_by})"
                 failure = Failure(row.version, row.name, Direction.UP, migration.up.path, message)
                 raise MigrationFailedError(failure, self.progress.finished)

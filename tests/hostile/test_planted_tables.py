@@ -1,12 +1,13 @@
 """What an ordinary role makes under the history's name, or attaches to it, runs no code as whoever migrates."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import anyio
 import pytest
 
-from pgratchet import BudgetExceededError, ForeignTableError, Migrator
+from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError
 from pgratchet.core.model import State
 from pgratchet.postgres.history import COLUMNS
 from pgratchet.postgres.temporary import through_races
@@ -109,7 +110,8 @@ async def test_what_is_no_table_of_ours_is_refused_and_runs_nothing(dsn: str, wr
         await tell(her, f"{planted}; {GRANT}; {OPERATOR}")
         migrator = Migrator(dsn, folder, budget=5)
         for look in (migrator.status, migrator.check, migrator.plan, migrator.wait, migrator.up, migrator.down):
-            with pytest.raises(ForeignTableError, match="schema_migrations"):
+            # PostgreSQL 18 copies the rows of a materialized view, too, which runs nothing.
+            with pytest.raises((ForeignTableError, ServerError), match="schema_migrations|state 'None'"):
                 await look()
 
         assert not await has_run(dsn)
@@ -133,17 +135,64 @@ async def test_a_table_of_hers_is_not_written_and_runs_nothing_where_it_is_read(
     assert [step.version for step in await migrator.up()] == ["1"]
 
 
-async def test_a_partitioned_table_of_hers_is_not_read(dsn: str, write: Write) -> None:
+async def test_a_partitioned_table_of_hers_is_not_written_and_runs_nothing_where_it_is_read(
+    dsn: str, write: Write
+) -> None:
     folder = write(FILES)
     async with mallory(dsn) as her:
-        await tell(her, f"{PARTITIONED}; {UNSPRUNG}")
+        await tell(
+            her,
+            f"{PARTITIONED}; {TRUTH.replace('spring', 'truth', 1)}; CREATE INDEX i ON {HISTORY} (name) WHERE truth()",
+        )
+        await tell(her, UNSPRUNG)
         migrator = Migrator(dsn, folder, budget=5)
-        for look in (migrator.status, migrator.check, migrator.wait, migrator.up):
+        await migrator.status()
+        for change in (migrator.up, migrator.down):
             with pytest.raises(ForeignTableError, match="--trusted-owner role_"):
-                await look()
+                await change()
 
         assert not await has_run(dsn)
     assert [step.version for step in await migrator.up()] == ["1"]
+
+
+async def test_a_view_that_takes_a_tables_place_and_leaves_it_again_runs_nothing(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        view = NO_TABLES["a view that is folded while it is planned"].replace("schema_migrations", "hidden")
+        await tell(her, f"{view}; {UNSPRUNG}")
+        name = await ask(her, "SELECT current_user::text")
+        async with connected(her) as swapping, anyio.create_task_group() as tasks:
+
+            async def swap() -> None:
+                while True:
+                    await swapping.execute("ALTER VIEW public.hidden RENAME TO schema_migrations")
+                    await swapping.execute("ALTER VIEW public.schema_migrations RENAME TO hidden")
+
+            tasks.start_soon(swap)
+            for _ in range(200):
+                with suppress(ForeignTableError):
+                    await Migrator(dsn, folder).status()
+            tasks.cancel_scope.cancel()
+
+        assert not await has_run(dsn), name
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
+
+
+async def test_who_has_made_a_role_does_not_trust_it_by_that(dsn: str, write: Write) -> None:
+    # Since PostgreSQL 16 a role is a member of those that it makes, which lets it act as none of them.
+    folder = write(FILES)
+    async with roles(dsn) as prefix:
+        login = as_role(dsn, f"{prefix}_login")
+        await tell(dsn, f"ALTER ROLE {prefix}_login CREATEROLE")
+        await tell(login, f"CREATE ROLE {prefix}_made LOGIN PASSWORD '{PASSWORD}'")
+        await tell(dsn, f"GRANT ALL ON SCHEMA public TO {prefix}_made")
+        try:
+            await tell(as_role(dsn, f"{prefix}_made"), f"{TABLES['nothing else']} GRANT ALL ON {HISTORY} TO PUBLIC")
+            with pytest.raises(ForeignTableError, match=f"--trusted-owner {prefix}_made"):
+                await Migrator(login, folder, budget=5).up()
+        finally:
+            await tell(dsn, f"DROP OWNED BY {prefix}_made CASCADE; DROP ROLE {prefix}_made")
+        assert [step.version for step in await Migrator(login, folder, budget=5).up()] == ["1"]
 
 
 async def test_who_waits_for_a_table_of_hers_runs_nothing(dsn: str, write: Write) -> None:
@@ -183,6 +232,10 @@ ATTACHED = {
         "ALTER TABLE {table} ADD CHECK (name OPERATOR(public.===) '') NOT VALID",
     ),
     "a domain": ("CREATE DOMAIN public.mine AS text", "ALTER TABLE {table} ADD COLUMN more public.mine"),
+    "a table that refers to it": (
+        "CREATE TABLE public.child (version text)",
+        "ALTER TABLE public.child ADD FOREIGN KEY (version) REFERENCES {table} ON DELETE CASCADE",
+    ),
     "a child": (TEXT, "CREATE TABLE public.child () INHERITS ({table}); ALTER TABLE public.child OWNER TO {her}"),
 }
 
@@ -292,6 +345,21 @@ async def test_a_table_of_an_ordinary_role_is_written_only_where_it_is_named_as_
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
 
+async def test_readers_may_look_at_a_partitioned_table_of_anybody(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await tell(dsn, TABLE.replace(");", ") PARTITION BY LIST (version);"))
+    await tell(dsn, f"CREATE TABLE public.part PARTITION OF {HISTORY} DEFAULT")
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(
+            dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other; ALTER TABLE public.part OWNER TO {prefix}_other"
+        )
+        await tell(dsn, f"GRANT SELECT ON {HISTORY}, public.part TO {prefix}_login")
+        reader = Migrator(as_role(dsn, f"{prefix}_login"), folder)
+        for look in (reader.check, reader.wait, reader.status):
+            await look()
+
+
 async def test_readers_may_look_at_a_table_of_anybody(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "SELECT 1"})
     await Migrator(dsn, folder).up()
@@ -339,6 +407,21 @@ async def test_another_tools_view_is_not_adopted_from(dsn: str, write: Write) ->
             with pytest.raises(ForeignTableError, match="old is a view"):
                 await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
         assert not await has_run(dsn)
+
+
+async def test_another_tools_table_of_hers_is_not_adopted_from(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    columns = "version int, description text, filename text, executed_at timestamptz, success bool, error_message text"
+    index = f"{FOLDED} CREATE INDEX i ON public.old ((public.spring()))"
+    async with mallory(dsn) as her:
+        await tell(her, f"CREATE TABLE public.old ({columns}); {index}; {UNSPRUNG}")
+        name = await ask(her, "SELECT current_user::text")
+        for dry_run in (True, False):
+            with pytest.raises(ForeignTableError, match=f"--trusted-owner {name}"):
+                await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
+        assert not await has_run(dsn)
+        await tell(her, "DROP INDEX i")
+        await Migrator(dsn, folder, trusted_owners=[name]).adopt("public.old", dry_run=False)
 
 
 async def test_another_tools_table_with_a_type_of_hers_is_not_adopted_from(dsn: str, write: Write) -> None:

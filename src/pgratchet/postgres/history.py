@@ -55,6 +55,9 @@ READ = AppliedMigration._fields
 _VERSION, _STATE = READ.index("version"), READ.index("state")
 _INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
 _MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
+_DIGITS = 10
+"""More than an integer of the server has."""
+_REQUIRED = [READ.index(name) for name, column in COLUMNS.items() if column == Column(_TEXT, "NOT NULL")]
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -93,6 +96,14 @@ WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
 MOST_SHOWN = 40
 """Characters of a version that is none."""
 
+_LEAVES = f"""
+SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) p
+JOIN pg_catalog.pg_class c ON c.oid {EQ} p.relid::pg_catalog.oid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE p.isleaf
+"""
+
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
 
@@ -123,16 +134,29 @@ class History(NamedTuple):
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
         except asyncpg.WrongObjectTypeError:
-            # A partitioned table has no rows of its own to copy.
-            await self._refuse_unsafe(connection)
-            return await self._select(connection, "", (), patience)
+            rows = await self._parts(connection, patience)
         try:
             return tuple(_applied(_values(row), self.table) for row in rows)
         except ValueError:
-            # Not every DateStyle can be read back.
+            # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
             if await self.is_safe(connection):
                 return await self._select(connection, "", (), patience)
         return tuple(_applied(_undated(row), self.table) for row in rows)
+
+    async def _parts(self, connection: Connection, patience: float | None) -> list[list[str | None]]:
+        """Return the rows of a partitioned table, which COPY takes from its partitions only.
+
+        Raises ForeignTableError for what is none.
+        """
+        kind, columns = await self._relation(connection)
+        if kind != "p":
+            raise ForeignTableError(self._described(kind, columns))
+        leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
+        rows = []
+        for schema, name in leaves:
+            async with self._reading(connection):
+                rows += await own.copied(connection, Table(schema, name), READ, patience)
+        return rows
 
     async def read_some(
         self, connection: Connection, versions: Sequence[str], patience: float | None = None
@@ -191,10 +215,10 @@ class History(NamedTuple):
                 budget.spend(time.monotonic() - began)
                 await budget.poll(str(error))
 
-    async def is_safe(self, connection: Connection) -> bool:
-        """Say whether the table is there, and nobody could run code in whoever uses it but those that a run trusts."""
+    async def is_safe(self, connection: Connection) -> bool | None:
+        """Say whether nobody could run code in whoever uses the table but those that a run trusts; None without one."""
         found = await trust.inspect(connection, self.table, self.owner, self.trusted)
-        return found.kind in _TABLES and not found.strange
+        return None if found.kind is None else found.kind in _TABLES and not found.strange
 
     async def _refuse_unsafe(self, connection: Connection) -> trust.Inspection:
         """Return what there is to know of the table; raises ForeignTableError where it is none, or is not safe."""
@@ -219,7 +243,7 @@ class History(NamedTuple):
     def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
         owners = sorted({owner for _, owner in strange})
         return (
-            f"the history {self.table} is not safe to use: "
+            f"the table {self.table} is not safe to use: "
             + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
             + ", whose code would run with the rights of this run. If that is meant to be, name the role as trusted: "
             + " ".join(f"--trusted-owner {owner}" for owner in owners)
@@ -304,6 +328,7 @@ class History(NamedTuple):
             kind, columns = await self._relation(connection)
             if kind not in _TABLES or not columns.issuperset(ForeignRow._fields):
                 raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
+            await self._refuse_unsafe(connection)
             with self._dates():
                 rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
@@ -358,7 +383,7 @@ def _undated(fields: list[Any]) -> list[Any]:
     for at in _MOMENTS:
         values[at] = None
     for at in _INTEGERS:
-        values[at] = int(fields[at]) if str(fields[at]).isdecimal() else 0
+        values[at] = int(fields[at]) if str(fields[at]).isdecimal() and len(str(fields[at])) < _DIGITS else 0
     return values
 
 
@@ -372,6 +397,9 @@ def _applied(values: list[Any], table: Table) -> AppliedMigration:
             f"version {values[_VERSION]} is in state '{values[_STATE]}', which this release of pgratchet does not know"
         )
     values[_STATE] = state
+    for at in _REQUIRED:
+        # In a table of somebody else's anything may be missing.
+        values[at] = values[at] or ""
     return AppliedMigration._make(values)
 
 

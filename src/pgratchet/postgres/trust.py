@@ -9,6 +9,13 @@ from pgratchet.postgres.sql import EQ, Table
 
 _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
 
+# A membership that lets nobody act as the role is none: since PostgreSQL 16 whoever creates a role is a member of that
+# kind, and before that the columns are not there.
+_ACTING = (
+    f"(COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'set_option', 'true') {EQ} 'true' "
+    f"OR COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'inherit_option', 'true') {EQ} 'true')"
+)
+
 # Trusted is who could do as much without the table: the roles that the run works as, or is really a member of, the
 # owners of the schema and of the database, and who may become one of all these; superusers; the roles in $4. Not by
 # pg_has_role(), which says that a superuser is a member of every role.
@@ -21,7 +28,7 @@ WITH RECURSIVE relation AS (
 ), above AS (
     SELECT oid FROM runner
     UNION
-    SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN above ON m.member {EQ} above.oid
+    SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN above ON m.member {EQ} above.oid WHERE {_ACTING}
 ), below AS (
     SELECT oid FROM runner
     UNION
@@ -29,7 +36,7 @@ WITH RECURSIVE relation AS (
     UNION
     SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database()
     UNION
-    SELECT m.member FROM pg_catalog.pg_auth_members m JOIN below ON m.roleid {EQ} below.oid
+    SELECT m.member FROM pg_catalog.pg_auth_members m JOIN below ON m.roleid {EQ} below.oid WHERE {_ACTING}
 ), trusted AS (
     SELECT oid FROM above
     UNION
@@ -70,6 +77,11 @@ WITH RECURSIVE relation AS (
 ), owned (class, id, owner) AS (
     SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, c.oid, c.relowner
     FROM pg_catalog.pg_class c JOIN tree ON c.oid {EQ} tree.oid
+    UNION ALL
+    -- What a foreign key does there fires triggers of that table, up to PostgreSQL 17 with our rights.
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, c.relowner
+    FROM pg_catalog.pg_constraint k JOIN tree ON k.confrelid {EQ} tree.oid
+    JOIN pg_catalog.pg_class c ON c.oid {EQ} k.conrelid
     UNION ALL
     SELECT u.class, u.id, p.proowner FROM used u JOIN pg_catalog.pg_proc p
     ON u.class {EQ} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} p.oid
