@@ -1,6 +1,7 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -34,7 +35,10 @@ pytestmark = pytest.mark.anyio
 HERD = 50
 RELEASED_WITHIN = 0.5
 ROUNDS = 10
-"""A convoy would take many times as long in each of them; a busy machine does not in all."""
+"""A convoy would take many times as long in each of them; a busy machine does not in all.
+
+What the machine needs at that moment for as many to connect and look, waiting for nobody, is taken off.
+"""
 
 
 async def test_fifty_waiters_all_go_on_within_half_a_second_of_the_last_commit(dsn: str, write: Write) -> None:
@@ -57,7 +61,12 @@ async def test_fifty_waiters_all_go_on_within_half_a_second_of_the_last_commit(d
             await waiters(dsn, HERD)
             await closed.open()
         assert len(returned) == HERD
-        delays.append((max(returned) - (await history(dsn))[str(number)]["finished_at"]).total_seconds())
+        delay = (max(returned) - (await history(dsn))[str(number)]["finished_at"]).total_seconds()
+        began = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(HERD):
+                tasks.start_soon(Migrator(dsn, folder).check)
+        delays.append(delay - (time.monotonic() - began))
         if delays[-1] < RELEASED_WITHIN:
             break
     assert min(delays) < RELEASED_WITHIN, delays

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -31,6 +32,9 @@ _BLOCKERS = (
     f"UNION ALL SELECT l.pid FROM {HOLDERS} AND $3 IS NULL) AS w)"
 )
 
+LONGEST_CONNECTING = 1.0
+"""Seconds that a step which is done may have to wait for the second session, that looks who blocks, to connect."""
+
 QUERY_CHARACTERS = 100
 """How much of a blocker's query is told."""
 
@@ -52,7 +56,7 @@ class Blockers:
         """Look until cancelled. What goes wrong here is logged, and disturbs nobody."""
         await anyio.sleep(self.every)
         try:
-            async with open_session(self.connect) as connection:
+            async with open_session(partial(_unhurried, self.connect)) as connection:
                 try:
                     while True:
                         await self._look(connection)
@@ -68,6 +72,15 @@ class Blockers:
         if seen := told(rows):
             self.seen = seen
             _log.warning("waiting for a lock held by %s", seen)
+
+
+async def _unhurried(connect: Connect) -> Connection:
+    """Return a connection, also where the caller is cancelled meanwhile, after `LONGEST_CONNECTING` at the latest.
+
+    A cancelled asyncpg.connect() may leave a future behind, of which asyncio then logs that nobody has looked at it.
+    """
+    with anyio.fail_after(LONGEST_CONNECTING, shield=True):
+        return await connect()
 
 
 def told(rows: Iterable[asyncpg.Record]) -> str:
