@@ -21,6 +21,7 @@ _MARKS = '"«»„“”「」'
 _VALUE = re.compile(f"['\u2018\u2019:\uff1a({_MARKS}]|(?<!\\$)\\b\\d")
 _QUOTED = re.compile(f"[{_MARKS}]([^{_MARKS}]*)[{_MARKS}]")
 _ALL_QUOTED = re.compile(f"[{_MARKS}].*[{_MARKS}]|[{_MARKS}].*", re.DOTALL)
+_NUMBER = re.compile(r"\b\d[\d.]*")
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -56,6 +57,7 @@ def _of_server(failure: Failure, error: asyncpg.PostgresError, source: str) -> s
         return _VALUE.split(message, maxsplit=1)[0].strip()
     names = (error.schema_name, error.table_name, error.column_name, error.constraint_name, error.data_type_name)
     known = "\n".join([source, *filter(None, names)])
+    message = _NUMBER.sub(lambda found: found[0] if found[0] in known else "...", message)
     words, rest = _QUOTED.findall(message), _QUOTED.sub("", message)
     if all(word.strip() in known for word in words) and not _ALL_QUOTED.search(rest):
         return message
