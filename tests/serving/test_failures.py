@@ -21,7 +21,8 @@ EXIT = {
     "gunicorn --workers": {1, 3},
     "gunicorn -k uvicorn_worker": {1, 3},
     "hypercorn": {3},
-    "hypercorn --workers": {0},
+    # -SIGTERM as a byte, where hypercorn ends its other worker before that has a handler.
+    "hypercorn --workers": {0, 241},
     "granian --workers": {1},
 }
 """Exit codes where `on_failure` is sys.exit(3)."""
