@@ -57,7 +57,7 @@ _INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
 _MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
 _DIGITS = 10
 """More than an integer of the server has."""
-_REQUIRED = [READ.index(name) for name, column in COLUMNS.items() if column == Column(_TEXT, "NOT NULL")]
+_NAME, _KIND, _CHECKSUM = map(READ.index, ("name", "kind", "checksum"))
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -370,10 +370,12 @@ class History(NamedTuple):
 def _values(fields: list[str | None]) -> list[Any]:
     """Return a row of texts as a row of values; raises ValueError where a text is not as our own sessions have it."""
     values: list[Any] = fields
-    for places, read in ((_INTEGERS, int), (_MOMENTS, datetime.fromisoformat)):
-        for at in places:
-            if (text := fields[at]) is not None:
-                values[at] = read(text)
+    for at in _INTEGERS:
+        if (text := fields[at]) is not None:
+            values[at] = int(text)
+    for at in _MOMENTS:
+        if (text := fields[at]) is not None:
+            values[at] = datetime.fromisoformat(text)
     return values
 
 
@@ -397,9 +399,10 @@ def _applied(values: list[Any], table: Table) -> AppliedMigration:
             f"version {values[_VERSION]} is in state '{values[_STATE]}', which this release of pgratchet does not know"
         )
     values[_STATE] = state
-    for at in _REQUIRED:
+    if not (values[_NAME] and values[_KIND] and values[_CHECKSUM]):
         # In a table of somebody else's anything may be missing.
-        values[at] = values[at] or ""
+        for at in (_NAME, _KIND, _CHECKSUM):
+            values[at] = values[at] or ""
     return AppliedMigration._make(values)
 
 
