@@ -33,7 +33,7 @@ class Stream(io.TextIOWrapper):
 
     def _drop(self, error: OSError | ValueError) -> None:
         self.trouble = self.trouble or error
-        # What is left in buffers would fail again at the interpreter's end, and replace the exit code.
+        # A rest in the buffers would fail again at the interpreter's end, and replace the exit code.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())

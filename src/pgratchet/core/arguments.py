@@ -1,4 +1,4 @@
-"""What arguments may be: names that a person sees as they are, and durations that the server takes."""
+"""Checks of arguments: names without unseen characters, and durations that the server takes."""
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.printing import UNSEEN
@@ -61,7 +61,7 @@ def _named(character: str | None) -> str:
 
 
 def _shown(text: str) -> str:
-    # What was given in a DSN's place, or a DSN in its place, may hold a password.
+    # The text may be a DSN that was given in the wrong place, and hold a password.
     return "..." if "://" in text or "=" in text else "".join(map(_escaped, text))
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 _URL = re.compile(r"\w://|\bpostgres\w*(?:\+\w+)?:/(?!/)")
 _EXAMPLE = "user:password@"
-"""What stands behind the scheme in our own messages: no secret."""
+"""The part of our own messages that looks like a user and a password, and is no secret."""
 _NAME_ENDS = re.compile(r"[@:]")
 _HOST = re.compile(r"[^\s'\"]*")
 # Where its end is in doubt it goes on to the end: quotes and backslashes may have been quoted again, and what is not
@@ -64,7 +64,7 @@ class FramesForgotten(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What was being handled before is a part of the chain, and the caller's.
+        # An exception that was handled before the block is part of the chain, and belongs to the caller.
         seen = {id(self._handled), id(None)}
         found = [error]
         while found:

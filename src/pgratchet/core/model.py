@@ -236,7 +236,7 @@ class Finished(NamedTuple):
 
 
 class ForeignRow(NamedTuple):
-    """What a home-made runner has written down about one file; nobody promises how it has written the version."""
+    """A home-made runner's row about one file; its version may be written in any way."""
 
     version: int | str | None
     description: str | None

@@ -17,7 +17,7 @@ UNSEEN = _VARIATIONS | frozenset(
     "\N{COMBINING GRAPHEME JOINER}\N{HANGUL CHOSEONG FILLER}\N{HANGUL JUNGSEONG FILLER}\N{HANGUL FILLER}"
     "\N{HALFWIDTH HANGUL FILLER}\N{KHMER VOWEL INHERENT AQ}\N{KHMER VOWEL INHERENT AA}\N{BRAILLE PATTERN BLANK}"
 )
-"""What str.isprintable() takes for printable, without a shape of its own."""
+"""Characters without a shape of their own that str.isprintable() accepts."""
 
 _JOINER = "\N{ZERO WIDTH JOINER}"
 _SURROGATE = re.compile("[\ud800-\udfff]")

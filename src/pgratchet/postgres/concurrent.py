@@ -140,7 +140,7 @@ class _Run:
             await self._wire.roll_back("")
             if tries is not None and (isinstance(error, _REFUSALS) or tries.may_pass(error)):
                 return error
-            # What was made of a session again is compared with what it was, behind the last such statement.
+            # The session that was set up again is compared with the recorded one after the last such statement.
             if isinstance(error, UnreadableError) and (tries is None or await self._is_counted(message)):
                 return None
             raised = self._records.raised(error)

@@ -33,11 +33,6 @@ class Guard(StrEnum):
     LOCK = "the lock is not held any more"
     ROW = "the history row is not as this run has written it"
 
-    @property
-    def is_fence(self) -> bool:
-        """Whether something has broken the bounds of a migration."""
-        return self in (Guard.LOCK, Guard.ROW)
-
 
 INVALID_TEXT_REPRESENTATION = "22P02"
 
