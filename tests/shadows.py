@@ -46,6 +46,7 @@ WITHOUT_EXPRESSIONS = (
         "CLOSE ALL",
         "COMMENT ON",
         "COMMIT",
+        "COPY ",
         "CREATE DATABASE",
         "CREATE SCHEMA",
         "DEALLOCATE ALL",
@@ -108,7 +109,7 @@ class Statements:
             return through
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("fetch", "fetchrow", "fetchval", "executemany"):
+            for name in ("copied", "fetch", "fetchrow", "fetchval", "executemany"):
                 patch.setattr(own, name, noting(getattr(own, name)))
             patch.setattr(own, "execute", noting(execute))
             patch.setattr(Wire, "send", sending(Wire.send))

@@ -29,7 +29,7 @@ async def adopt(
         frames.refuse_useless(facts)
         history = settings.history._replace(table=table)
         async with lock.exclusively(connection, key, budget, settings.owner):
-            await history.ensure(connection, settings.readers_of(facts.login), budget)
+            await history.hold(connection, settings.readers_of(facts.login), budget)
             return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
 
 

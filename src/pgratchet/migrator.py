@@ -23,7 +23,6 @@ from pgratchet.directory import Location
 from pgratchet.layouts import own
 from pgratchet.postgres import sql
 from pgratchet.postgres.budget import Budget
-from pgratchet.postgres.history import History
 from pgratchet.postgres.limits import Limits
 from pgratchet.postgres.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.sql import Table
@@ -186,7 +185,7 @@ class Migrator:
 
         async def check(run: Run) -> None:
             async with open_session(self._settings.connect) as connection:
-                if behind := planning.missing(await run.look(connection)):
+                if behind := planning.missing(await run.look(connection, anybodys=True)):
                     raise BehindError(behind)
 
         await self._work(check, self._course.looking())
@@ -196,7 +195,7 @@ class Migrator:
         to = discreet(to)
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
-            entries = await run.look(connection)
+            entries = await run.look(connection, anybodys=True)
         plan = planning.plan_up(entries, _version(to))
         return plan._replace(warnings=judging.judge(entries, allow_late=True))
 
@@ -204,7 +203,7 @@ class Migrator:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
         catalogue = await self._read()
         async with open_session(self._settings.connect) as connection:
-            history = await History(self._settings.table).read(connection)
+            history = await self._settings.history.read(connection)
         return planning.compare(catalogue.migrations, history)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:

@@ -28,7 +28,7 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         async with lock.exclusively(connection, key, budget, settings.owner):
             facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
-            await history.ensure(connection, settings.readers_of(facts.login), budget)
+            await history.hold(connection, settings.readers_of(facts.login), budget)
             entry = await _entry(connection, history, catalogue, judgement.version, budget)
             await _record(connection, settings, entry, judgement, facts)
             return await _entry(connection, history, catalogue, judgement.version, budget)

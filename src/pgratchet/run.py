@@ -24,6 +24,7 @@ from pgratchet.core.model import (
 from pgratchet.postgres import lock
 from pgratchet.postgres.budget import TELL_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.progress import Progress
+from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
 from pgratchet.settings import Held, Settings
 
@@ -103,7 +104,7 @@ class Run:
 
         async def work(connection: Connection) -> None:
             often = Interval(TELL_EVERY)
-            while missing := planning.missing(await self.look(connection)):
+            while missing := planning.missing(await self.look(connection, anybodys=True)):
                 whom = f"somebody to apply {', '.join(missing)}"
                 while not _all_applied(missing, rows := await self._follow(connection, missing)):
                     self._tell_failures(rows)
@@ -119,9 +120,13 @@ class Run:
                 self._told[row.version] = row.token
                 _log.warning("%s %s failed: %s; waiting for it to be mended", row.version, row.name, row.error)
 
-    async def look(self, connection: Connection) -> tuple[Entry, ...]:
-        """Return what files and history say; raises HistoryError where they disagree."""
-        self._rows = {row.version: row for row in await self._read(connection)}
+    async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:
+        """Return what files and history say; raises HistoryError where they disagree.
+
+        ForeignTableError where the history belongs to a role that is not trusted, unless it may be `anybodys`.
+        """
+        rows = await self._history.read_patiently(connection, self._budget, anybodys=anybodys)
+        self._rows = {row.version: row for row in rows}
         entries = self._tell_look()
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in planning.failures(entries)}
@@ -139,18 +144,13 @@ class Run:
         """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
         if self._safe is None:
             self._safe = await self._history.is_safe(connection)
-        rows = await self._read(connection, versions if self._safe else None)
+        rows = await self._history.read_patiently(connection, self._budget, versions if self._safe else None)
         rows = tuple(row for row in rows if row.version in versions)
         if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
             left = {version: row for version, row in self._rows.items() if version not in versions}
             self._rows = left | {row.version: row for row in rows}
             self._tell_look()
         return rows
-
-    async def _read(
-        self, connection: Connection, versions: Sequence[str] | None = None
-    ) -> tuple[AppliedMigration, ...]:
-        return await self._history.read_patiently(connection, self._budget, versions)
 
     async def _turn(self, connection: Connection, waiting: deque[planning.Phase]) -> bool:
         """Do what the phases say. False: another runner came in between, and some are left."""
@@ -167,7 +167,13 @@ class Run:
 
     def _held(self, connection: Connection) -> Held:
         look, heed = self._look_under_lock, self._raise_new_failure
-        return Held(connection, self._by, self._settings, self._records, self._budget, self.progress, look, heed)
+        settings, records = self._settings, self._records
+        return Held(connection, self._by, settings, records, self._budget, self.progress, look, heed, self._ensure)
+
+    async def _ensure(self, connection: Connection, readers: Sequence[str]) -> Records:
+        """Have the history, and return the SQL that writes it as it is now."""
+        self._records = self._records._replace(seal=await self._history.ensure(connection, readers, self._budget))
+        return self._records
 
     async def _resolve(self, connection: Connection) -> None:
         """Find out what became of the steps that a lost connection has left unanswered.

@@ -1,6 +1,6 @@
 """What a migrator is set to, and what a run hands on."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
@@ -45,7 +45,8 @@ class Settings(NamedTuple):
 class Held(NamedTuple):
     """A session whose turn it is, and what a run knows there.
 
-    `look` compares again, for one direction; `heed` raises where another run has failed at what is to be done.
+    `look` compares again, for one direction; `heed` raises where another run has failed at what is to be done;
+    `ensure` makes the history for its readers, and returns the SQL that writes it as it is then.
     """
 
     connection: Connection
@@ -56,3 +57,4 @@ class Held(NamedTuple):
     progress: Progress
     look: Callable[[Connection, Direction], Awaitable[tuple[Entry, ...]]]
     heed: Callable[[Iterable[AppliedMigration]], None]
+    ensure: Callable[[Connection, Sequence[str]], Awaitable[Records]]

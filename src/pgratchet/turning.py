@@ -28,10 +28,10 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     framing = await _framing(held)
     settings = held.settings
     readers = settings.readers_of(framing.facts.login)
-    await settings.history.ensure(held.connection, readers, held.budget)
     execution = Execution(_wire(held, framing.facts), framing, held.progress)
     overtaken: list[tuple[AppliedMigration | None, ...]] = []
     while waiting:
+        records = await held.ensure(held.connection, readers)
         entries = await held.look(held.connection, waiting[0].direction)
         if await _let_finish(held, in_flight(entries, waiting[0].direction)):
             continue
@@ -40,7 +40,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         _refuse_bare(steps, held.lock)
         refuse_unjudged(steps)
         try:
-            await execution.run(steps, _applied_numbers(entries), replaceable(entries))
+            await execution.run(records, steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:
             overtaken.append(tuple(entry.applied for entry in entries))
             _refuse_contradiction(overtaken)

@@ -9,11 +9,8 @@ import pytest
 
 from pgratchet import HistoryError, Migrator, ServerError
 from pgratchet.core.events import Event, Started
-from pgratchet.core.model import Lock
-from pgratchet.postgres import lock
+from pgratchet.postgres.guards import Guard, Guards
 from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Guard, Records
-from pgratchet.postgres.sql import Table
 from tests.support import (
     HISTORY,
     PATIENCE,
@@ -101,15 +98,15 @@ ALTER TABLE people ALTER age TYPE int USING age::int;
 
 async def test_no_secret_of_a_run_is_stored(dsn: str, write: Write) -> None:
     secrets: set[str] = set()
-    raised = Records.raised
+    raised = Guards.raised
 
-    def noting(records: Records, error: BaseException) -> Guard | None:
-        secrets.add(records.secret)
-        return raised(records, error)
+    def noting(guards: Guards, error: BaseException) -> Guard | None:
+        secrets.add(guards.secret)
+        return raised(guards, error)
 
     folder = write({"001_a.sql": "SELECT 1;\nSELECT 2;", "002_b.sql": f"{HEAD}SELECT 1;\nSELECT 1/0;"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Records, "raised", noting)
+        patch.setattr(Guards, "raised", noting)
         await failure_of(Migrator(dsn, folder))
     (secret,) = secrets
     rows = await history(dsn)
@@ -159,7 +156,7 @@ QUOTED = (
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_guard_is_known_in_every_translation_and_only_as_the_whole_value(quoted: str) -> None:
-    ours, theirs = (lock.records(Table.parse(HISTORY), Lock.TRANSACTION) for _ in range(2))
+    ours, theirs = Guards.new(), Guards.new()
     for guard in Guard:
         word = f"pgratchet {ours.secret}: {guard}"
         assert ours.raised(asyncpg.InvalidTextRepresentationError(quoted % word)) is guard
@@ -190,7 +187,7 @@ async def test_a_run_that_is_shown_an_old_history_again_and_again_gives_up(
     migrator = Migrator(dsn, folder, lock="transaction")
     await migrator.up()
 
-    async def read_from_a_standby(*_: object) -> tuple[()]:
+    async def read_from_a_standby(*_: object, **__: object) -> tuple[()]:
         return ()
 
     with monkeypatch.context() as patch, anyio.fail_after(PATIENCE):

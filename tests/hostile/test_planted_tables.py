@@ -1,18 +1,19 @@
 """What an ordinary role makes under the history's name, or attaches to it, runs no code as whoever migrates."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import anyio
 import pytest
 
-from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError
+from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError, Verdict
 from pgratchet.core.model import State
-from pgratchet.postgres.history import COLUMNS
+from pgratchet.postgres.history import COLUMNS, History
 from pgratchet.postgres.temporary import through_races
 from tests.shadows import has_sprung
-from tests.support import HISTORY, PASSWORD, Write, a_role, as_role, ask, connected, states, tell
+from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
 
 pytestmark = pytest.mark.anyio
 
@@ -236,7 +237,6 @@ ATTACHED = {
         "CREATE TABLE public.child (version text)",
         "ALTER TABLE public.child ADD FOREIGN KEY (version) REFERENCES {table} ON DELETE CASCADE",
     ),
-    "a child": (TEXT, "CREATE TABLE public.child () INHERITS ({table}); ALTER TABLE public.child OWNER TO {her}"),
 }
 
 
@@ -250,13 +250,188 @@ async def test_a_table_of_ours_with_something_of_hers_is_not_written(
     async with mallory(dsn) as her:
         name = await ask(her, "SELECT current_user::text")
         await tell(her, hers)
-        await tell(dsn, f"{attached.format(table=HISTORY, her=name)}; {UNSPRUNG}")
+        await tell(dsn, f"{attached.format(table=HISTORY)}; {UNSPRUNG}")
         write({"002_b.sql": "SELECT 2"})
         with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
             await migrator.up()
         assert not await has_run(dsn)
         trusting = Migrator(dsn, folder, budget=5, trusted_owners=[name])
         assert [step.version for step in await trusting.up()] == ["2"]
+
+
+@pytest.mark.parametrize("hers", [True, False])
+async def test_a_table_that_others_inherit_from_is_not_written(dsn: str, write: Write, *, hers: bool) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    migrator = Migrator(dsn, folder, budget=5)
+    await migrator.up()
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(dsn, f"CREATE TABLE public.child () INHERITS ({HISTORY})")
+        if hers:
+            await tell(dsn, f"ALTER TABLE public.child OWNER TO {name}")
+        write({"002_b.sql": "SELECT 2"})
+        with pytest.raises(ForeignTableError, match=f"belongs to the role {name}" if hers else "NO INHERIT"):
+            await migrator.up()
+        await tell(dsn, f"ALTER TABLE public.child NO INHERIT {HISTORY}")
+        assert [step.version for step in await migrator.up()] == ["2"]
+
+
+RIGHTS = f"GRANT TRIGGER, REFERENCES, SELECT ON {HISTORY} TO PUBLIC;"
+QUEUED = f"""DO $$BEGIN
+    PERFORM pg_advisory_xact_lock(7);
+    WHILE NOT EXISTS (SELECT FROM pg_locks WHERE relation = '{HISTORY}'::regclass AND NOT granted)
+        LOOP PERFORM pg_sleep(0.01); END LOOP;
+END$$;"""
+"""Returns when somebody waits for the history: the next transaction of the run comes behind that."""
+
+HER_TRIGGER = f"CREATE TRIGGER t BEFORE INSERT OR UPDATE ON {HISTORY} FOR EACH {{}} EXECUTE FUNCTION public.spring()"
+LATER = {
+    "a trigger for each row": (TRIGGER, HER_TRIGGER.format("ROW")),
+    "a trigger for a statement": (TRIGGER, HER_TRIGGER.format("STATEMENT")),
+    "a condition": (
+        TRUTH.replace("spring", "truth", 1),
+        HER_TRIGGER.format("ROW WHEN (public.truth())").replace("public.spring", "suppress_redundant_updates_trigger"),
+    ),
+    "a trigger in the place of another": (
+        TRIGGER,
+        HER_TRIGGER.format("ROW").replace("CREATE", "CREATE OR REPLACE").replace("TRIGGER t", "TRIGGER audit"),
+    ),
+    "a foreign key": (
+        f"{TRIGGER} CREATE TABLE public.child (version text); {HER_TRIGGER.format('STATEMENT')}".replace(
+            HISTORY, "public.child"
+        ),
+        f"ALTER TABLE public.child ADD FOREIGN KEY (version) REFERENCES {HISTORY} ON DELETE CASCADE",
+    ),
+}
+AUDIT = (
+    "CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+    f"CREATE TRIGGER audit BEFORE INSERT ON {HISTORY} FOR EACH ROW EXECUTE FUNCTION public.audit();"
+)
+Lock: TypeAlias = Literal["transaction", "none"] | None
+Files: TypeAlias = dict[str, str]
+LOCKS: tuple[Lock, ...] = (None, "transaction", "none")
+BARE = "-- pgratchet: no-transaction\n"
+# What runs statement by statement takes the lock of a session.
+NEXT: list[tuple[Files, Lock]] = [
+    *(({"003_c.sql": "SELECT 3"}, lock) for lock in LOCKS),
+    *(({"003_c.py": "async def up(connection):\n    pass\n"}, lock) for lock in LOCKS),
+    ({"003_c.sql": f"{BARE}SELECT 3;\nVACUUM;"}, None),
+]
+
+
+@asynccontextmanager
+async def attaching(dsn: str, her: str, attached: str) -> AsyncIterator[None]:
+    """Attach something to the history while the block runs, as soon as a migration waits for that."""
+
+    async def waits() -> bool:
+        query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND database = "
+        return bool(await ask(dsn, f"{query} (SELECT oid FROM pg_database WHERE datname = current_database()))"))
+
+    async def attach() -> None:
+        await until(waits)
+        await tell(her, attached)
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(attach)
+            yield
+
+
+@pytest.mark.parametrize(("following", "lock"), NEXT)
+@pytest.mark.parametrize(("hers", "attached"), LATER.values(), ids=LATER)
+async def test_what_is_attached_between_two_migrations_runs_nothing(  # noqa: PLR0913, PLR0917 - one of each
+    dsn: str, write: Write, hers: str, attached: str, following: Files, lock: Lock
+) -> None:
+    folder = write({"001_a.sql": RIGHTS + AUDIT, "002_b.sql": QUEUED} | following)
+    migrator = Migrator(dsn, folder, lock=lock, budget=20)
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, hers)
+        async with attaching(dsn, her, attached):
+            with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+                await migrator.up()
+        assert not await has_run(dsn)
+        assert await states(dsn) == {"1": "applied", "2": "applied"}
+        await tell(dsn, f"DROP OWNED BY {name} CASCADE")
+        assert [step.version for step in await migrator.up()] == ["3"]
+
+
+@pytest.mark.parametrize(("following", "lock"), NEXT)
+async def test_a_run_goes_on_where_the_owner_attaches_a_trigger_meanwhile(
+    dsn: str, write: Write, following: Files, lock: Lock
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1", "002_b.sql": QUEUED} | following)
+    async with attaching(dsn, dsn, AUDIT):
+        done = await Migrator(dsn, folder, lock=lock, budget=20).up()
+    assert [step.version for step in done] == ["1", "2", "3"]
+    assert await Migrator(dsn, folder, lock=lock).up() == ()
+
+
+@pytest.mark.parametrize("place", range(3))
+async def test_what_is_attached_between_two_statements_runs_nothing(dsn: str, write: Write, place: int) -> None:
+    statements = ["SELECT 1;", "VACUUM;", "SELECT 3;"]
+    # Meanwhile the history is not locked: it is there at once.
+    there = f"SELECT FROM pg_trigger WHERE tgrelid = '{HISTORY}'::regclass AND tgname = 't'"
+    statements.insert(place, re.sub(r"SELECT FROM pg_locks [^)]*", there, QUEUED))
+    folder = write({"001_a.sql": RIGHTS, "002_b.sql": BARE + "".join(statements)})
+    migrator = Migrator(dsn, folder, budget=20)
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, TRIGGER)
+        async with attaching(dsn, her, HER_TRIGGER.format("STATEMENT")):
+            with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+                await migrator.up()
+        assert not await has_run(dsn)
+        await tell(dsn, f"DROP OWNED BY {name} CASCADE")
+        statements[place] = "SELECT 2;"
+        write({"002_b.sql": BARE + "".join(statements)})
+        assert [step.version for step in await migrator.up()] == ["2"]
+
+
+async def test_a_file_may_attach_a_trigger_of_its_own_statement_by_statement(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": f"{BARE}SELECT 1; {AUDIT} VACUUM; SELECT 2;", "002_b.sql": "SELECT 2;"})
+    assert [step.version for step in await Migrator(dsn, folder, budget=20).up()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("change", ["repair", "rehearse", "adopt"])
+async def test_what_is_attached_behind_the_inspection_of_a_transaction_runs_nothing(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    columns = "version int, description text, filename text, executed_at timestamptz, success bool, error_message text"
+    await tell(
+        dsn, f"CREATE TABLE public.old ({columns}); INSERT INTO public.old VALUES (2, 'b', '002_b.sql', now(), true)"
+    )
+    migrator = Migrator(dsn, folder, budget=20)
+    await migrator.up()
+    await tell(dsn, RIGHTS)
+    write({"002_b.sql": "SELECT 2"})
+    ensure = History.ensure
+
+    async def meanwhile(*arguments: Any) -> Any:
+        seal = await ensure(*arguments)
+        await tell(her, HER_TRIGGER.format("STATEMENT"))
+        return seal
+
+    async def changed() -> object:
+        match change:
+            case "repair":
+                return await migrator.repair(2, Verdict.APPLIED, "by hand")
+            case "adopt":
+                return await migrator.adopt("public.old", dry_run=False)
+            case _:
+                return await migrator.rehearse()
+
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, TRIGGER)
+        with monkeypatch.context() as patch:
+            patch.setattr(History, "ensure", meanwhile)
+            with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+                await changed()
+        assert not await has_run(dsn)
+        await tell(dsn, f"DROP OWNED BY {name} CASCADE")
+        await changed()
 
 
 async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
@@ -274,6 +449,134 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
         with pytest.raises(ForeignTableError, match="--trusted-owner"):
             await Migrator(dsn, folder, budget=5).up()
         assert not await has_run(dsn)
+
+
+POLICY = f"{TABLE} {TRUTH} GRANT ALL ON {HISTORY} TO PUBLIC; ALTER TABLE {HISTORY} ENABLE ROW LEVEL SECURITY;"
+POLICIES = {
+    "of a function": f"CREATE POLICY p ON {HISTORY} USING (public.spring())",
+    "of a function, beside one that shows all": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} USING (public.spring())",
+    "of a function, restrictive": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} AS RESTRICTIVE FOR SELECT USING (public.spring())",
+    "of a function in a view": "CREATE VIEW public.seen AS SELECT public.spring() AS it;"
+    f"CREATE POLICY p ON {HISTORY} USING ((SELECT it FROM public.seen))",
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+async def test_a_policy_of_hers_runs_nothing_in_an_ordinary_role_that_reads(
+    dsn: str, write: Write, policy: str
+) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her, roles(dsn) as prefix:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, f"{POLICY} {ROW} {policy}; {UNSPRUNG}")
+        migrator = Migrator(as_role(dsn, f"{prefix}_login"), folder, budget=5)
+        for look in (migrator.up, migrator.status, migrator.check, migrator.wait, migrator.plan, migrator.rehearse):
+            with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+                await look()
+        assert not await has_run(dsn)
+        await tell(her, f"DROP TABLE {HISTORY}")
+        assert [step.version for step in await migrator.up()] == ["1"]
+
+
+async def test_a_policy_that_is_switched_on_and_off_runs_nothing(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her, roles(dsn) as prefix:
+        await tell(her, f"{POLICY} {POLICIES['of a function']}; {UNSPRUNG}")
+        async with connected(her) as switching, anyio.create_task_group() as tasks:
+
+            async def switch() -> None:
+                while True:
+                    await switching.execute(f"ALTER TABLE {HISTORY} DISABLE ROW LEVEL SECURITY")
+                    await switching.execute(f"ALTER TABLE {HISTORY} ENABLE ROW LEVEL SECURITY")
+
+            tasks.start_soon(switch)
+            for _ in range(200):
+                with suppress(ForeignTableError):
+                    await Migrator(as_role(dsn, f"{prefix}_login"), folder).status()
+            tasks.cancel_scope.cancel()
+        assert not await has_run(dsn)
+
+
+SECURE = f"ALTER TABLE {HISTORY} ENABLE ROW LEVEL SECURITY; GRANT SELECT ON {HISTORY} TO PUBLIC;"
+HIDING = {
+    "no policy": "",
+    "a policy of some rows": f"CREATE POLICY p ON {HISTORY} USING (version <> '1')",
+    "a policy of another role": f"CREATE POLICY p ON {HISTORY} TO {{0}}_other USING (true)",
+    "a policy for what is written": f"CREATE POLICY p ON {HISTORY} FOR INSERT WITH CHECK (true)",
+    "a restrictive policy": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} AS RESTRICTIVE USING (version <> '1')",
+}
+SHOWING = {
+    "a policy of all rows": f"CREATE POLICY p ON {HISTORY} USING (true)",
+    "a policy of the role": f"CREATE POLICY p ON {HISTORY} FOR SELECT TO {{0}}_login USING (true)",
+    "a policy of a group": f"GRANT {{0}}_group TO {{0}}_login;CREATE POLICY p ON {HISTORY} TO {{0}}_group USING (true)",
+    "a policy of some rows beside it": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} USING (version <> '1')",
+    "a restrictive policy of all rows": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} AS RESTRICTIVE USING (true)",
+    "a restrictive policy of others": f"CREATE POLICY o ON {HISTORY} USING (true);"
+    f"CREATE POLICY p ON {HISTORY} AS RESTRICTIVE TO {{0}}_other USING (false)",
+}
+
+
+@pytest.mark.parametrize("policy", HIDING.values(), ids=HIDING)
+async def test_rows_that_row_level_security_hides_are_not_taken_for_missing(
+    dsn: str, write: Write, policy: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(dsn, SECURE + policy.format(prefix))
+        reader = Migrator(as_role(dsn, f"{prefix}_login"), folder, budget=5)
+        for look in (reader.up, reader.status, reader.check, reader.wait):
+            with pytest.raises(ServerError, match=r"row level security may hide rows.* DISABLE ROW LEVEL SECURITY"):
+                await look()
+        await tell(dsn, f"ALTER TABLE {HISTORY} DISABLE ROW LEVEL SECURITY")
+        await reader.check()
+
+
+@pytest.mark.parametrize("policy", SHOWING.values(), ids=SHOWING)
+async def test_row_level_security_that_hides_nothing_is_in_nobodys_way(dsn: str, write: Write, policy: str) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    await Migrator(dsn, folder).up()
+    async with roles(dsn) as prefix:
+        await tell(dsn, SECURE + policy.format(prefix))
+        reader = Migrator(as_role(dsn, f"{prefix}_login"), folder, budget=5)
+        for look in (reader.up, reader.status, reader.check, reader.wait):
+            await look()
+
+
+async def test_an_owner_who_is_forced_to_heed_policies_migrates(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1"})
+    async with roles(dsn) as prefix:
+        migrator = Migrator(as_role(dsn, f"{prefix}_login"), folder, budget=5)
+        await migrator.up()
+        await tell(dsn, f"{SECURE} ALTER TABLE {HISTORY} FORCE ROW LEVEL SECURITY")
+        write({"002_b.sql": "SELECT 2"})
+        with pytest.raises(ServerError, match="row level security may hide rows"):
+            await migrator.up()
+        await tell(dsn, SHOWING["a policy of all rows"])
+        assert [step.version for step in await migrator.up()] == ["2"]
+
+
+async def test_rows_of_hers_are_not_believed_by_who_would_migrate(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    migrator = Migrator(dsn, folder, budget=5)
+    await migrator.up()
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(dsn, f"ALTER TABLE {HISTORY} RENAME TO ours")
+        await tell(her, f"{TABLE} GRANT ALL ON {HISTORY} TO PUBLIC")
+        await tell(dsn, f"INSERT INTO {HISTORY} TABLE public.ours")
+        for turn in (migrator.up, migrator.rehearse, migrator.down):
+            with pytest.raises(ForeignTableError, match=f"--trusted-owner {name}"):
+                await turn()
+        for look in (migrator.check, migrator.wait, migrator.status, migrator.plan):
+            await look()
+        await Migrator(dsn, folder, trusted_owners=[name]).up()
+        assert [step.version for step in await Migrator(dsn, folder, trusted_owners=[name]).down()] == ["1"]
 
 
 ROLES = (

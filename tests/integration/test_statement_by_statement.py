@@ -11,6 +11,7 @@ from pgratchet.core.events import Event, Retried
 from pgratchet.core.model import Direction, Kind, Step
 from pgratchet.core.scripts import compile_script
 from pgratchet.layouts import own
+from pgratchet.postgres.guards import Guards
 from pgratchet.postgres.history import History
 from pgratchet.postgres.records import Claim, Records, Writer
 from pgratchet.postgres.sql import Table
@@ -405,7 +406,8 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
         assert migration is not None
         script = compile_script(migration.up, Kind.SQL, Direction.UP)
         step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
-        claim = Records(table, "true", "secret").claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
+        records = Records(table, "true", Guards.new())
+        claim = records.claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
         with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
             await connection.execute(claim)
     assert (await history(dsn))["1"]["token"] == stale.token

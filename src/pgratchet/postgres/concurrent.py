@@ -143,7 +143,7 @@ class _Run:
             # The session that was set up again is compared with the recorded one after the last such statement.
             if isinstance(error, UnreadableError) and (tries is None or await self._is_counted(message)):
                 return None
-            raised = self._records.raised(error)
+            raised = self._records.guards.raised(error)
             failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
             raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
         return None
@@ -170,7 +170,7 @@ class _Run:
                     raise
                 await self._wire.roll_back("")
                 if not tries.may_pass(error):
-                    failure = from_server(self._claim, error, Spot(), self._records.raised(error))
+                    failure = from_server(self._claim, error, Spot(), self._records.guards.raised(error))
                     raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
                 cause = error
             else:

@@ -23,7 +23,7 @@ from pgratchet.postgres.frames import Framing
 from pgratchet.postgres.history import History
 from pgratchet.postgres.message import Message, Part, compose, share
 from pgratchet.postgres.progress import Group, Progress
-from pgratchet.postgres.records import Claim, Records
+from pgratchet.postgres.records import FLUSH, Claim, Records
 from pgratchet.postgres.session import Connection, describe
 from pgratchet.postgres.temporary import Tries
 from pgratchet.postgres.unreadable import UnreadableError
@@ -49,13 +49,16 @@ class Execution:
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(self, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]) -> None:
+    async def run(
+        self, records: Records, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]
+    ) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
         `applied` are the numbers of the versions that the steps were planned for, `failed` the versions that an
         earlier run has recorded as failed. Raises OvertakenError where that is no longer so, BusyError where
         another runner has the lock.
         """
+        self._framing = self._framing._replace(records=records)
         self._failed = failed
         groups = _groups if self._framing.records.take_lock is None else _one_by_one
         self._waiting = deque(groups(_claims(steps, applied)))
@@ -139,7 +142,7 @@ class Execution:
             cut = rest.index(culprit.claim)
             return (rest[:cut], rest[cut:])
         spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
-        raised = self._framing.records.raised(error)
+        raised = self._framing.records.guards.raised(error)
         await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot, raised), error))
         return (rest[:1], rest[1:])
 
@@ -175,7 +178,7 @@ class Execution:
         table = self._framing.records.table
         if isinstance(error, asyncpg.UniqueViolationError):
             return (error.schema_name, error.table_name) == (table.schema, table.name)
-        if claim.step.script.mode is not Mode.STATEMENTS or self._framing.records.raised(error) is None:
+        if claim.step.script.mode is not Mode.STATEMENTS or self._framing.records.guards.raised(error) is None:
             return False
         rows = await History(table).read_some(self._wire.connection, [claim.step.migration.version])
         return any(row.token != claim.token for row in rows)
@@ -222,7 +225,7 @@ async def resolve(connection: Connection, records: Records, group: Group, budget
         done.append(_finished(claim, _seconds(row)))
     if 0 < len(done) < len(group):
         # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
-        await own.execute(connection, f"BEGIN;{records.flush(group[0])}COMMIT")
+        await own.execute(connection, FLUSH)
     return done
 
 

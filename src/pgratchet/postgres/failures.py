@@ -9,9 +9,10 @@ import asyncpg
 from pgratchet.core.model import Failure, Mode
 from pgratchet.core.parsing import line_of
 from pgratchet.core.statements import scan
+from pgratchet.postgres.guards import Guard
 from pgratchet.postgres.lock import BusyError
 from pgratchet.postgres.message import Message, Part, part_at
-from pgratchet.postgres.records import Claim, Guard, Records
+from pgratchet.postgres.records import Claim, Records
 
 EXCERPT_LINES = 2
 """How many lines before and after the one that failed are shown."""
@@ -37,10 +38,10 @@ class OvertakenError(Exception):
 
 def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
     """Raise BusyError or OvertakenError where a step's own transaction has found out that it must not begin."""
-    match records.raised(error):
+    match records.guards.raised(error):
         case Guard.BUSY:
             raise BusyError
-        case Guard.MOVED:
+        case Guard.MOVED | Guard.TABLE:
             raise OvertakenError
 
 

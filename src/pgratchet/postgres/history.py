@@ -4,9 +4,11 @@ A row in state `applied` means applied and committed; no row means not.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -16,6 +18,7 @@ from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, Recor
 from pgratchet.core.parsing import LONGEST_VERSION, canonical
 from pgratchet.postgres import own, trust
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.guards import Guard, Guards
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import EQ, GT, Table, become, identifier, literal
 from pgratchet.postgres.temporary import through_races
@@ -57,7 +60,7 @@ _INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
 _MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
 _DIGITS = 10
 """More than an integer of the server has."""
-_NAME, _KIND, _CHECKSUM = map(READ.index, ("name", "kind", "checksum"))
+_TEXTS = [READ.index(name) for name in ("name", "kind", "checksum")]
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -122,41 +125,87 @@ class History(NamedTuple):
     owner: str | None = None
     trusted: Sequence[str] = ()
 
-    async def read(self, connection: Connection, patience: float | None = None) -> tuple[AppliedMigration, ...]:
-        """Return all rows, in no order; empty where there is no table yet. Whoever owns the table runs no code by that.
+    async def read(
+        self, connection: Connection, patience: float | None = None, *, anybodys: bool = True
+    ) -> tuple[AppliedMigration, ...]:
+        """Return all rows, in no order; empty where there is no table yet. Nobody runs code by that.
+
+        By the server's COPY of the table, in one round trip: a SELECT is planned, and the planner evaluates the code
+        that the owner of a table has written into its indexes. Unless it may be `anybodys`, the owner of the table must
+        be a role that a run trusts.
 
         Raises ForeignTableError where it is another tool's, or no table; HistoryBusyError where it is locked for longer
-        than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read.
+        than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read, or row level
+        security may hide rows of it.
         """
+        guards = Guards.new()
+
+        def checked(table: Table) -> str:
+            return ("" if anybodys else trust.owned(guards, table, self.owner)) + trust.unfiltered(guards, table)
+
         try:
-            async with self._reading(connection):
-                rows = await own.copied(connection, self.table, READ, patience)
-        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-            return ()
-        except asyncpg.WrongObjectTypeError:
-            rows = await self._parts(connection, patience)
+            columns = await self._copied(connection, checked, patience)
+        except asyncpg.InvalidTextRepresentationError as error:
+            if (raised := guards.raised(error)) is None:
+                raise
+            columns = await self._copied_after(raised, connection, patience)
         try:
-            return tuple(_applied(_values(row), self.table) for row in rows)
+            return _rows(_values(columns), self.table)
         except ValueError:
             # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
             if await self.is_safe(connection):
                 return await self._select(connection, "", (), patience)
-        return tuple(_applied(_undated(row), self.table) for row in rows)
+        return _rows(_undated(columns), self.table)
 
-    async def _parts(self, connection: Connection, patience: float | None) -> list[list[str | None]]:
-        """Return the rows of a partitioned table, which COPY takes from its partitions only.
+    async def _copied_after(
+        self, raised: Guard, connection: Connection, patience: float | None
+    ) -> list[list[str | None]]:
+        """Return the same as `_copied` if a second look finds in order what a first one has raised."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        if found.strange and raised is Guard.OWNER:
+            raise ForeignTableError(self._untrusted(found.strange))
+        guards = Guards.new()
+        try:
+            unhidden = partial(trust.unhidden, guards, safe=not found.strange)
+            return await self._copied(connection, unhidden, patience)
+        except asyncpg.InvalidTextRepresentationError as error:
+            if guards.raised(error) is None:
+                raise
+        if found.strange:
+            raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
+        role = await own.fetchval(connection, "SELECT current_user")
+        raise ServerError(
+            f"{Guard.POLICY}: it is enabled on {self.table}, and no policy shows the role {role} all rows; "
+            f"CREATE POLICY pgratchet ON {self.table.quoted} USING (true), "
+            f"or ALTER TABLE {self.table.quoted} DISABLE ROW LEVEL SECURITY"
+        )
 
-        Raises ForeignTableError for what is none.
+    async def _copied(
+        self, connection: Connection, checked: Callable[[Table], str], patience: float | None
+    ) -> list[list[str | None]]:
+        """Return the columns of all rows as texts: those of its partitions, where COPY does not take the table.
+
+        `checked` is SQL that raises where a table must not be read. What it has found stays so until it is read.
         """
-        kind, columns = await self._relation(connection)
-        if kind != "p":
-            raise ForeignTableError(self._described(kind, columns))
-        leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
-        rows = []
-        for schema, name in leaves:
+
+        async def copied(table: Table) -> list[list[str | None]]:
+            # COPY alone would take a materialized view, too, from PostgreSQL 18 on.
+            lock = f"LOCK TABLE ONLY {table.quoted} IN ACCESS SHARE MODE;"
+            copy = f"COPY {table.quoted} ({', '.join(READ)}) {own.AS_TEXT}"
             async with self._reading(connection):
-                rows += await own.copied(connection, Table(schema, name), READ, patience)
-        return rows
+                return await own.copied(connection, lock + checked(table) + copy, patience)
+
+        try:
+            return await copied(self.table)
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            return []
+        except asyncpg.WrongObjectTypeError:
+            kind, columns = await self._relation(connection)
+            if kind != "p":
+                raise ForeignTableError(self._described(kind, columns)) from None
+        leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
+        parts = [await copied(Table(schema, name)) for schema, name in leaves]
+        return [list(chain(*columns)) for columns in zip(*filter(None, parts), strict=True)]
 
     async def read_some(
         self, connection: Connection, versions: Sequence[str], patience: float | None = None
@@ -176,7 +225,7 @@ class History(NamedTuple):
         async with self._reading(connection):
             with self._dates():
                 rows = await own.fetch(connection, query, *arguments, patience=patience)
-        return tuple(_applied(list(row), self.table) for row in rows)
+        return _rows([list(column) for column in zip(*rows, strict=True)], self.table)
 
     @asynccontextmanager
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
@@ -197,9 +246,14 @@ class History(NamedTuple):
             raise ServerError(f"{error}; the role {role} needs {needs}") from None
 
     async def read_patiently(
-        self, connection: Connection, budget: Budget, versions: Sequence[str] | None = None
+        self,
+        connection: Connection,
+        budget: Budget,
+        versions: Sequence[str] | None = None,
+        *,
+        anybodys: bool = True,
     ) -> tuple[AppliedMigration, ...]:
-        """Return what `read` or `read_some` returns, as soon as nobody has locked the table.
+        """Return what `read`, or `read_some` of the versions, returns, as soon as nobody has locked the table.
 
         Raises BudgetExceededError.
         """
@@ -209,7 +263,7 @@ class History(NamedTuple):
             patience = None if budget.remaining is None else max(budget.remaining, LEAST_PATIENCE)
             try:
                 if versions is None:
-                    return await self.read(connection, patience)
+                    return await self.read(connection, patience, anybodys=anybodys)
                 return await self.read_some(connection, versions, patience)
             except HistoryBusyError as error:
                 budget.spend(time.monotonic() - began)
@@ -227,10 +281,15 @@ class History(NamedTuple):
             raise ForeignTableError(self._described(*await self._relation(connection)))
         if found.strange:
             raise ForeignTableError(self._untrusted(found.strange))
+        if found.has_heirs:
+            raise ForeignTableError(
+                f"other tables inherit from {self.table}, and pgratchet would not see their rows; move these rows into "
+                f"{self.table}, and take the tables away from it by ALTER TABLE ... NO INHERIT"
+            )
         return found
 
-    async def exists(self, connection: Connection) -> bool:
-        """Say whether the table is there; raises ServerError where it is, and the role may not write to it.
+    async def inspected(self, connection: Connection) -> trust.Seal | None:
+        """Return the table as it is now, None without one; raises ServerError where the role may not write to it.
 
         Raises ForeignTableError where it is no table, or where somebody else could run code in whoever writes to it.
         """
@@ -238,7 +297,7 @@ class History(NamedTuple):
         if found.missing:
             needs = f"it needs {', '.join(found.missing)} on {self.table}"
             raise ServerError(f"{self._role} may not write the history: {needs}")
-        return found.kind is not None
+        return found.seal
 
     def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
         owners = sorted({owner for _, owner in strange})
@@ -250,14 +309,29 @@ class History(NamedTuple):
             + f", or trusted_owners = {owners}. Otherwise find out who made it, and drop it or give it to another role"
         )
 
-    async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
-        """Have the table, and let the readers read it, whoever else is making it at the same time."""
-        if await self.exists(connection):
+    async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
+        """Have the table, and let the readers read it, whoever else is making it at the same time.
+
+        Returns it as it was inspected last.
+        """
+        if seal := await self.inspected(connection):
             await self._grant(connection, readers, budget)
-        else:
-            await self._create(connection, readers, budget)
-            # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
-            await self.exists(connection)
+            return seal
+        await self._create(connection, readers, budget)
+        # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
+        return await self._made(connection)
+
+    async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
+        """Have the table, as `ensure` does; until the transaction ends nobody attaches anything to it."""
+        await self.ensure(connection, readers, budget)
+        await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
+        await self._made(connection)
+
+    async def _made(self, connection: Connection) -> trust.Seal:
+        seal = await self.inspected(connection)
+        if seal is None:
+            raise ServerError(f"the table {self.table} has been dropped while it was made")
+        return seal
 
     async def _create(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
         """Make the table, and its schema where that is missing.
@@ -367,43 +441,42 @@ class History(NamedTuple):
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 
-def _values(fields: list[str | None]) -> list[Any]:
-    """Return a row of texts as a row of values; raises ValueError where a text is not as our own sessions have it."""
-    values: list[Any] = fields
-    for at in _INTEGERS:
-        if (text := fields[at]) is not None:
-            values[at] = int(text)
-    for at in _MOMENTS:
-        if (text := fields[at]) is not None:
-            values[at] = datetime.fromisoformat(text)
-    return values
+def _values(texts: list[list[str | None]]) -> list[list[Any]]:
+    """Return columns of texts as values; raises ValueError where a text is not as our own sessions have it."""
+    columns: list[list[Any]] = list(texts)
+    for at in _INTEGERS if texts else ():
+        columns[at] = [None if text is None else int(text) for text in texts[at]]
+    for at in _MOMENTS if texts else ():
+        columns[at] = [None if text is None else datetime.fromisoformat(text) for text in texts[at]]
+    return columns
 
 
-def _undated(fields: list[Any]) -> list[Any]:
+def _undated(texts: list[list[str | None]]) -> list[list[Any]]:
     """Return the same without what is no number or no date, as in a table of somebody whom the run does not trust."""
-    values = list(fields)
+    columns: list[list[Any]] = list(texts)
     for at in _MOMENTS:
-        values[at] = None
+        columns[at] = [None] * len(texts[at])
     for at in _INTEGERS:
-        values[at] = int(fields[at]) if str(fields[at]).isdecimal() and len(str(fields[at])) < _DIGITS else 0
-    return values
+        known = (text or "" for text in texts[at])
+        columns[at] = [int(text) if text.isdecimal() and len(text) < _DIGITS else 0 for text in known]
+    return columns
 
 
-def _applied(values: list[Any], table: Table) -> AppliedMigration:
-    version: object = values[_VERSION]
-    if not isinstance(version, str) or canonical(version) != version:
-        raise ServerError(_not_ours(version, table))
-    state = _STATES.get(values[_STATE])
-    if state is None:
-        raise ServerError(
-            f"version {values[_VERSION]} is in state '{values[_STATE]}', which this release of pgratchet does not know"
-        )
-    values[_STATE] = state
-    if not (values[_NAME] and values[_KIND] and values[_CHECKSUM]):
-        # In a table of somebody else's anything may be missing.
-        for at in (_NAME, _KIND, _CHECKSUM):
-            values[at] = values[at] or ""
-    return AppliedMigration._make(values)
+def _rows(columns: list[list[Any]], table: Table) -> tuple[AppliedMigration, ...]:
+    if not columns:
+        return ()
+    for version in columns[_VERSION]:
+        if not isinstance(version, str) or canonical(version) != version:
+            raise ServerError(_not_ours(version, table))
+    states = [_STATES.get(state) for state in columns[_STATE]]
+    if None in states:
+        version, state = (columns[at][states.index(None)] for at in (_VERSION, _STATE))
+        raise ServerError(f"version {version} is in state '{state}', which this release of pgratchet does not know")
+    columns[_STATE] = states
+    # In a table of somebody else's anything may be missing.
+    for at in _TEXTS:
+        columns[at] = [text or "" for text in columns[at]]
+    return tuple(map(AppliedMigration._make, zip(*columns, strict=True)))
 
 
 def _not_ours(version: object, table: Table) -> str:

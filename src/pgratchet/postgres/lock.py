@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
-from uuid import uuid4
 
 from pgratchet.core.model import Lock
 from pgratchet.postgres import own
 from pgratchet.postgres.budget import Budget
+from pgratchet.postgres.guards import Guards
 from pgratchet.postgres.records import Records
 from pgratchet.postgres.session import Connection
 from pgratchet.postgres.sql import EQ, Table, become
@@ -133,11 +133,11 @@ def held(key: int) -> str:
 
 def records(table: Table, by: Lock) -> Records:
     """Return the history's SQL for one run, whose runners are kept apart by that."""
-    key, secret = table.lock_key, uuid4().hex
+    key, guards = table.lock_key, Guards.new()
     match by:
         case Lock.SESSION:
-            return Records(table, still_held(key), secret)
+            return Records(table, still_held(key), guards)
         case Lock.TRANSACTION:
-            return Records(table, "true", secret, taken_for_transaction(key))
+            return Records(table, "true", guards, taken_for_transaction(key))
         case Lock.NONE:
-            return Records(table, "true", secret, "")
+            return Records(table, "true", guards, "")

@@ -36,7 +36,7 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
         raised = unsendable(error) if wire.connection.is_closed() else error
         if raised is None:
             raise
-        raise StepError(from_python(claim, raised, framing.records.raised(raised)), raised) from error
+        raise StepError(from_python(claim, raised, framing.records.guards.raised(raised)), raised) from error
 
 
 async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:

@@ -1,11 +1,12 @@
 """The SQL that writes the history: claims, records, counts and failures, each fenced."""
 
-from enum import StrEnum
 from typing import NamedTuple
 
 from pgratchet.core.halfway import MARK, Settled
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
+from pgratchet.postgres.guards import Guard, Guards
 from pgratchet.postgres.sql import CONCAT, EQ, GT, NE, Table, literal
+from pgratchet.postgres.trust import Seal
 
 DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
@@ -16,28 +17,14 @@ DURABLE = (
 Only `off` is weaker than that; `local` and up stay as somebody wants them.
 """
 
+FLUSH = f"BEGIN;{DURABLE}SELECT pg_catalog.pg_logical_emit_message(true, 'pgratchet', '');COMMIT;"
+"""Makes everything durable that any session has committed before: its COMMIT has something of its own to write."""
+
 SESSION = "pgratchet.session"
 """The setting that has what had been made of the session when it was last noted."""
 
 TARGET = "pgratchet.target"
 """The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
-
-
-class Guard(StrEnum):
-    """What a statement of our own raises, and why."""
-
-    BUSY = "another runner is at work"
-    """It is not a step's turn now."""
-    MOVED = "another runner has been at work"
-    """It is not a step's turn any more."""
-    LOCK = "the lock is not held any more"
-    ROW = "the history row is not as this run has written it"
-
-
-INVALID_TEXT_REPRESENTATION = "22P02"
-
-_CLOSING_QUOTES = "\"'»«“”„』」 \N{NO-BREAK SPACE}"
-"""What follows a value in the server's translations of a message that ends with it."""
 
 
 class Writer(NamedTuple):
@@ -66,29 +53,24 @@ class Records(NamedTuple):
     `take_lock` takes it for the length of a transaction, or is empty where there is none at all; then each
     transaction finds out for itself whether it still is that step's turn.
 
-    `secret` is a random token of the run that is never stored: an error or a notice is our own statement's only if it
-    says it. A migration can raise anything else, and so can a value in a row, which the server quotes.
+    `seal` is None where the transaction itself has locked and inspected the table.
     """
 
     table: Table
     lock_held: str
-    secret: str
+    guards: Guards
     take_lock: str | None = None
+    seal: Seal | None = None
 
     @property
     def marker(self) -> str:
         """What the server says where a message of this run has come to a marker."""
-        return f"pgratchet {self.secret}"
+        return f"pgratchet {self.guards.secret}"
 
-    def raised(self, error: BaseException) -> Guard | None:
-        """Return which guard of this run an error is, None for any other error."""
-        if getattr(error, "sqlstate", None) != INVALID_TEXT_REPRESENTATION:
-            return None
-        said = str(error.args[0]).rstrip(_CLOSING_QUOTES)
-        return next((guard for guard in Guard if said.endswith(self._alarm(guard))), None)
-
-    def _alarm(self, guard: Guard) -> str:
-        return f"pgratchet {self.secret}: {guard}"
+    @property
+    def _checked(self) -> str:
+        """What begins every transaction that writes: it raises where somebody may have attached a trigger."""
+        return self.seal.check(self.guards) if self.seal else ""
 
     def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
         """Return the SQL that claims a version: the first thing in its transaction.
@@ -101,14 +83,14 @@ class Records(NamedTuple):
     def _turn(self, claim: Claim) -> str:
         """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
         if self.take_lock is None:
-            return ""
-        taken = self._raise_unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
+            return self._checked
+        taken = self.guards.unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
         if claim.newest is None:
-            return taken
+            return taken + self._checked
         # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
         newest = f"SELECT COALESCE(pg_catalog.max(version::pg_catalog.numeric), -1) FROM {self.table.quoted}"
         applied = f"({newest} WHERE state {EQ} {literal(RecordState.APPLIED)}) {EQ} {claim.newest}"
-        return taken + self._raise_unless(applied, Guard.MOVED)
+        return taken + self._checked + self.guards.unless(applied, Guard.MOVED)
 
     def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
         step = claim.step
@@ -132,12 +114,14 @@ class Records(NamedTuple):
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
         values = f"statements_done = {done}, cursor = {_noted(cursor)}"
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
-        return self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
+        counted = self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
+        return self._checked + counted
 
     def note(self, claim: Claim, cursor: str) -> str:
         """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
         noted = _noted(cursor)
-        return f"UPDATE {self.table.quoted} SET cursor = {noted} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
+        update = f"UPDATE {self.table.quoted} SET cursor = {noted}"
+        return f"{self._checked}{update} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
 
     def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
         """Return the SQL that says that the statement behind the first `done` is about to run bare.
@@ -149,18 +133,18 @@ class Records(NamedTuple):
         cursor = f"{_noted(before)} {CONCAT} {literal(f'{MARK}{after} ')} {CONCAT} {target} {CONCAT} {now}"
         update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
         proof = f"pg_catalog.strpos(cursor, {literal(MARK)}) {GT} 0"
-        return self._fenced(f"{update} AND statements_done {EQ} {done}", proof)
+        return self._checked + self._fenced(f"{update} AND statements_done {EQ} {done}", proof)
 
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
-        return self._finish(claim, f"statements_done {EQ} {claim.step.script.statements}")
+        return self._checked + self._finish(claim, f"statements_done {EQ} {claim.step.script.statements}")
 
     def doubt(self, claim: Claim, error: str) -> str:
         """Return the SQL that says what happened to a step of which nobody knows how far it came.
 
         State and mark stay as they are: the next run has to judge.
         """
-        return f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
+        return self._checked + f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
 
     def fail(self, claim: Claim, writer: Writer, error: str) -> str:
         """Return the SQL that records a failure, to be sent in a transaction of its own.
@@ -168,7 +152,7 @@ class Records(NamedTuple):
         What was rolled back gets a new row. A row of ours that is still there says that something has been
         committed: it keeps its state, unless it counts statements and can be gone on with.
         """
-        update = f"UPDATE {self.table.quoted} SET error = {literal(error)}"
+        update = f"{self._checked}UPDATE {self.table.quoted} SET error = {literal(error)}"
         failed = literal(RecordState.FAILED)
         if claim.step.script.mode is Mode.STATEMENTS:
             unmarked = f"cursor = pg_catalog.split_part(cursor, {literal(MARK)}, 1)"
@@ -205,10 +189,6 @@ class Records(NamedTuple):
             f"UPDATE {self.table.quoted} SET {settings} WHERE version {EQ} {literal(row.version)} AND {_as_read(row)}",
             proof,
         )
-
-    def flush(self, claim: Claim) -> str:
-        """Return SQL whose COMMIT makes everything durable that its session has committed before."""
-        return f"{DURABLE}UPDATE {self.table.quoted} SET token = token WHERE {self._version(claim)};"
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replacing: bool) -> str:
         """Return the SQL that inserts a row, in the place of one that is left from before if it is `replacing` that."""
@@ -293,18 +273,13 @@ class Records(NamedTuple):
         The row must be as `proof` says afterwards: a trigger can undo an UPDATE. The cast raises without plpgsql; the
         count keeps the planner from folding it into a constant.
         """
-        lost, other = literal(self._alarm(Guard.LOCK)), literal(self._alarm(Guard.ROW))
+        lost, other = literal(self.guards.alarm(Guard.LOCK)), literal(self.guards.alarm(Guard.ROW))
         return (
             f"WITH touched AS ({act} RETURNING {proof} AS written) "
             f"SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
             f"WHEN pg_catalog.count(*) FILTER (WHERE written) {NE} 1 OR pg_catalog.count(*) {NE} 1 THEN {other} "
             "ELSE '1' END AS pg_catalog.int4) FROM touched;"
         )
-
-    def _raise_unless(self, condition: str, guard: Guard) -> str:
-        """Return SQL that raises, without plpgsql, unless the condition holds."""
-        alarm = literal(self._alarm(guard))
-        return f"SELECT CAST(CASE WHEN {condition} THEN '1' ELSE {alarm} END AS pg_catalog.int4);"
 
 
 def _as_read(row: AppliedMigration) -> str:

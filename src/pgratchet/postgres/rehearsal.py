@@ -34,7 +34,7 @@ async def run(  # noqa: PLR0913, PLR0917 - the run's parts, and what it is to do
     await transaction.start()
     try:
         async with python_steps.undone(wire, framing):
-            await history.ensure(connection, (), wire.budget)
+            await history.hold(connection, (), wire.budget)
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.flying = (claim,)
@@ -85,7 +85,7 @@ async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool
             # The last notices are handed over one turn of the loop after the error.
             await anyio.lowlevel.checkpoint()
             spot = failures.spot(message, error, failures.reached(sent, claim, wire.marks))
-            raised = framing.records.raised(error)
+            raised = framing.records.guards.raised(error)
             raise StepError(failures.from_server(claim, error, spot, raised), error) from error
 
 
@@ -93,7 +93,7 @@ def _failure(framing: Framing, claim: Claim, error: BaseException) -> Failure:
     if isinstance(error, StepError):
         cause, failure = error.cause, error.failure
     else:
-        cause, failure = error, failures.from_python(claim, error, framing.records.raised(error))
+        cause, failure = error, failures.from_python(claim, error, framing.records.guards.raised(error))
     if isinstance(cause, asyncpg.UnsafeNewEnumValueUsageError):
         hint = (
             "this is the one thing that cannot be rehearsed: a new enum value can be used only after a COMMIT, "
