@@ -240,13 +240,15 @@ class Migrator:
 
         `applied` and `not-applied` are about the whole migration, and say that it counts as done, or that nothing
         of it is there; `again` and `skip` are about the one statement in doubt, and say that it did not take effect,
-        or that it did. The row keeps the reason. Raises HistoryError where the verdict makes no sense, or somebody
-        is at work on the version.
+        or that it did. The row keeps the reason. Raises UsageError for what is no verdict, HistoryError where it makes
+        no sense, or somebody is at work on the version.
         """
         from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
         from pgratchet.repairing import repair  # noqa: PLC0415 - the same
 
         version, reason = discreet(version), discreet(reason)
+        if verdict not in list(Verdict):
+            raise UsageError(f"the verdict of a repair is one of {', '.join(Verdict)}")
         judgement = Judgement(_canonical(version), Verdict(verdict), reason)
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)

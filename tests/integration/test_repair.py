@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -243,3 +244,12 @@ async def test_is_no_failure_to_those_who_wait(dsn: str, write: Write) -> None:
         holder.terminate()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
     assert await column(dsn, "SELECT n FROM ledger") == [1, 2, 1, 2, 3]
+
+
+@pytest.mark.parametrize("verdict", ["Applied", "", "postgresql://app:hunter2@db/app", None])
+async def test_what_is_no_verdict_is_refused_and_not_repeated(dsn: str, write: Write, verdict: Any) -> None:
+    migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1"}))
+    with pytest.raises(UsageError, match="one of applied, not-applied, again, skip") as refused:
+        await migrator.repair(1, verdict, "by hand")
+    assert "hunter2" not in str(refused.value)
+    assert (await migrator.repair(1, Verdict.APPLIED, "by hand")).version == "1"

@@ -151,6 +151,8 @@ def test_settings_that_last_are_those_of_the_session() -> None:
     passes = [
         "SET LOCAL work_mem = '1MB'",
         "SET CONSTRAINTS ALL DEFERRED",
+        "SELECT set_config",
+        "SELECT pg_catalog.set_config",
         "SELECT set_config('a.b', nextval('s')::text, false)",
         "SELECT set_config('a.b', 'c', true)",
         "SELECT pg_catalog.now()",

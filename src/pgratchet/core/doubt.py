@@ -114,4 +114,4 @@ def lasting(script: Script, done: int) -> Iterator[Segment]:
 def _is_setting(script: Script, segment: Segment) -> bool:
     """Say whether a SELECT is nothing but set_config() with constants, as pg_dump writes it."""
     words = [word for word, _, _ in tokens(script.source.text, segment.start, segment.end)]
-    return words[3 if words[2] == "." else 1 :] == ["SET_CONFIG", "(", "'", ",", "'", ",", "FALSE", ")"]
+    return words[3 if words[2:3] == ["."] else 1 :] == ["SET_CONFIG", "(", "'", ",", "'", ",", "FALSE", ")"]
