@@ -12,11 +12,12 @@ from pathlib import Path
 import asyncpg
 import harness
 
-from pgratchet import Migrator, directory
-from pgratchet.layouts import own
-from pgratchet.postgres.history import READ, History
-from pgratchet.postgres.session import connector, open_session
-from pgratchet.postgres.sql import Table
+from pgratchet import Migrator
+from pgratchet.files import directory
+from pgratchet.files.layouts import own
+from pgratchet.postgres.ledger.history import READ, History
+from pgratchet.postgres.link.session import connector, open_session
+from pgratchet.postgres.link.sql import Table
 
 NUMBERS = (1_000, 10_000)
 PARTS = ("history by pgratchet", "history by asyncpg alone", "reading the files", "the whole")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pgratchet.core.statements import scan
+from pgratchet.core.sql.statements import scan
 
 MEGABYTE = 1_000_000
 

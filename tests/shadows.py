@@ -1,6 +1,6 @@
 """What an ordinary role can plant beside pg_catalog, and whether a statement of ours would run it.
 
-`Statements` notes what goes through the door of our own SQL (`pgratchet.postgres.own`); `plant` shadows all that is
+`Statements` notes what goes through the door of our own SQL (`pgratchet.postgres.link.own`); `plant` shadows what is
 named in it; `run_by` has PostgreSQL itself say which of the planted things a statement refers to.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from pgratchet.core.statements import scan
-from pgratchet.postgres import own
-from pgratchet.postgres.history import COLUMNS
-from pgratchet.postgres.message import Message
-from pgratchet.postgres.wire import Wire
+from pgratchet.core.sql.statements import scan
+from pgratchet.postgres.ledger.history import COLUMNS
+from pgratchet.postgres.link import own
+from pgratchet.postgres.wire.message import Message
+from pgratchet.postgres.wire.sending import Wire
 from tests.support import HISTORY, Connection, connected
 
 PATHS = ("public", "public, pg_catalog")

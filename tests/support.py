@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from pgratchet import MigrationFailedError, Migrator
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.link.sql import Table
 
 T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[Any]"

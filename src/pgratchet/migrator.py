@@ -11,24 +11,26 @@ from typing import Literal, TypeVar
 
 import anyio.to_thread
 
-from pgratchet import directory, journal, telling
-from pgratchet.cancelling import cancelled_for_good
-from pgratchet.core import arguments, judging, parsing, planning
+from pgratchet.core import arguments, versions
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
+from pgratchet.core.plan import judging, planning
 from pgratchet.core.readiness import Course, Readiness
-from pgratchet.directory import Location
-from pgratchet.layouts import own
-from pgratchet.postgres import sql
-from pgratchet.postgres.budget import Budget
-from pgratchet.postgres.limits import Limits
-from pgratchet.postgres.session import Connect, connector, open_session, prepared
-from pgratchet.postgres.sql import Table
-from pgratchet.run import Run
-from pgratchet.settings import Settings
-from pgratchet.telling import Listener
+from pgratchet.files import directory
+from pgratchet.files.directory import Location
+from pgratchet.files.layouts import own
+from pgratchet.postgres.link import sql
+from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.limits import Limits
+from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
+from pgratchet.postgres.link.sql import Table
+from pgratchet.runs import journal, telling
+from pgratchet.runs.cancelling import cancelled_for_good
+from pgratchet.runs.run import Run
+from pgratchet.runs.settings import Settings
+from pgratchet.runs.telling import Listener
 from pgratchet.version import __version__
 
 T = TypeVar("T")
@@ -225,7 +227,7 @@ class Migrator:
         both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows
         that contradict the files, or that only failed and are not to be skipped.
         """
-        from pgratchet.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
+        from pgratchet.runs.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
 
         source = discreet(source)
         migrations = {migration.version: migration for migration in (await self._read()).migrations}
@@ -243,8 +245,8 @@ class Migrator:
         or that it did. The row keeps the reason. Raises UsageError for what is no verdict, HistoryError where it makes
         no sense, or somebody is at work on the version.
         """
-        from pgratchet.core.verdicts import Judgement  # noqa: PLC0415 - seldom done
-        from pgratchet.repairing import repair  # noqa: PLC0415 - the same
+        from pgratchet.core.plan.verdicts import Judgement  # noqa: PLC0415 - seldom done
+        from pgratchet.runs.repairing import repair  # noqa: PLC0415 - the same
 
         version, reason = discreet(version), discreet(reason)
         if verdict not in list(Verdict):
@@ -352,10 +354,10 @@ def _version(to: str | int | None) -> str | None:
 
 
 def _canonical(version: str | int) -> str:
-    longest = parsing.LONGEST_VERSION
+    longest = versions.LONGEST_VERSION
     # str() refuses an integer of thousands of digits.
     text = "..." if isinstance(version, int) and abs(version) >= 10**longest else str(version)
-    canonical = parsing.canonical(text)
+    canonical = versions.canonical(text)
     if canonical is None:
         raise UsageError(f"'{text:.40}' is no version: versions are numbers, at most {longest} of the digits 0 to 9")
     return canonical

@@ -11,8 +11,8 @@ import pytest
 
 from pgratchet import HistoryError, Migrator
 from pgratchet.embedded import Server
-from pgratchet.postgres.message import Message
-from pgratchet.postgres.wire import Wire
+from pgratchet.postgres.wire.message import Message
+from pgratchet.postgres.wire.sending import Wire
 from tests.processes import replicas, results
 from tests.support import (
     HISTORY,
@@ -136,9 +136,9 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     async def yes(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr("pgratchet.postgres.lock.acquire", yes)
-    monkeypatch.setattr("pgratchet.postgres.lock.held", lambda _: "true")
-    monkeypatch.setattr("pgratchet.postgres.lock.still_held", lambda _: "true")
+    monkeypatch.setattr("pgratchet.postgres.ledger.lock.acquire", yes)
+    monkeypatch.setattr("pgratchet.postgres.ledger.lock.held", lambda _: "true")
+    monkeypatch.setattr("pgratchet.postgres.ledger.lock.still_held", lambda _: "true")
 
 
 @pytest.mark.usefixtures("no_lock")

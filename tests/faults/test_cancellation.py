@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from pgratchet import Migrator
-from pgratchet.postgres.session import CLOSE_SECONDS, SETTINGS
+from pgratchet.postgres.link.session import CLOSE_SECONDS, SETTINGS
 from tests.faults.proxy import Proxy, proxy
 from tests.support import (
     HISTORY,

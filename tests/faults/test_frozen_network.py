@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from pgratchet import Migrator, embedded
-from pgratchet.postgres.session import VANISHED_AFTER
+from pgratchet.postgres.link.session import VANISHED_AFTER
 from tests.processes import Replica, replicas
 from tests.support import Write, ask, column, connected, deserted, missing, sessions, states, tell, until
 

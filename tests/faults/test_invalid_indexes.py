@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
-from pgratchet.postgres.budget import Budget
-from pgratchet.postgres.history import History
-from pgratchet.postgres.indexes import leftovers
-from pgratchet.postgres.sql import Table
-from pgratchet.postgres.supervision import MOST_BUILDS
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.sql import Table
+from pgratchet.postgres.steps.indexes import leftovers
+from pgratchet.postgres.steps.supervision import MOST_BUILDS
 from tests.processes import replicas
 from tests.support import (
     PASSWORD,

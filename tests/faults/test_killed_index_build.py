@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
-from pgratchet.postgres import indexes
-from pgratchet.postgres.indexes import Index
-from pgratchet.postgres.message import Message
-from pgratchet.postgres.wire import Wire
+from pgratchet.postgres.steps import indexes
+from pgratchet.postgres.steps.indexes import Index
+from pgratchet.postgres.wire.message import Message
+from pgratchet.postgres.wire.sending import Wire
 from tests.processes import replicas
 from tests.support import (
     PASS_GATE,

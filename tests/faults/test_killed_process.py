@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict
-from pgratchet.postgres.lock import HOLDERS, halves
+from pgratchet.postgres.ledger.lock import HOLDERS, halves
 from tests.processes import replicas
 from tests.support import (
     GATE,

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
-from pgratchet.postgres import wire
+from pgratchet.postgres.wire import sending
 from tests.poolers import Mode, Pooler, pgbouncer
 from tests.processes import replicas, results
 from tests.support import (
@@ -249,7 +249,7 @@ async def test_a_run_that_is_blocked_for_long_is_told_by_whom(  # noqa: PLR0913,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wire, "LOOK_AFTER", 0.2)
+    monkeypatch.setattr(sending, "LOOK_AFTER", 0.2)
     await tell(dsn, "CREATE TABLE t (n int)")
     folder = write({"001_a.sql": LEAKY + "SET lock_timeout = 0; ALTER TABLE public.t ADD m int;"})
     async with (

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator
-from pgratchet.core import scripts
+from pgratchet.core.sql import scripts
 from tests.support import (
     LOCK_KEY,
     PASS_GATE,

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from pgratchet import Migrator
-from pgratchet.core.scripts import CHUNK
-from pgratchet.postgres.session import SETTINGS
+from pgratchet.core.sql.scripts import CHUNK
+from pgratchet.postgres.link.session import SETTINGS
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.traps import Harm, Way
 from tests.poolers import pgbouncer

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from pgratchet import Condition, HistoryError, MigrationFailedError, Migrator, UsageError, Verdict
-from pgratchet.core import scripts
+from pgratchet.core.sql import scripts
 from tests.support import PATIENCE, Write, ask, column, exists, failure_of, history, states, tell
 
 pytestmark = pytest.mark.anyio

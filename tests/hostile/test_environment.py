@@ -23,8 +23,8 @@ from pgratchet.cli import main, settings
 from pgratchet.core.events import Event, Started
 from pgratchet.core.model import Direction, Finished
 from pgratchet.core.readiness import Course
-from pgratchet.postgres.sql import Table
-from pgratchet.postgres.temporary import MOST, Cause, Tries
+from pgratchet.postgres.link.sql import Table
+from pgratchet.postgres.link.temporary import MOST, Cause, Tries
 from tests.support import (
     PATIENCE,
     Write,
@@ -860,7 +860,7 @@ class TestReadiness:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is waited for before another try."""
-    monkeypatch.setattr("pgratchet.postgres.wire.backoff", lambda _: (0, 0))
+    monkeypatch.setattr("pgratchet.postgres.wire.sending.backoff", lambda _: (0, 0))
 
 
 COUNTED = "CREATE SEQUENCE tries"

@@ -26,9 +26,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict, directory, journal
+from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError, Verdict
 from pgratchet.cli.settings import read as read_settings
-from pgratchet.core import judging, parsing
 from pgratchet.core.errors import FilesError, UsageError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -45,10 +44,14 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.scripts import compile_script
-from pgratchet.core.statements import scan
-from pgratchet.layouts import homemade, own
+from pgratchet.core.plan import judging
+from pgratchet.core.sql.scripts import compile_script
+from pgratchet.core.sql.statements import scan
+from pgratchet.files import directory, parsing
+from pgratchet.files.layouts import own
 from pgratchet.migrator import new
+from pgratchet.postgres.ledger.foreign import homemade
+from pgratchet.runs import journal
 from pgratchet.testing.released import NotComparableError, edits
 from tests.support import exists, states, tell
 

@@ -9,8 +9,8 @@ import pytest
 
 from pgratchet import HistoryError, Migrator, ServerError
 from pgratchet.core.events import Event, Started
-from pgratchet.postgres.guards import Guard, Guards
-from pgratchet.postgres.history import History
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.link.guards import Guard, Guards
 from tests.support import (
     HISTORY,
     PATIENCE,

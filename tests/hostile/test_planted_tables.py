@@ -10,8 +10,8 @@ import pytest
 
 from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError, Verdict
 from pgratchet.core.model import State
-from pgratchet.postgres.history import COLUMNS, History
-from pgratchet.postgres.temporary import through_races
+from pgratchet.postgres.ledger.history import COLUMNS, History
+from pgratchet.postgres.link.temporary import through_races
 from tests.shadows import has_sprung
 from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
 
@@ -445,7 +445,7 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
             await tell(her, TABLES["a trigger"])
             await through_races(*arguments)
 
-        monkeypatch.setattr("pgratchet.postgres.history.through_races", planting)
+        monkeypatch.setattr("pgratchet.postgres.ledger.history.through_races", planting)
         with pytest.raises(ForeignTableError, match="--trusted-owner"):
             await Migrator(dsn, folder, budget=5).up()
         assert not await has_run(dsn)

@@ -46,9 +46,9 @@ from pgratchet import (
 from pgratchet.cli import excerpts, program, reports, troubles
 from pgratchet.core.model import Entry, Plan, State
 from pgratchet.core.printing import printable, printable_lines, to_json
-from pgratchet.journal import append
-from pgratchet.telling import fields
-from pgratchet.telling import tell as tell_event
+from pgratchet.runs.journal import append
+from pgratchet.runs.telling import fields
+from pgratchet.runs.telling import tell as tell_event
 from tests.support import (
     HISTORY,
     PASS_GATE,

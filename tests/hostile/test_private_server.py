@@ -20,7 +20,7 @@ import pytest
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.link.sql import Table
 from pgratchet.testing import dumps
 from tests.applications.test_demo import begin
 from tests.owners import leave, ordinary_owner, parent, readable_python, said

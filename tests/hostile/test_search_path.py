@@ -12,7 +12,7 @@ import pytest
 
 from pgratchet import MigrationFailedError, Migrator, Verdict
 from pgratchet.core.events import Event, Retried, Waiting
-from pgratchet.postgres.sql import EQ
+from pgratchet.postgres.link.sql import EQ
 from pgratchet.testing.databases import Databases, made
 from tests.poolers import pgbouncer
 from tests.shadows import PATHS, Statements, has_sprung, plant, refuse_planted, run_by

@@ -23,8 +23,8 @@ import pytest
 from pgratchet import Migrator, PgratchetError, ServerError, UsageError, Verdict, embedded, migrator
 from pgratchet.cli import program, settings
 from pgratchet.core.masking import Hidden, discreet
-from pgratchet.postgres.session import Connect, connector, open_session, prepared
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
+from pgratchet.postgres.link.sql import Table
 from pgratchet.testing import Databases, dumps, released
 from tests.hostile import leaks
 from tests.support import ask, connected, states, tell, until, without_tls

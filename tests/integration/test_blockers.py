@@ -17,7 +17,7 @@ QUERY = "LOCK TABLE busy IN ACCESS SHARE MODE"
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+    monkeypatch.setattr("pgratchet.postgres.wire.sending.LOOK_AFTER", 0.1)
 
 
 async def gives_up(

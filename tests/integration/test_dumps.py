@@ -3,7 +3,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.link.sql import Table
 from pgratchet.testing import dumps
 from pgratchet.testing.databases import Databases
 from tests.support import HISTORY, a_role, tell

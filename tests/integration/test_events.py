@@ -127,7 +127,7 @@ async def test_who_waits_tells_for_whom(dsn: str, write: Write, events: list[Eve
 async def test_a_retry_tells_who_was_in_the_way(
     dsn: str, write: Write, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+    monkeypatch.setattr("pgratchet.postgres.wire.sending.LOOK_AFTER", 0.1)
     await tell(dsn, "CREATE TABLE busy (n int)")
     folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
     async with connected(dsn, application_name="night batch") as connection:

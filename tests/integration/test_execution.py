@@ -223,7 +223,7 @@ class TestWhatWasFinished:
     async def test_is_durable_when_the_next_one_fails(
         self, lazy: str, write: Write, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, end: str
     ) -> None:
-        monkeypatch.setattr("pgratchet.core.scripts._forbidden_controls", lambda *_: [])
+        monkeypatch.setattr("pgratchet.core.sql.scripts._forbidden_controls", lambda *_: [])
         async with connected(lazy) as connection:
             await failure_of(Migrator(lazy, write(files | {"005_n.sql": end})))
             assert await connection.fetchval(self.FLUSHED, 3)
@@ -532,7 +532,7 @@ class TestATemporaryError:
     async def test_is_told_with_the_blocker_when_it_is_tried_again(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pgratchet.postgres.wire.LOOK_AFTER", 0.1)
+        monkeypatch.setattr("pgratchet.postgres.wire.sending.LOOK_AFTER", 0.1)
         await tell(dsn, "CREATE TABLE busy (n int)")
         folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
         with caplog.at_level(logging.WARNING, "pgratchet"):

@@ -21,9 +21,9 @@ from pgratchet import (
     __version__,
 )
 from pgratchet.core.model import RecordState
-from pgratchet.postgres.budget import Budget
-from pgratchet.postgres.history import COLUMNS, History
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.ledger.history import COLUMNS, History
+from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.sql import Table
 from tests.poolers import pgbouncer
 from tests.support import (
     HISTORY,

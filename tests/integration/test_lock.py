@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from pgratchet import BudgetExceededError, MigrationFailedError, Migrator, ServerError
-from pgratchet.postgres import lock
+from pgratchet.postgres.ledger import lock
 from tests.support import (
     HISTORY,
     LOCK_KEY,

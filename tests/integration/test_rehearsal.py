@@ -123,7 +123,7 @@ async def test_is_refused_where_files_and_history_disagree(dsn: str, write: Writ
 async def test_is_not_left_by_a_script_that_ends_the_transaction(
     dsn: str, write: Write, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgratchet.core.scripts._forbidden_controls", lambda *_: [])
+    monkeypatch.setattr("pgratchet.core.sql.scripts._forbidden_controls", lambda *_: [])
     folder = write({"001_a.sql": f"CREATE TABLE a (); {end} SELECT 1;", "002_b.sql": "CREATE TABLE b ();"})
     with pytest.raises(MigrationFailedError) as caught:
         await Migrator(dsn, folder).rehearse()

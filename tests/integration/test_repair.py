@@ -5,7 +5,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, State, UsageError, Verdict
-from pgratchet.postgres.sql import Table
+from pgratchet.postgres.link.sql import Table
 from tests.support import (
     GATE,
     PASS_GATE,

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
-from pgratchet.postgres.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
+from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
 from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +143,7 @@ class TestAServerThatIsNotThere:
                 raise not_yet[attempts - 1]
             return await asyncpg.connect(dsn, statement_cache_size=0)
 
-        monkeypatch.setattr("pgratchet.postgres.session.backoff", lambda _: (0.0, 0.01))
+        monkeypatch.setattr("pgratchet.postgres.link.session.backoff", lambda _: (0.0, 0.01))
         with anyio.fail_after(10):
             await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
         assert attempts == len(not_yet) + 1

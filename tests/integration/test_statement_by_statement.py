@@ -5,16 +5,17 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import BudgetExceededError, FilesError, HistoryError, Migrator, State, UsageError, Verdict, directory
-from pgratchet.core import planning
+from pgratchet import BudgetExceededError, FilesError, HistoryError, Migrator, State, UsageError, Verdict
 from pgratchet.core.events import Event, Retried
 from pgratchet.core.model import Direction, Kind, Step
-from pgratchet.core.scripts import compile_script
-from pgratchet.layouts import own
-from pgratchet.postgres.guards import Guards
-from pgratchet.postgres.history import History
-from pgratchet.postgres.records import Claim, Records, Writer
-from pgratchet.postgres.sql import Table
+from pgratchet.core.plan import planning
+from pgratchet.core.sql.scripts import compile_script
+from pgratchet.files import directory
+from pgratchet.files.layouts import own
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.records import Claim, Records, Writer
+from pgratchet.postgres.link.guards import Guards
+from pgratchet.postgres.link.sql import Table
 from tests.support import (
     HISTORY,
     PASS_GATE,

@@ -7,13 +7,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgratchet import directory
-from pgratchet.core import parsing
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Catalogue, Direction, File, Kind, Mode, Options, Script, Source
-from pgratchet.core.scripts import MOST_MARKERS, compile_script
-from pgratchet.core.statements import split
-from pgratchet.layouts import own
+from pgratchet.core.sql.scripts import MOST_MARKERS, compile_script
+from pgratchet.core.sql.statements import split
+from pgratchet.files import directory, parsing
+from pgratchet.files.layouts import own
 
 quick = settings(max_examples=60, deadline=None)
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgratchet.core import judging, planning
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -19,7 +18,8 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.scripts import compile_script, digests
+from pgratchet.core.plan import judging, planning
+from pgratchet.core.sql.scripts import compile_script, digests
 
 SCRIPTS = ["", "SELECT 1", "CREATE TABLE a (b int);\nCREATE TABLE c ();\n", "CREATE INDEX CONCURRENTLY i ON a (b);"]
 VERSIONS = st.integers(0, 30) | st.integers(20260101000000, 20261231235959)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgratchet.core.errors import ScriptError
-from pgratchet.core.lexing import gap_end, tokens
-from pgratchet.core.statements import Statement, StatementKind, scan, split
+from pgratchet.core.sql.lexing import gap_end, tokens
+from pgratchet.core.sql.statements import Statement, StatementKind, scan, split
 
 SHREDS_OF_SQL = [
     *"'\"$;\\-/*() \n\r\t\f\vxeE19é\u00a0\ufeff_",

@@ -15,61 +15,25 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "pgratchet"
 SOURCE = ROOT / "src" / PACKAGE
 
-RINGS = (
-    {"version", "core", "layouts", "postgres", "web"},
-    {"core.printing"},
-    {"core.model", "core.masking"},
-    {"core.errors"},
-    {"core.events", "core.arguments"},
-    {"core.readiness"},
-    {"core.lexing"},
-    {"core.classification", "core.bare"},
-    {"core.statements"},
-    {"core.parsing"},
-    {"core.scripts"},
-    {"core.halfway"},
-    {"core.judging", "core.doubt"},
-    {"core.planning"},
-    {"core.verdicts"},
-    {"layouts.own", "layouts.homemade", "directory", "journal", "telling", "cancelling", "embedded"},
-    {
-        "postgres.sql",
-        "postgres.budget",
-        "postgres.limits",
-        "postgres.lending",
-        "postgres.unreachable",
-        "postgres.unreadable",
-        "postgres.dsn",
-        "postgres.factories",
-    },
-    {"postgres.own", "postgres.guards"},
-    {"postgres.session", "postgres.trust"},
-    {"postgres.records"},
-    {"postgres.temporary", "postgres.databases", "postgres.roles"},
-    {"postgres.lock", "postgres.history", "postgres.progress", "postgres.message"},
-    {"postgres.watch", "postgres.failures", "postgres.frames", "postgres.discretion"},
-    {"postgres.wire", "postgres.backends"},
-    {"postgres.python_steps", "postgres.indexes", "postgres.notes"},
-    {"postgres.supervision"},
-    {"postgres.concurrent"},
-    {"postgres.execution", "postgres.rehearsal"},
-    {"settings"},
-    {"turning"},
-    {"run"},
-    {"adoption", "repairing"},
-    {"migrator"},
-    {"web.background", "web.gate"},
-    {"web.lifespan"},
-    {""},
-    {"cli"},
-    {"__main__", "testing"},
+FLOORS = (
+    ("core", "version"),
+    ("core.sql",),
+    ("core.plan",),
+    ("files", "postgres.link", "embedded"),
+    ("postgres.ledger",),
+    ("postgres.wire",),
+    ("postgres.steps",),
+    ("runs",),
+    ("migrator",),
+    ("web",),
+    ("",),
+    ("cli", "testing"),
+    ("__main__",),
 )
-"""Each module imports from rings before its own only; "" is the package itself, a house is one with all below it."""
-
-HOUSES = ("cli", "testing")
+"""The rooms, from the ground up: each imports from itself and from floors below; "" is the package itself."""
 
 HOMES = {"asyncpg": ("postgres",), "typer": ("cli",), "rich": ("cli",), "pytest": ("testing",)}
-"""Where alone a package may be imported; anyio may be anywhere but in core and layouts."""
+"""Where alone a package may be imported; anyio may be anywhere but in core and files."""
 
 
 @cache
@@ -117,13 +81,14 @@ def outer_imports(name: str) -> set[str]:
     return packages - sys.stdlib_module_names - {PACKAGE}
 
 
-def ring_of(name: str) -> int | None:
-    name = house_of(name) or name
-    return next((number for number, ring in enumerate(RINGS) if name in ring), None)
+def room_of(name: str) -> str:
+    """Return the innermost room that a module is in, the module itself where it has none."""
+    rooms = [room for floor in FLOORS for room in floor if room and is_below(name, room)]
+    return max(rooms, key=len, default=name)
 
 
-def house_of(name: str) -> str | None:
-    return next((house for house in HOUSES if is_below(name, house)), None)
+def floor_of(name: str) -> int | None:
+    return next((number for number, floor in enumerate(FLOORS) if room_of(name) in floor), None)
 
 
 def is_below(name: str, *folders: str) -> bool:
@@ -143,24 +108,25 @@ def library() -> list[str]:
     return [name for name in modules() if not is_below(name, "cli", "__main__")]
 
 
-def test_every_module_has_its_ring() -> None:
-    assert [name for name in modules() if ring_of(name) is None] == []
+def test_every_module_is_in_a_room() -> None:
+    # A folder of rooms, which holds nothing itself.
+    assert [name for name in modules() if floor_of(name) is None] == ["postgres"]
+    assert inner_imports("postgres") == set()
 
 
-def test_every_ring_is_of_modules_that_exist() -> None:
-    assert {name for ring in RINGS for name in ring} <= modules().keys()
+def test_every_room_is_lived_in() -> None:
+    assert {room for floor in FLOORS for room in floor} == {room_of(name) for name in modules()} - {"postgres"}
 
 
-def test_imports_point_to_inner_rings() -> None:
-    outward = [
+def test_imports_point_down() -> None:
+    upward = [
         f"{name} -> {target}"
         for name in modules()
         for target in inner_imports(name)
-        if not (house_of(name) and house_of(name) == house_of(target))
-        and not (ring_of(target) or 0) < (ring_of(name) or 0)
+        if room_of(name) != room_of(target) and not (floor_of(target) or 0) < (floor_of(name) or 0)
     ]
 
-    assert outward == []
+    assert upward == []
 
 
 def test_there_is_no_import_circle() -> None:
@@ -185,11 +151,11 @@ def test_the_core_imports_the_standard_library_and_itself() -> None:
         assert all(is_below(target, "core") for target in inner_imports(name)), name
 
 
-def test_layouts_import_the_standard_library_and_the_core() -> None:
+def test_files_import_the_standard_library_and_the_core() -> None:
     for name in modules():
-        if is_below(name, "layouts"):
+        if is_below(name, "files"):
             assert outer_imports(name) == set(), name
-            assert all(is_below(target, "core") for target in inner_imports(name)), name
+            assert all(is_below(target, "core", "files") for target in inner_imports(name)), name
 
 
 @pytest.mark.parametrize(("package", "homes"), HOMES.items())
@@ -237,7 +203,7 @@ def test_our_own_sql_goes_through_one_door() -> None:
     asking = re.compile(r"(?!own\.).*\.(fetch|fetchrow|fetchval|execute|executemany|prepare|cursor|copy_\w+)")
 
     assert {place.partition(":")[0] for name in modules() for call, place in calls(name) if asking.fullmatch(call)} == {
-        "postgres.own"
+        "postgres.link.own"
     }
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pgratchet.core.bare import Bare, Nature, read
+from pgratchet.core.sql.bare import Bare, Nature, read
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from pgratchet.core.statements import Statement, split
+from pgratchet.core.sql.statements import Statement, split
 
 
 def one(sql: str) -> Statement:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgratchet.core.errors import UsageError
-from pgratchet.directory import read, write
+from pgratchet.files.directory import read, write
 
 Write = Callable[[Mapping[str, str | bytes]], Path]
 

@@ -2,9 +2,7 @@ from typing import Any
 
 import pytest
 
-from pgratchet.core.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.halfway import Settled, counted, session_of
 from pgratchet.core.model import (
     AppliedMigration,
     Direction,
@@ -18,8 +16,10 @@ from pgratchet.core.model import (
     Step,
     Verdict,
 )
-from pgratchet.core.scripts import compile_script, digests
-from pgratchet.core.verdicts import settle
+from pgratchet.core.plan.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
+from pgratchet.core.plan.halfway import Settled, counted, session_of
+from pgratchet.core.plan.verdicts import settle
+from pgratchet.core.sql.scripts import compile_script, digests
 
 HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
 WHOLE = (Verdict.APPLIED, Verdict.NOT_APPLIED)

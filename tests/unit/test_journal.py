@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pgratchet.core.model import Direction, Finished
-from pgratchet.journal import append
+from pgratchet.runs.journal import append
 
 FIRST = Finished("1", "größe", Direction.UP, 3, 0.25)
 SECOND = Finished("2", 'a\n"b"', Direction.DOWN, 1, 1.5)

@@ -2,9 +2,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from pgratchet.core import judging, planning
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import Entry, RecordState
+from pgratchet.core.plan import judging, planning
 from tests.unit.test_planning import entries, migration, row
 
 

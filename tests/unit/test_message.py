@@ -3,13 +3,13 @@ from collections.abc import Iterable
 import asyncpg
 import pytest
 
-from pgratchet.core import scripts
 from pgratchet.core.model import Direction, Failure, Kind, Migration, Segment, Source, Step
-from pgratchet.core.scripts import CHUNK, compile_script
-from pgratchet.postgres import message
-from pgratchet.postgres.failures import Spot, from_server, owner, spot
-from pgratchet.postgres.message import END, MOST_STEPS, Frame, Message, Part, compose, mark, part_at, share
-from pgratchet.postgres.records import Claim
+from pgratchet.core.sql import scripts
+from pgratchet.core.sql.scripts import CHUNK, compile_script
+from pgratchet.postgres.ledger.records import Claim
+from pgratchet.postgres.wire import message
+from pgratchet.postgres.wire.failures import Spot, from_server, owner, spot
+from pgratchet.postgres.wire.message import END, MOST_STEPS, Frame, Message, Part, compose, mark, part_at, share
 
 HEAD = "BEGIN;INSERT INTO history;"
 TAIL = "UPDATE history;COMMIT;"

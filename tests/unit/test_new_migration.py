@@ -4,8 +4,8 @@ import pytest
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import Kind
-from pgratchet.directory import read
-from pgratchet.layouts import own
+from pgratchet.files.directory import read
+from pgratchet.files.layouts import own
 from pgratchet.migrator import new
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Catalogue, File, Kind, Problem
-from pgratchet.layouts import own
+from pgratchet.files.layouts import own
 
 UP = "async def up(connection): ...\n"
 

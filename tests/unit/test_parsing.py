@@ -3,7 +3,8 @@ import hashlib
 import pytest
 
 from pgratchet.core.model import File, Kind, Options, Problem, Source
-from pgratchet.core.parsing import BYTE_ORDER_MARK, Content, line_of, read
+from pgratchet.core.printing import line_of
+from pgratchet.files.parsing import BYTE_ORDER_MARK, Content, read
 
 PATH = "migrations/007_add_users.sql"
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from pgratchet.core import halfway, judging, planning
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.model import (
     AppliedMigration,
@@ -19,7 +18,8 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.scripts import compile_script, digests
+from pgratchet.core.plan import halfway, judging, planning
+from pgratchet.core.sql.scripts import compile_script, digests
 
 STARTED = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
 FINISHED = datetime(2026, 3, 1, 12, 30, 45, tzinfo=UTC)

@@ -2,10 +2,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from pgratchet.core import scripts
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Direction, Kind, Mode, Options, Problem, Script, Source
-from pgratchet.core.scripts import MOST_MARKERS, compile_script, digests
+from pgratchet.core.sql import scripts
+from pgratchet.core.sql.scripts import MOST_MARKERS, compile_script, digests
 
 PATH = "migrations/001_first.sql"
 CONCURRENTLY = "CREATE INDEX CONCURRENTLY i ON t (a)"

@@ -2,7 +2,7 @@ import pytest
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import State
-from pgratchet.postgres.sql import LONGEST_NAME, Table, identifier, literal, milliseconds
+from pgratchet.postgres.link.sql import LONGEST_NAME, Table, identifier, literal, milliseconds
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pgratchet.core.errors import ScriptError
-from pgratchet.core.lexing import skip, tokens
-from pgratchet.core.statements import Statement, StatementKind, scan, split, words
+from pgratchet.core.sql.lexing import skip, tokens
+from pgratchet.core.sql.statements import Statement, StatementKind, scan, split, words
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("split_cases.json").read_text("utf-8"))
 
@@ -235,7 +235,7 @@ def test_no_part_of_a_long_statement_is_read_twice(repeated: str, monkeypatch: p
         read.append((begin, end))
         return end
 
-    monkeypatch.setattr("pgratchet.core.statements.skip", recorded)
+    monkeypatch.setattr("pgratchet.core.sql.statements.skip", recorded)
     split("select " + repeated * 3000)
 
     assert all(end <= begin for (_, end), (begin, _) in pairwise(read))
@@ -249,7 +249,7 @@ def test_a_body_of_many_statements_is_read_once(monkeypatch: pytest.MonkeyPatch)
             read.append(lexeme[1])
             yield lexeme
 
-    monkeypatch.setattr("pgratchet.core.statements.tokens", recorded)
+    monkeypatch.setattr("pgratchet.core.sql.statements.tokens", recorded)
     split("create procedure p() begin atomic " + "select 1;" * 3000 + " end;")
 
     assert sorted(set(read)) == read

@@ -17,7 +17,7 @@ from pgratchet import (
     StatementFinished,
     Waiting,
 )
-from pgratchet.telling import fields, tell
+from pgratchet.runs.telling import fields, tell
 
 FINISHED = Finished("3", "add_users", Direction.UP, 2, 0.5)
 SENTENCES: dict[Event, tuple[int, str]] = {

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from pgratchet import Gate, Migrator, migrated
-from pgratchet.postgres import budget, history, session, wire
+from pgratchet.postgres.ledger import history
+from pgratchet.postgres.link import budget, session
+from pgratchet.postgres.wire import sending
 from pgratchet.web import background
 
 PAGE = (Path(__file__).parents[2] / "docs" / "timeouts.md").read_text(encoding="utf-8")
@@ -32,7 +34,7 @@ VALUES = {
     "`statement_timeout`": default(Migrator, "statement_timeout") or None,
     "between two looks at the runners' lock": (budget.LEAST_PAUSE, budget.MOST_PAUSE),
     "reading a locked history at the end of a budget": history.LEAST_PATIENCE,
-    "until blockers are looked for": wire.LOOK_AFTER,
+    "until blockers are looked for": sending.LOOK_AFTER,
     "closing a session": session.CLOSE_SECONDS,
     "server's look for its client": float(session.SETTINGS["client_connection_check_interval"][:-2]) / 1000,
     "keepalives and `TCP_USER_TIMEOUT`": session.VANISHED_AFTER,

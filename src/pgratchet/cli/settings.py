@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pgratchet import directory
 from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden
+from pgratchet.files import directory
 from pgratchet.migrator import Migrator
 
 DEFAULT_DIR = "migrations/versions"

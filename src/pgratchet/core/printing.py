@@ -87,3 +87,13 @@ def _plain(value: Any) -> Any:
             return [_plain(each) for each in value]
         case _:
             return value
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and outer blanks, and with a mark for each character that cannot be shown."""
+    return printable(" ".join(text.split()), "\N{REPLACEMENT CHARACTER}")
+
+
+def line_of(text: str, offset: int) -> int:
+    """Return the line, counted from 1, that holds the character at `offset`."""
+    return text.count("\n", 0, offset) + 1

@@ -13,7 +13,7 @@ from pgratchet import Migrator
 from pgratchet.core.errors import FilesError, MigrationFailedError, PgratchetError
 from pgratchet.core.model import Kind, Migration
 from pgratchet.core.printing import printable
-from pgratchet.directory import Location
+from pgratchet.files.directory import Location
 from pgratchet.testing import dumps, released
 from pgratchet.testing.databases import Databases, MakeMigrator, made, run
 

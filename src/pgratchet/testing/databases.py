@@ -13,8 +13,8 @@ from anyio.from_thread import start_blocking_portal
 
 from pgratchet import Migrator, UsageError, embedded
 from pgratchet.core.masking import Hidden, discreet, hide
-from pgratchet.postgres import databases
-from pgratchet.postgres.dsn import Dsn, database, of_database
+from pgratchet.postgres.link import databases
+from pgratchet.postgres.link.dsn import Dsn, database, of_database
 
 MakeMigrator = Callable[[str], Migrator]
 """Makes the migrator of the database that a DSN leads to."""

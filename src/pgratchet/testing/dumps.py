@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
-from pgratchet.core.lexing import tokens
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
-from pgratchet.postgres.dsn import Dsn, query, read
-from pgratchet.postgres.sql import Table
+from pgratchet.core.sql.lexing import tokens
+from pgratchet.postgres.link.dsn import Dsn, query, read
+from pgratchet.postgres.link.sql import Table
 
 _HEAD = re.compile(r"^--\n-- Name: (.+; Type: .+)\n--\n", re.MULTILINE)
 _END = "--\n-- PostgreSQL database dump complete\n--\n"

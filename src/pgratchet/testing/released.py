@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pgratchet import directory
 from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden
 from pgratchet.core.model import File, Migration, Problem
-from pgratchet.layouts import own
+from pgratchet.files import directory
+from pgratchet.files.layouts import own
 
 # Set where tests run in a git hook, they would lead git to another place than the folder.
 _ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
-from pgratchet.telling import refuse_coroutine
+from pgratchet.runs.telling import refuse_coroutine
 from pgratchet.web.background import OnFailure, in_background
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]

@@ -1,0 +1,1 @@
+"""Two lists, files and history, become steps."""

@@ -1,0 +1,59 @@
+"""What a person's verdict makes of a version's row, and which verdicts make no sense."""
+
+from typing import NamedTuple
+
+from pgratchet.core.errors import HistoryError, UsageError
+from pgratchet.core.model import AppliedMigration, Entry, RecordState, Verdict
+from pgratchet.core.plan.doubt import doubt
+from pgratchet.core.plan.halfway import Settled, is_begun
+from pgratchet.core.printing import printable
+
+_HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
+
+
+class Judgement(NamedTuple):
+    """What a person says of a version, and why."""
+
+    version: str
+    verdict: Verdict
+    reason: str
+
+
+def settle(entry: Entry, verdict: Verdict) -> Settled:
+    """Return what the row is to say.
+
+    Raises UsageError where there is no such version, HistoryError where the verdict makes no sense.
+    """
+    row = entry.applied
+    if entry.migration is None and row is None:
+        raise UsageError(f"there is no version {entry.version}")
+    match verdict:
+        case Verdict.APPLIED:
+            if row is not None and row.state is RecordState.APPLIED:
+                raise _pointless(entry, "it is recorded as applied already")
+            return Settled(RecordState.APPLIED, row.statements_total if row else 0)
+        case Verdict.NOT_APPLIED:
+            if row is None or row.state is RecordState.PENDING:
+                raise _pointless(entry, "nothing of it is recorded: it is pending already")
+            return Settled(RecordState.PENDING)
+        case Verdict.AGAIN | Verdict.SKIP:
+            return _statement(entry, row, verdict)
+
+
+def _statement(entry: Entry, row: AppliedMigration | None, verdict: Verdict) -> Settled:
+    begun = doubt(row)
+    if row is not None and row.state in _HALFWAY and row.cursor is None:
+        whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED
+        raise _pointless(
+            entry, f"it was to be one transaction, of which no statement stands alone; '{whole}' is what comes near"
+        )
+    if row is None or begun is None or row.state not in _HALFWAY:
+        rest = "; the next run goes on behind the statements that are committed" if row and is_begun(row) else ""
+        raise _pointless(entry, f"no statement of it is in doubt{rest}")
+    if verdict is Verdict.SKIP:
+        return Settled(row.state, row.statements_done + 1, begun.done)
+    return Settled(row.state, row.statements_done, begun.not_done)
+
+
+def _pointless(entry: Entry, why: str) -> HistoryError:
+    return HistoryError(printable(f"{entry.version} {entry.name} cannot be repaired like that: {why}"), [entry.version])

@@ -1,0 +1,1 @@
+"""SQL text becomes statements, scripts and what is known of each."""

@@ -1,0 +1,211 @@
+"""Contents in, sources out: encoding, line endings, checksums and the directives in a file's head."""
+
+import codecs
+import hashlib
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pgratchet.core.arguments import LONGEST_SECONDS
+from pgratchet.core.errors import ScriptError
+from pgratchet.core.model import File, Kind, Options, Problem, Source
+from pgratchet.core.printing import line_of
+from pgratchet.core.versions import canonical
+
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+_OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+COMMENT = {Kind.SQL: "--", Kind.PYTHON: "#"}
+DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with")
+SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
+
+# A comment ends where PostgreSQL and Python end it: at a line feed or a carriage return, and at no other line break.
+# The count is bounded, because a repeat remembers each of its turns: a million comments would take 300 MB.
+_BLANKS = r"[^\S\n\r]*"
+_GAP = {
+    Kind.SQL: re.compile(r"(?:[ \t\n\r\f\v]*--[^\n\r]*){0,100}[ \t\n\r\f\v]*(/\*)?"),
+    Kind.PYTHON: re.compile(r"(?:[ \t\n\r\f]*#[^\n\r]*){0,100}[ \t\n\r\f]*"),
+}
+_BLOCK_MARK = re.compile(r"/\*|\*/")
+_COMMENT = {
+    kind: re.compile(
+        rf"(?:\A|[\n\r]|\*/){_BLANKS}{mark}{_BLANKS}"
+        rf"(?:(?P<name>(?i:pgratchet))\b{_BLANKS}(?P<colon>:?)(?P<text>[^\n\r]*)"
+        rf"|Version:{_BLANKS}(?P<version>\S+)[^\n\r]*|[^\n\r]*)"
+    )
+    for kind, mark in COMMENT.items()
+}
+_STRAY = {kind: re.compile(rf"{mark}{_BLANKS}pgratchet{_BLANKS}:", re.IGNORECASE) for kind, mark in COMMENT.items()}
+
+
+class Content(NamedTuple):
+    """A file's text as a source, the checksum that stands for it in the history, and what is wrong with it."""
+
+    source: Source
+    checksum: str
+    problems: tuple[Problem, ...] = ()
+
+
+class _Directive(NamedTuple):
+    colon: str
+    text: str
+
+
+def read(file: File, kind: Kind, version: str) -> Content:
+    """Return the file's text with LF line endings and no byte order mark, and its checksum.
+
+    The checksum is SHA-256, in hex, over exactly that text in UTF-8: a checkout with other line endings is
+    the same migration. A file that is no text has an empty one.
+    """
+    body = file.content.removeprefix(BYTE_ORDER_MARK)
+    if b"\r\n" in body:
+        body = body.replace(b"\r\n", b"\n")
+    checksum = hashlib.sha256(body).hexdigest()
+    text = _decode(body, file.path)
+    if isinstance(text, Problem):
+        return Content(Source(file.path, ""), checksum, (text,))
+    end = _end_of_head(text, kind)
+    about = [found for found in _COMMENT[kind].finditer(text, 0, end) if found.lastindex]
+    options, problems = _options(file.path, text, about, version)
+    problems += _contradiction(file.path, text, about, version)
+    problems += _stray_directives(file.path, text, kind, end)
+    return Content(Source(file.path, text, options), checksum, tuple(problems))
+
+
+def composed(name: str) -> str:
+    """Return a name in the one form (NFC) that stands for all: macOS takes letters and their accents apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _lines_of(text: str, offsets: Iterable[int]) -> Iterator[int]:
+    """Yield the line of each offset, as `line_of` does; they ascend."""
+    line, counted = 1, 0
+    for offset in offsets:
+        line += text.count("\n", counted, offset)
+        counted = offset
+        yield line
+
+
+def _decode(body: bytes, path: str) -> str | Problem:
+    if body.startswith(_OTHER_ENCODINGS):
+        return Problem(path, "not UTF-8 (it begins like UTF-16 or UTF-32)", "save the file as UTF-8", 1)
+    if (offset := body.find(b"\0")) >= 0:
+        line = body.count(b"\n", 0, offset) + 1
+        message = "a NUL byte, which PostgreSQL cannot store (UTF-16 and UTF-32 have them between the letters)"
+        return Problem(path, message, "save the file as UTF-8, without NUL bytes", line)
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        return Problem(path, f"not UTF-8 (byte 0x{body[error.start]:02x})", "save the file as UTF-8", line)
+
+
+def _end_of_head(text: str, kind: Kind) -> int:
+    end, gap = 0, _GAP[kind].match(text)
+    while gap is not None and gap.end() > end:
+        end = gap.end()
+        if gap.lastindex:
+            close = _BLOCK_MARK.search(text, end)
+            if close is None or close[0] == "/*":
+                # A comment within a comment ends the head: its text must not be taken for a directive.
+                return gap.start(1)
+            end = close.end()
+        gap = _GAP[kind].match(text, end)
+    return end
+
+
+def _contradiction(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> list[Problem]:
+    found = next((found for found in about if found["version"]), None)
+    if found is None or canonical(found["version"]) == version:
+        return []
+    message = f"the head says version {found['version']}, the file's name says {version}"
+    return [Problem(path, message, "make the two agree", line_of(text, found.start("version")))]
+
+
+def _options(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> tuple[Options, list[Problem]]:
+    options, problems = Options(), []
+    directives = [found for found in about if found["name"]]
+    lines = _lines_of(text, (found.start("name") for found in directives))
+    for found, line in zip(directives, lines, strict=True):
+        try:
+            options = _apply(options, _Directive(found["colon"], found["text"].strip()), version)
+        except ValueError as error:
+            message, cure = error.args
+            problems.append(Problem(path, message, cure, line))
+    return options, problems
+
+
+def _stray_directives(path: str, text: str, kind: Kind, end: int) -> list[Problem]:
+    """Return a problem for each directive below the head, where it would have no effect.
+
+    What stands inside a statement, in a string or a function's body, is that statement's business.
+    """
+    found = [match.start() for match in _STRAY[kind].finditer(text, end)]
+    if found and kind is Kind.SQL:
+        found = _outside_statements(text, found)
+    message, cure = "a pgratchet directive below the first statement has no effect", "move it to the head of the file"
+    return [Problem(path, message, cure, line) for line in _lines_of(text, found)]
+
+
+def _outside_statements(text: str, offsets: list[int]) -> list[int]:
+    from pgratchet.core.sql.statements import scan  # noqa: PLC0415 - only such a file pays for the import
+
+    try:
+        bounds = [(statement.start, statement.end) for statement in scan(text)]
+    except ScriptError:
+        return offsets
+    begun = [(offset, bisect_right(bounds, (offset, len(text)))) for offset in offsets]
+    return [offset for offset, count in begun if count == 0 or bounds[count - 1][1] <= offset]
+
+
+def _apply(options: Options, directive: _Directive, version: str) -> Options:
+    key, equals, value = (part.strip() for part in directive.text.partition("="))
+    if not directive.colon:
+        if key not in DIRECTIVES:
+            return options
+        raise ValueError("a directive without its colon", f"write '{directive.text}' behind 'pgratchet:'")
+    match key:
+        case "no-transaction" if not equals:
+            return options._replace(no_transaction=True)
+        case "no-transaction":
+            raise ValueError("no-transaction takes no value", "write 'pgratchet: no-transaction'")
+        case "lock-timeout":
+            return options._replace(lock_timeout=_seconds(key, value))
+        case "statement-timeout":
+            return options._replace(statement_timeout=_seconds(key, value))
+        case "compatible-with":
+            return options._replace(compatible_with=_floor(value, version))
+        case _:
+            raise ValueError(f"unknown directive '{key}'", _suggestion(key))
+
+
+def _floor(value: str, version: str) -> str:
+    floor = canonical(value)
+    if floor is None:
+        raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
+    if int(floor) > int(version):
+        message = f"compatible-with={floor} lies above the file's own version, which is {version}"
+        raise ValueError(message, "write the number of the oldest version whose code can live with this file")
+    return floor
+
+
+def _seconds(key: str, value: str) -> float:
+    found = _DURATION.fullmatch(value)
+    if found is None:
+        raise ValueError(f"{key}={value} is no duration", f"write {key}=5s; units are ms, s, min and h")
+    seconds = float(found[1]) * SECONDS[found[2]]
+    if seconds > LONGEST_SECONDS:
+        raise ValueError(f"{key}={value} is more than PostgreSQL takes", "write at most 596h, or 0 for no limit")
+    return seconds
+
+
+def _suggestion(key: str) -> str:
+    import difflib  # noqa: PLC0415 - only a file with a mistake in it pays for the import
+
+    close = difflib.get_close_matches(key, DIRECTIVES, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known directives are {', '.join(DIRECTIVES)}"

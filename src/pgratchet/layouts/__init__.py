@@ -1,1 +1,0 @@
-"""How a directory of migrations is written: one module per convention."""

@@ -1,0 +1,1 @@
+"""What is recorded: the history table, the SQL that writes it, the lock."""

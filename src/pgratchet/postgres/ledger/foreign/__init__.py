@@ -1,0 +1,1 @@
+"""Other tools' history tables, one module each."""

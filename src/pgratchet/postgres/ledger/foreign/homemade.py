@@ -1,0 +1,111 @@
+"""The home-made runner that many services start with: files like ours, and a table of its own.
+
+The table is `schema_migrations (version integer, description, filename, executed_at, success, error_message)`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import PurePath
+from typing import NamedTuple
+
+from pgratchet.core import versions
+from pgratchet.core.errors import HistoryError
+from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
+from pgratchet.core.printing import one_line, printable
+from pgratchet.files import parsing
+
+UNKNOWN_CHECKSUM = "unknown"
+"""Stands in the history for a file that was not there when its row was adopted."""
+
+
+class Takeover(NamedTuple):
+    """What becomes of each version of the foreign table."""
+
+    rows: tuple[AdoptedRow, ...]
+    already: tuple[str, ...]
+    skipped: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def take_over(
+    rows: Iterable[ForeignRow],
+    migrations: Mapping[str, Migration],
+    recorded: Collection[str],
+    *,
+    skip_failed: bool,
+) -> Takeover:
+    """Return what is to be recorded.
+
+    Raises HistoryError for rows whose version is none, for rows that speak of another file than the one here, and
+    for versions that have only failed, unless these are to be skipped, which leaves them pending.
+    """
+    latest, strange = _latest(rows)
+    failed = {version: row for version, row in latest.items() if not row.success}
+    done = {version: row for version, row in latest.items() if row.success}
+    other = {version: row for version, row in done.items() if not _same_file(row, migrations.get(version))}
+    problems = [_no_version(row) for row in strange]
+    problems += [_other_file(version, row, migrations[version]) for version, row in other.items()]
+    if not skip_failed:
+        problems += [_failed(version, row) for version, row in failed.items()]
+    if problems:
+        raise HistoryError(
+            "\n".join(map(printable, problems)), [*(str(row.version) for row in strange), *other, *failed]
+        )
+    new = {version: row for version, row in done.items() if version not in recorded}
+    return Takeover(
+        tuple(_adopted(version, row, migrations.get(version)) for version, row in new.items()),
+        tuple(version for version in latest if version in recorded),
+        tuple(version for version in failed if version not in recorded),
+        tuple(version for version in new if version not in migrations),
+    )
+
+
+def _latest(rows: Iterable[ForeignRow]) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
+    """Return one row for each version, in order: one that says success, where there is one. And what is no version.
+
+    The column may be of any type: runners have written 2, '2' and '002'.
+    """
+    latest: dict[str, ForeignRow] = {}
+    strange = []
+    for row in sorted(rows, key=lambda row: bool(row.success)):
+        version = versions.canonical(str(row.version))
+        if version is None:
+            strange.append(row)
+        else:
+            latest[version] = row
+    return {version: latest[version] for version in sorted(latest, key=int)}, strange
+
+
+def _no_version(row: ForeignRow) -> str:
+    longest = versions.LONGEST_VERSION
+    return (
+        f"the row of version {str(row.version)!a:.60} ({row.filename}) has no version that a file could have: "
+        f"versions are numbers, at most {longest} of the digits 0 to 9; correct that row, or delete it"
+    )
+
+
+def _same_file(row: ForeignRow, migration: Migration | None) -> bool:
+    return migration is None or row.filename is None or _base(row.filename) == _base(migration.up.path)
+
+
+def _base(path: str) -> str:
+    return parsing.composed(PurePath(path).name)
+
+
+def _other_file(version: str, row: ForeignRow, migration: Migration) -> str:
+    here = _base(migration.up.path)
+    return f"version {version} was applied as {row.filename}, and is {here} here; give the file its name back"
+
+
+def _failed(version: str, row: ForeignRow) -> str:
+    return (
+        f"version {version} ({row.filename}) is recorded as failed: "
+        f"{row.error_message or 'no reason given'}; "
+        "make sure that nothing of it is left, and skip it (--skip-failed): it is then pending"
+    )
+
+
+def _adopted(version: str, row: ForeignRow, migration: Migration | None) -> AdoptedRow:
+    if migration is None:
+        name = one_line(PurePath(row.filename or row.description or "unknown").stem)
+        return AdoptedRow(version, name, Kind.SQL, UNKNOWN_CHECKSUM, row.executed_at)
+    return AdoptedRow(version, migration.name, migration.kind, migration.checksum, row.executed_at)

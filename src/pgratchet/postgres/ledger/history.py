@@ -1,0 +1,519 @@
+"""The history table: its columns, what its rows say, and whose it is.
+
+A row in state `applied` means applied and committed; no row means not.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from datetime import datetime
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
+from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.core.versions import LONGEST_VERSION, canonical
+from pgratchet.postgres.ledger import trust
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
+from pgratchet.postgres.link.temporary import through_races
+
+
+class Column(NamedTuple):
+    """A column's type, and what else CREATE TABLE says of it."""
+
+    type: str
+    more: str = ""
+
+
+_TEXT, _INT4, _MOMENT = "pg_catalog.text", "pg_catalog.int4", "pg_catalog.timestamptz"
+
+COLUMNS = {
+    "version": Column(_TEXT, "PRIMARY KEY"),
+    "name": Column(_TEXT, "NOT NULL"),
+    "kind": Column(_TEXT, "NOT NULL"),
+    "checksum": Column(_TEXT, "NOT NULL"),
+    "state": Column(_TEXT, "NOT NULL"),
+    "statements_done": Column(_INT4, "NOT NULL DEFAULT 0"),
+    "statements_total": Column(_INT4, "NOT NULL DEFAULT 0"),
+    "cursor": Column(_TEXT),
+    "started_at": Column(_MOMENT),
+    "finished_at": Column(_MOMENT),
+    "applied_by": Column(_TEXT),
+    "backend_pid": Column(_INT4),
+    "backend_start": Column(_MOMENT),
+    "token": Column(_TEXT),
+    "tool_version": Column(_TEXT),
+    "compatible_with": Column(_TEXT),
+    "reason": Column(_TEXT),
+    "error": Column(_TEXT),
+}
+
+READ = AppliedMigration._fields
+_VERSION, _STATE = READ.index("version"), READ.index("state")
+_INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
+_MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
+_DIGITS = 10
+"""More than an integer of the server has."""
+_TEXTS = [READ.index(name) for name in ("name", "kind", "checksum")]
+_STATES = {state.value: state for state in RecordState}
+
+KNOWN_TABLES = (
+    ("golang-migrate", {"version", "dirty"}),
+    ("Ecto", {"version", "inserted_at"}),
+    ("a home-made runner", {"version", "description", "filename", "executed_at", "success", "error_message"}),
+    ("dbmate or Rails", {"version"}),
+)
+"""What other tools' tables of this name look like, by their columns, each set exact."""
+
+
+_TABLES = ("r", "p")
+_KINDS = {
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+    "S": "a sequence",
+    "c": "a composite type",
+    "i": "an index",
+    "I": "an index",
+}
+
+_FOREIGN = "version, description, filename, executed_at::pg_catalog.timestamptz, success, error_message"
+_ADOPTABLE = "only a home-made runner's table can be adopted"
+
+_RELATION = f"""
+SELECT c.relkind::pg_catalog.text AS kind, a.attname::pg_catalog.text AS name
+FROM pg_catalog.pg_class c
+LEFT JOIN (
+    SELECT a.attrelid, a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {EQ} a.atttypid
+    WHERE a.attnum {GT} 0 AND NOT a.attisdropped
+    AND t.typnamespace {EQ} 'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid
+) a ON a.attrelid {EQ} c.oid
+WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
+"""
+MOST_SHOWN = 40
+"""Characters of a version that is none."""
+
+_LEAVES = f"""
+SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) p
+JOIN pg_catalog.pg_class c ON c.oid {EQ} p.relid::pg_catalog.oid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE p.isleaf
+"""
+
+LEAST_PATIENCE = 5.0
+"""Seconds that a read may take whatever is left of a budget."""
+
+
+class HistoryBusyError(ServerError):
+    """Somebody has locked the table, for longer than a reader waits."""
+
+
+class History(NamedTuple):
+    """One history table: what can be asked of it, and how it comes into being, as `owner`'s if one is given.
+
+    `trusted` are roles that may own it, or what is attached to it, beside those that a run trusts anyway.
+    """
+
+    table: Table
+    owner: str | None = None
+    trusted: Sequence[str] = ()
+
+    async def read(
+        self, connection: Connection, patience: float | None = None, *, anybodys: bool = True
+    ) -> tuple[AppliedMigration, ...]:
+        """Return all rows, in no order; empty where there is no table yet. Nobody runs code by that.
+
+        By the server's COPY of the table, in one round trip: a SELECT is planned, and the planner evaluates the code
+        that the owner of a table has written into its indexes. Unless it may be `anybodys`, the owner of the table must
+        be a role that a run trusts.
+
+        Raises ForeignTableError where it is another tool's, or no table; HistoryBusyError where it is locked for longer
+        than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read, or row level
+        security may hide rows of it.
+        """
+        guards = Guards.new()
+
+        def checked(table: Table) -> str:
+            return ("" if anybodys else trust.owned(guards, table, self.owner)) + trust.unfiltered(guards, table)
+
+        try:
+            columns = await self._copied(connection, checked, patience)
+        except asyncpg.InvalidTextRepresentationError as error:
+            if (raised := guards.raised(error)) is None:
+                raise
+            columns = await self._copied_after(raised, connection, patience)
+        try:
+            return _rows(_values(columns), self.table)
+        except ValueError:
+            # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
+            if await self.is_safe(connection):
+                return await self._select(connection, "", (), patience)
+        return _rows(_undated(columns), self.table)
+
+    async def _copied_after(
+        self, raised: Guard, connection: Connection, patience: float | None
+    ) -> list[list[str | None]]:
+        """Return the same as `_copied` if a second look finds in order what a first one has raised."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        if found.strange and raised is Guard.OWNER:
+            raise ForeignTableError(self._untrusted(found.strange))
+        guards = Guards.new()
+        try:
+            unhidden = partial(trust.unhidden, guards, safe=not found.strange)
+            return await self._copied(connection, unhidden, patience)
+        except asyncpg.InvalidTextRepresentationError as error:
+            if guards.raised(error) is None:
+                raise
+        if found.strange:
+            raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
+        role = await own.fetchval(connection, "SELECT current_user")
+        raise ServerError(
+            f"{Guard.POLICY}: it is enabled on {self.table}, and no policy shows the role {role} all rows; "
+            f"CREATE POLICY pgratchet ON {self.table.quoted} USING (true), "
+            f"or ALTER TABLE {self.table.quoted} DISABLE ROW LEVEL SECURITY"
+        )
+
+    async def _copied(
+        self, connection: Connection, checked: Callable[[Table], str], patience: float | None
+    ) -> list[list[str | None]]:
+        """Return the columns of all rows as texts: those of its partitions, where COPY does not take the table.
+
+        `checked` is SQL that raises where a table must not be read. What it has found stays so until it is read.
+        """
+
+        async def copied(table: Table) -> list[list[str | None]]:
+            # COPY alone would take a materialized view, too, from PostgreSQL 18 on.
+            lock = f"LOCK TABLE ONLY {table.quoted} IN ACCESS SHARE MODE;"
+            copy = f"COPY {table.quoted} ({', '.join(READ)}) {own.AS_TEXT}"
+            async with self._reading(connection):
+                return await own.copied(connection, lock + checked(table) + copy, patience)
+
+        try:
+            return await copied(self.table)
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            return []
+        except asyncpg.WrongObjectTypeError:
+            kind, columns = await self._relation(connection)
+            if kind != "p":
+                raise ForeignTableError(self._described(kind, columns)) from None
+        leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
+        parts = [await copied(Table(schema, name)) for schema, name in leaves]
+        return [list(chain(*columns)) for columns in zip(*filter(None, parts), strict=True)]
+
+    async def read_some(
+        self, connection: Connection, versions: Sequence[str], patience: float | None = None
+    ) -> tuple[AppliedMigration, ...]:
+        """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
+        try:
+            return await self._select(
+                connection, f"WHERE version {EQ} ANY ($1::pg_catalog.text[])", (list(versions),), patience
+            )
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            return ()
+
+    async def _select(
+        self, connection: Connection, where: str, arguments: Sequence[object], patience: float | None
+    ) -> tuple[AppliedMigration, ...]:
+        query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
+        async with self._reading(connection):
+            with self._dates():
+                rows = await own.fetch(connection, query, *arguments, patience=patience)
+        return _rows([list(column) for column in zip(*rows, strict=True)], self.table)
+
+    @asynccontextmanager
+    async def _reading(self, connection: Connection) -> AsyncIterator[None]:
+        """Say what is wrong where the table cannot be read; an open transaction stays usable."""
+        try:
+            async with _undone(connection):
+                yield
+        except asyncpg.UndefinedColumnError:
+            raise ForeignTableError(self._described(*await self._relation(connection))) from None
+        except asyncpg.UndefinedFunctionError:
+            alter = f"ALTER TABLE {self.table.quoted} ALTER COLUMN version TYPE text"
+            raise ServerError(f"the versions in {self.table} are no text; {alter}") from None
+        except (asyncpg.LockNotAvailableError, TimeoutError):
+            raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
+        except asyncpg.InsufficientPrivilegeError as error:
+            role = await own.fetchval(connection, "SELECT current_user")
+            needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
+            raise ServerError(f"{error}; the role {role} needs {needs}") from None
+
+    async def read_patiently(
+        self,
+        connection: Connection,
+        budget: Budget,
+        versions: Sequence[str] | None = None,
+        *,
+        anybodys: bool = True,
+    ) -> tuple[AppliedMigration, ...]:
+        """Return what `read`, or `read_some` of the versions, returns, as soon as nobody has locked the table.
+
+        Raises BudgetExceededError.
+        """
+        while True:
+            began = time.monotonic()
+            # Through a pooler the session's lock_timeout is not ours. Reading alone is never too long for a budget.
+            patience = None if budget.remaining is None else max(budget.remaining, LEAST_PATIENCE)
+            try:
+                if versions is None:
+                    return await self.read(connection, patience, anybodys=anybodys)
+                return await self.read_some(connection, versions, patience)
+            except HistoryBusyError as error:
+                budget.spend(time.monotonic() - began)
+                await budget.poll(str(error))
+
+    async def is_safe(self, connection: Connection) -> bool | None:
+        """Say whether nobody could run code in whoever uses the table but those that a run trusts; None without one."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        return None if found.kind is None else found.kind in _TABLES and not found.strange
+
+    async def _refuse_unsafe(self, connection: Connection) -> trust.Inspection:
+        """Return what there is to know of the table; raises ForeignTableError where it is none, or is not safe."""
+        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        if found.kind not in (None, *_TABLES):
+            raise ForeignTableError(self._described(*await self._relation(connection)))
+        if found.strange:
+            raise ForeignTableError(self._untrusted(found.strange))
+        if found.has_heirs:
+            raise ForeignTableError(
+                f"other tables inherit from {self.table}, and pgratchet would not see their rows; move these rows into "
+                f"{self.table}, and take the tables away from it by ALTER TABLE ... NO INHERIT"
+            )
+        return found
+
+    async def inspected(self, connection: Connection) -> trust.Seal | None:
+        """Return the table as it is now, None without one; raises ServerError where the role may not write to it.
+
+        Raises ForeignTableError where it is no table, or where somebody else could run code in whoever writes to it.
+        """
+        found = await self._refuse_unsafe(connection)
+        if found.missing:
+            needs = f"it needs {', '.join(found.missing)} on {self.table}"
+            raise ServerError(f"{self._role} may not write the history: {needs}")
+        return found.seal
+
+    def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
+        owners = sorted({owner for _, owner in strange})
+        return (
+            f"the table {self.table} is not safe to use: "
+            + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
+            + ", whose code would run with the rights of this run. If that is meant to be, name the role as trusted: "
+            + " ".join(f"--trusted-owner {owner}" for owner in owners)
+            + f", or trusted_owners = {owners}. Otherwise find out who made it, and drop it or give it to another role"
+        )
+
+    async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
+        """Have the table, and let the readers read it, whoever else is making it at the same time.
+
+        Returns it as it was inspected last.
+        """
+        if seal := await self.inspected(connection):
+            await self._grant(connection, readers, budget)
+            return seal
+        await self._create(connection, readers, budget)
+        # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
+        return await self._made(connection)
+
+    async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
+        """Have the table, as `ensure` does; until the transaction ends nobody attaches anything to it."""
+        await self.ensure(connection, readers, budget)
+        await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
+        await self._made(connection)
+
+    async def _made(self, connection: Connection) -> trust.Seal:
+        seal = await self.inspected(connection)
+        if seal is None:
+            raise ServerError(f"the table {self.table} has been dropped while it was made")
+        return seal
+
+    async def _create(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
+        """Make the table, and its schema where that is missing.
+
+        In one transaction: readers that wait already see no table that they may not read.
+        """
+        columns = ", ".join(f"{name} {column.type} {column.more}" for name, column in COLUMNS.items())
+        schema = identifier(self.table.schema)
+        known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
+        try:
+            await through_races(
+                connection,
+                self._as_owner
+                + ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
+                + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
+                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
+                + "".join(map(self._grants, readers)),
+                budget,
+            )
+        except asyncpg.InsufficientPrivilegeError as error:
+            needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
+            raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
+
+    async def _grant(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
+        for role in readers:
+            await through_races(connection, self._as_owner + self._grants(role), budget)
+
+    async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
+        """Say whether the readers may read the table, as far as there is one; raises ServerError for no role's name."""
+        login = "" if self.owner is None else " UNION SELECT session_user::pg_catalog.text"
+        granted: bool = await own.fetchval(
+            connection,
+            "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_schema_privilege(r::pg_catalog.name, $1, 'USAGE') "
+            "AND pg_catalog.has_table_privilege(r::pg_catalog.name, "
+            "pg_catalog.to_regclass($2)::pg_catalog.oid, 'SELECT')), true) "
+            f"FROM (SELECT pg_catalog.unnest($3::pg_catalog.text[]){login}) AS role (r) "
+            "WHERE pg_catalog.to_regclass($2) IS NOT NULL",
+            self.table.schema,
+            self.table.quoted,
+            readers,
+        )
+        return granted
+
+    @property
+    def _role(self) -> str:
+        return f"the role {self.owner}" if self.owner else "the role"
+
+    @property
+    def _as_owner(self) -> str:
+        return become(self.owner, local=True) if self.owner else ""
+
+    def _grants(self, role: str) -> str:
+        return (
+            f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
+            f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
+        )
+
+    async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:
+        """Return the rows that a home-made runner has written; raises ForeignTableError for any other table."""
+        async with connection.transaction():
+            try:
+                # Nobody changes it between the look at what it is and the reading.
+                await own.execute(connection, f"LOCK TABLE {self.table.quoted} IN ACCESS SHARE MODE")
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                raise UsageError(f"there is no table {self.table} to adopt") from None
+            except asyncpg.WrongObjectTypeError:
+                raise ForeignTableError(f"{self.table} is no table; {_ADOPTABLE}") from None
+            kind, columns = await self._relation(connection)
+            if kind not in _TABLES or not columns.issuperset(ForeignRow._fields):
+                raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
+            await self._refuse_unsafe(connection)
+            with self._dates():
+                rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
+        return tuple(ForeignRow._make(tuple(row)) for row in rows)
+
+    async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
+        """Record what another tool has applied, all of it or nothing; to be called under the lock."""
+        await own.executemany(
+            connection,
+            f"INSERT INTO {self.table.quoted} (version, name, kind, checksum, state, started_at, finished_at, reason) "
+            f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
+            [(*row, reason) for row in rows],
+        )
+
+    @contextmanager
+    def _dates(self) -> Iterator[None]:
+        """Raise ServerError for a date that is read inside the block, and that Python does not have."""
+        try:
+            yield
+        except OverflowError:
+            raise ServerError(
+                f"the table {self.table} has a date before the year 1 or after 9999, which cannot be read; correct it"
+            ) from None
+
+    async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
+        """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
+        rows = await own.fetch(connection, _RELATION, self.table.quoted)
+        return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
+
+    def _described(self, kind: str | None, columns: set[str]) -> str:
+        other = f"{self.table.schema}.pgratchet_migrations"
+        keep = f'keep it, and give pgratchet a table of its own (table = "{other}")'
+        if kind in _KINDS:
+            return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
+        whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")
+        way_out = f"'pgratchet adopt' takes its history over into {other}" if whose == "a home-made runner" else keep
+        return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
+
+
+def _values(texts: list[list[str | None]]) -> list[list[Any]]:
+    """Return columns of texts as values; raises ValueError where a text is not as our own sessions have it."""
+    columns: list[list[Any]] = list(texts)
+    for at in _INTEGERS if texts else ():
+        columns[at] = [None if text is None else int(text) for text in texts[at]]
+    for at in _MOMENTS if texts else ():
+        columns[at] = [None if text is None else datetime.fromisoformat(text) for text in texts[at]]
+    return columns
+
+
+def _undated(texts: list[list[str | None]]) -> list[list[Any]]:
+    """Return the same without what is no number or no date, as in a table of somebody whom the run does not trust."""
+    columns: list[list[Any]] = list(texts)
+    for at in _MOMENTS:
+        columns[at] = [None] * len(texts[at])
+    for at in _INTEGERS:
+        known = (text or "" for text in texts[at])
+        columns[at] = [int(text) if text.isdecimal() and len(text) < _DIGITS else 0 for text in known]
+    return columns
+
+
+def _rows(columns: list[list[Any]], table: Table) -> tuple[AppliedMigration, ...]:
+    if not columns:
+        return ()
+    for version in columns[_VERSION]:
+        if not isinstance(version, str) or canonical(version) != version:
+            raise ServerError(_not_ours(version, table))
+    states = [_STATES.get(state) for state in columns[_STATE]]
+    if None in states:
+        version, state = (columns[at][states.index(None)] for at in (_VERSION, _STATE))
+        raise ServerError(f"version {version} is in state '{state}', which this release of pgratchet does not know")
+    columns[_STATE] = states
+    # In a table of somebody else's anything may be missing.
+    for at in _TEXTS:
+        columns[at] = [text or "" for text in columns[at]]
+    return tuple(map(AppliedMigration._make, zip(*columns, strict=True)))
+
+
+def _not_ours(version: object, table: Table) -> str:
+    """Return what is wrong with a row whose version pgratchet has not written: it would count as another version."""
+    text = str(version)
+    row = f"the history has a row of version {text!a:.{MOST_SHOWN}}"
+    where = f"WHERE {_condition(None if version is None else text)}"
+    delete = f"DELETE FROM {table.quoted} {where}"
+    if meant := _meant(text):
+        return (
+            f"{row}, which is '{meant}' as pgratchet writes it: it counts as another one; "
+            f"UPDATE {table.quoted} SET version = '{meant}' {where}, or, where there is a row '{meant}' too, {delete}"
+        )
+    return (
+        f"{row}, which is no version: versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9; find out "
+        f"which one is meant, and UPDATE {table.quoted} SET version = '<its number>' {where}, or {delete}"
+    )
+
+
+def _meant(text: str) -> str | None:
+    """Return the version that a person has meant by it, with a plus, blanks, zeros or the digits of another script."""
+    digits = text.strip().removeprefix("+")
+    return canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= MOST_SHOWN else None
+
+
+def _condition(text: str | None) -> str:
+    """Return what is true of the row alone, in characters that can be copied from any terminal."""
+    if text is None:
+        return "version IS NULL"
+    if len(text) > MOST_SHOWN:
+        return f"length(version) = {len(text)}"
+    if text.isascii() and text.isprintable():
+        return f"version = {literal(text)}"
+    return "version = E'" + "".join(f"\\U{ord(each):08x}" for each in text) + "'"
+
+
+def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:
+    """Keep an open transaction usable behind an error."""
+    return connection.transaction() if connection.is_in_transaction() else nullcontext()

@@ -1,0 +1,297 @@
+"""The SQL that writes the history: claims, records, counts and failures, each fenced."""
+
+from typing import NamedTuple
+
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
+from pgratchet.core.plan.halfway import MARK, Settled
+from pgratchet.postgres.ledger.trust import Seal
+from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.sql import CONCAT, EQ, GT, NE, Table, literal
+
+DURABLE = (
+    "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
+    f"WHERE pg_catalog.current_setting('synchronous_commit') {EQ} 'off';"
+)
+"""Has the transaction's COMMIT, and all its session's before it, survive a crash, whatever a role or a script has set.
+
+Only `off` is weaker than that; `local` and up stay as somebody wants them.
+"""
+
+FLUSH = f"BEGIN;{DURABLE}SELECT pg_catalog.pg_logical_emit_message(true, 'pgratchet', '');COMMIT;"
+"""Makes everything durable that any session has committed before: its COMMIT has something of its own to write."""
+
+SESSION = "pgratchet.session"
+"""The setting that has what had been made of the session when it was last noted."""
+
+TARGET = "pgratchet.target"
+"""The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
+
+
+class Writer(NamedTuple):
+    """Who writes: what a row says about the runner that made it."""
+
+    applied_by: str
+    backend_start: str
+    tool_version: str
+
+
+class Claim(NamedTuple):
+    """A step that a run is about to do, and the random token by which it knows its own row again.
+
+    `newest` is the number of the newest applied version that it is to be done after, -1 for none.
+    """
+
+    step: Step
+    token: str
+    newest: int | None = None
+
+
+class Records(NamedTuple):
+    """The SQL of one history table.
+
+    `lock_held` is the condition under which a run still holds its lock. Where none is held from step to step,
+    `take_lock` takes it for the length of a transaction, or is empty where there is none at all; then each
+    transaction finds out for itself whether it still is that step's turn.
+
+    `seal` is None where the transaction itself has locked and inspected the table.
+    """
+
+    table: Table
+    lock_held: str
+    guards: Guards
+    take_lock: str | None = None
+    seal: Seal | None = None
+
+    @property
+    def marker(self) -> str:
+        """What the server says where a message of this run has come to a marker."""
+        return f"pgratchet {self.guards.secret}"
+
+    @property
+    def _checked(self) -> str:
+        """What begins every transaction that writes: it raises where somebody may have attached a trigger."""
+        return self.seal.check(self.guards) if self.seal else ""
+
+    def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
+        """Return the SQL that claims a version: the first thing in its transaction.
+
+        The primary key makes the claim a second lock: of two runners one waits here for the other's COMMIT,
+        and then fails with 23505, or on the fence where it goes down or on.
+        """
+        return self._turn(claim) + self._claim(claim, writer, over_failed=over_failed)
+
+    def _turn(self, claim: Claim) -> str:
+        """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
+        if self.take_lock is None:
+            return self._checked
+        taken = self.guards.unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
+        if claim.newest is None:
+            return taken + self._checked
+        # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
+        newest = f"SELECT COALESCE(pg_catalog.max(version::pg_catalog.numeric), -1) FROM {self.table.quoted}"
+        applied = f"({newest} WHERE state {EQ} {literal(RecordState.APPLIED)}) {EQ} {claim.newest}"
+        return taken + self._checked + self.guards.unless(applied, Guard.MOVED)
+
+    def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
+        step = claim.step
+        if step.over is not None:
+            # Of two that saw the same runner die only one finds its token still there. The cursor, because what was
+            # read may be older than the last thing that the runner has counted or begun (model/, variant STALE).
+            return self._take(claim, writer, _as_read(step.over), {})
+        if step.direction is Direction.DOWN:
+            return self._take(claim, writer, f"state {EQ} {literal(RecordState.APPLIED)}", _first_cursor(step))
+        return self._insert(claim, writer, RecordState.RUNNING, None, replacing=over_failed) + ";"
+
+    def record(self, claim: Claim) -> str:
+        """Return the SQL that records a claimed step: the last thing before COMMIT. It raises if it cannot.
+
+        It cannot unless the row was written by this very transaction (its xmin) and the lock is still held:
+        a script that committed, rolled back, unlocked or touched the row fails here instead of lying.
+        """
+        return self._finish(claim, f"xmin {EQ} pg_catalog.pg_current_xact_id()::pg_catalog.xid")
+
+    def tally(self, claim: Claim, done: int, cursor: str) -> str:
+        """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
+        values = f"statements_done = {done}, cursor = {_noted(cursor)}"
+        update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
+        counted = self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
+        return self._checked + counted
+
+    def note(self, claim: Claim, cursor: str) -> str:
+        """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
+        noted = _noted(cursor)
+        update = f"UPDATE {self.table.quoted} SET cursor = {noted}"
+        return f"{self._checked}{update} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
+
+    def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
+        """Return the SQL that says that the statement behind the first `done` is about to run bare.
+
+        It raises for a runner that has lost its row or its lock: that one stops before it does anything.
+        """
+        now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
+        target = f"pg_catalog.current_setting({literal(TARGET)}) {CONCAT} ' '"
+        cursor = f"{_noted(before)} {CONCAT} {literal(f'{MARK}{after} ')} {CONCAT} {target} {CONCAT} {now}"
+        update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
+        proof = f"pg_catalog.strpos(cursor, {literal(MARK)}) {GT} 0"
+        return self._checked + self._fenced(f"{update} AND statements_done {EQ} {done}", proof)
+
+    def close(self, claim: Claim) -> str:
+        """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
+        return self._checked + self._finish(claim, f"statements_done {EQ} {claim.step.script.statements}")
+
+    def doubt(self, claim: Claim, error: str) -> str:
+        """Return the SQL that says what happened to a step of which nobody knows how far it came.
+
+        State and mark stay as they are: the next run has to judge.
+        """
+        return self._checked + f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
+
+    def fail(self, claim: Claim, writer: Writer, error: str) -> str:
+        """Return the SQL that records a failure, to be sent in a transaction of its own.
+
+        What was rolled back gets a new row. A row of ours that is still there says that something has been
+        committed: it keeps its state, unless it counts statements and can be gone on with.
+        """
+        update = f"{self._checked}UPDATE {self.table.quoted} SET error = {literal(error)}"
+        failed = literal(RecordState.FAILED)
+        if claim.step.script.mode is Mode.STATEMENTS:
+            unmarked = f"cursor = pg_catalog.split_part(cursor, {literal(MARK)}, 1)"
+            ended = f", state = {failed}, finished_at = pg_catalog.clock_timestamp()"
+            up = claim.step.direction is Direction.UP
+            return f"{update}, {unmarked}{ended if up else ''} WHERE {self._own(claim)};"
+        if claim.step.direction is Direction.DOWN:
+            return f"{update} WHERE {self._version(claim)};"
+        insert = self._insert(claim, writer, RecordState.FAILED, error, replacing=True)
+        return f"{update} WHERE {self._own(claim)};{insert} ON CONFLICT (version) DO NOTHING;"
+
+    def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
+        """Return the SQL that records a person's verdict, on a row that has not changed since it was read."""
+        migration, row = entry.migration, entry.applied
+        values = {
+            "state": literal(settled.state),
+            "statements_done": literal(settled.statements_done),
+            "cursor": literal(settled.cursor),
+            "finished_at": "pg_catalog.clock_timestamp()",
+            "applied_by": literal(writer.applied_by),
+            "tool_version": literal(writer.tool_version),
+            "error": "NULL",
+            "reason": literal(reason),
+        }
+        if migration is not None and settled.state is RecordState.APPLIED:
+            values |= self._file(migration)
+        proof = f"state {EQ} {literal(settled.state)}"
+        if row is None:
+            return self._fenced(
+                f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})", proof
+            )
+        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
+        return self._fenced(
+            f"UPDATE {self.table.quoted} SET {settings} WHERE version {EQ} {literal(row.version)} AND {_as_read(row)}",
+            proof,
+        )
+
+    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replacing: bool) -> str:
+        """Return the SQL that inserts a row, in the place of one that is left from before if it is `replacing` that."""
+        left = f"'{{{RecordState.FAILED},{RecordState.PENDING}}}'::pg_catalog.text[]"
+        delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state {EQ} ANY ({left})"
+        migration = claim.step.migration
+        now = "pg_catalog.clock_timestamp()"
+        values = (
+            self._file(migration)
+            | {
+                "state": literal(state),
+                "statements_total": literal(claim.step.script.statements),
+                "started_at": now,
+                "finished_at": "NULL" if error is None else now,
+                "error": literal(error),
+                "reason": "(SELECT reason FROM left_over)" if replacing else "NULL",
+            }
+            | (_first_cursor(claim.step) | self._writer(claim, writer))
+        )
+        columns = ", ".join(values)
+        insert = f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
+        return f"WITH left_over AS ({delete} RETURNING reason) {insert}" if replacing else insert
+
+    def _take(self, claim: Claim, writer: Writer, condition: str, more: dict[str, str]) -> str:
+        """Take over the one row that is there already, as it should be."""
+        step = claim.step
+        values = (
+            {
+                "state": literal(RecordState.REVERTING if step.direction is Direction.DOWN else RecordState.RUNNING),
+                "statements_done": literal(step.done),
+                "statements_total": literal(step.script.statements),
+                "started_at": "pg_catalog.clock_timestamp()",
+                "error": "NULL",
+            }
+            | self._writer(claim, writer)
+            | more
+        )
+        if step.direction is Direction.UP:
+            # What comes after the finished statements may have been mended since.
+            values["checksum"] = literal(step.migration.checksum)
+            values["compatible_with"] = literal(step.migration.up.options.compatible_with)
+        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
+        update = f"UPDATE {self.table.quoted} SET {settings} WHERE {self._version(claim)} AND {condition}"
+        return self._fenced(update, f"token {EQ} {literal(claim.token)}")
+
+    def _file(self, migration: Migration) -> dict[str, str]:
+        return {
+            "version": literal(migration.version),
+            "name": literal(migration.name),
+            "kind": literal(migration.kind),
+            "checksum": literal(migration.checksum),
+            "compatible_with": literal(migration.up.options.compatible_with),
+        }
+
+    def _writer(self, claim: Claim, writer: Writer) -> dict[str, str]:
+        return {
+            "applied_by": literal(writer.applied_by),
+            "backend_pid": "pg_catalog.pg_backend_pid()",
+            "backend_start": literal(writer.backend_start),
+            "token": literal(claim.token),
+            "tool_version": literal(writer.tool_version),
+        }
+
+    def _finish(self, claim: Claim, condition: str) -> str:
+        if claim.step.direction is Direction.DOWN:
+            act, proof = f"DELETE FROM {self.table.quoted}", "true"
+        else:
+            values = f"state = {literal(RecordState.APPLIED)}, statements_done = statements_total"
+            act = f"UPDATE {self.table.quoted} SET {values}, finished_at = pg_catalog.clock_timestamp(), error = NULL"
+            proof = f"state {EQ} {literal(RecordState.APPLIED)}"
+        return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}", proof)
+
+    def _version(self, claim: Claim) -> str:
+        return f"version {EQ} {literal(claim.step.migration.version)}"
+
+    def _own(self, claim: Claim) -> str:
+        return f"{self._version(claim)} AND token {EQ} {literal(claim.token)}"
+
+    def _fenced(self, act: str, proof: str) -> str:
+        """Return SQL that acts on exactly one row, under the lock, or raises.
+
+        The row must be as `proof` says afterwards: a trigger can undo an UPDATE. The cast raises without plpgsql; the
+        count keeps the planner from folding it into a constant.
+        """
+        lost, other = literal(self.guards.alarm(Guard.LOCK)), literal(self.guards.alarm(Guard.ROW))
+        return (
+            f"WITH touched AS ({act} RETURNING {proof} AS written) "
+            f"SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
+            f"WHEN pg_catalog.count(*) FILTER (WHERE written) {NE} 1 OR pg_catalog.count(*) {NE} 1 THEN {other} "
+            "ELSE '1' END AS pg_catalog.int4) FROM touched;"
+        )
+
+
+def _as_read(row: AppliedMigration) -> str:
+    values = {"state": row.state, "token": row.token, "cursor": row.cursor}
+    return " AND ".join(
+        f"{name} IS NULL" if value is None else f"{name} {EQ} {literal(value)}" for name, value in values.items()
+    )
+
+
+def _noted(cursor: str) -> str:
+    return f"{literal(f'{cursor} ')} {CONCAT} pg_catalog.current_setting({literal(SESSION)})"
+
+
+def _first_cursor(step: Step) -> dict[str, str]:
+    return {"cursor": literal("" if step.script.mode is Mode.STATEMENTS else None)}

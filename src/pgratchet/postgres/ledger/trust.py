@@ -1,0 +1,203 @@
+"""Whose code runs in whoever reads a table or writes to it: its owner's, and that of everything attached to it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.own import Connection
+from pgratchet.postgres.link.sql import EQ, NE, Table, literal
+
+_USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
+
+_TRIGGER = "pg_catalog.concat(t.oid, ':', t.xmin)"
+"""A trigger as it is now: whoever replaces it, or switches it on, writes its row anew."""
+
+# A membership that lets nobody act as the role is none: since PostgreSQL 16 whoever creates a role is a member of that
+# kind, and before that the columns are not there.
+_ACTING = (
+    f"(COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'set_option', 'true') {EQ} 'true' "
+    f"OR COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'inherit_option', 'true') {EQ} 'true')"
+)
+
+# Trusted is who could do as much without the table: the roles that the run works as, or is really a member of, the
+# owners of the schema and of the database, and who may become one of all these; superusers; the roles in $4. Not by
+# pg_has_role(), which says that a superuser is a member of every role.
+_INSPECT = f"""
+WITH RECURSIVE relation AS (
+    SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
+), runner AS (
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolname {EQ} session_user OR r.rolname {EQ} current_user OR r.rolname {EQ} $3::pg_catalog.text
+), above AS (
+    SELECT oid FROM runner
+    UNION
+    SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN above ON m.member {EQ} above.oid WHERE {_ACTING}
+), below AS (
+    SELECT oid FROM runner
+    UNION
+    SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} $2::pg_catalog.text
+    UNION
+    SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database()
+    UNION
+    SELECT m.member FROM pg_catalog.pg_auth_members m JOIN below ON m.roleid {EQ} below.oid WHERE {_ACTING}
+), trusted AS (
+    SELECT oid FROM above
+    UNION
+    SELECT oid FROM below
+    UNION
+    SELECT r.oid FROM pg_catalog.pg_roles r
+    WHERE r.rolsuper OR r.rolname {EQ} 'pg_database_owner' OR r.rolname {EQ} ANY ($4::pg_catalog.text[])
+), tree AS (
+    SELECT oid FROM relation
+    UNION
+    SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent {EQ} tree.oid
+), attached (class, id) AS (
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, oid FROM tree
+    UNION ALL
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, i.indexrelid
+    FROM pg_catalog.pg_index i JOIN tree ON i.indrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid
+    FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid {EQ} tree.oid WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'pg_catalog.pg_rewrite'::pg_catalog.regclass, r.oid
+    FROM pg_catalog.pg_rewrite r JOIN tree ON r.ev_class {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, a.oid
+    FROM pg_catalog.pg_attrdef a JOIN tree ON a.adrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid
+    FROM pg_catalog.pg_constraint c JOIN tree ON c.conrelid {EQ} tree.oid
+    UNION ALL
+    SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, p.oid
+    FROM pg_catalog.pg_policy p JOIN tree ON p.polrelid {EQ} tree.oid
+), used (class, id) AS (
+    SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
+    JOIN attached a ON d.classid {EQ} a.class AND d.objid {EQ} a.id WHERE d.refclassid {EQ} ANY {_USED}
+    UNION
+    SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
+    JOIN used u ON d.classid {EQ} u.class AND d.objid {EQ} u.id WHERE d.refclassid {EQ} ANY {_USED}
+), owned (class, id, owner) AS (
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, c.oid, c.relowner
+    FROM pg_catalog.pg_class c JOIN tree ON c.oid {EQ} tree.oid
+    UNION ALL
+    -- What a foreign key does there fires triggers of that table, up to PostgreSQL 17 with our rights.
+    SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, c.relowner
+    FROM pg_catalog.pg_constraint k JOIN tree ON k.confrelid {EQ} tree.oid
+    JOIN pg_catalog.pg_class c ON c.oid {EQ} k.conrelid
+    UNION ALL
+    SELECT u.class, u.id, p.proowner FROM used u JOIN pg_catalog.pg_proc p
+    ON u.class {EQ} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} p.oid
+    UNION ALL
+    SELECT u.class, u.id, o.oprowner FROM used u JOIN pg_catalog.pg_operator o
+    ON u.class {EQ} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} o.oid
+    UNION ALL
+    SELECT u.class, u.id, t.typowner FROM used u JOIN pg_catalog.pg_type t
+    ON u.class {EQ} 'pg_catalog.pg_type'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} t.oid
+)
+SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
+       (SELECT oid FROM relation) AS oid,
+       ARRAY(SELECT oid FROM tree) AS tree,
+       ARRAY(SELECT {_TRIGGER} FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid {EQ} tree.oid) AS triggers,
+       ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
+             WHERE NOT pg_catalog.has_table_privilege(
+                 COALESCE($3::pg_catalog.text::pg_catalog.name, current_user), relation.oid, r)) AS missing,
+       ARRAY(SELECT ARRAY[pg_catalog.pg_describe_object(o.class, o.id, 0),
+                          pg_catalog.pg_get_userbyid(o.owner)::pg_catalog.text]
+             FROM owned o WHERE NOT EXISTS (SELECT FROM trusted t WHERE t.oid {EQ} o.owner) ORDER BY 1) AS strange
+"""
+
+
+class Seal(NamedTuple):
+    """A table as it was when a run inspected it: its oid, those of its partitions too, and the triggers of all of them.
+
+    A role that does not own a table, but has the right TRIGGER or REFERENCES on it, attaches triggers to it, which run
+    with the rights of whoever writes. Everything else that runs code there takes the owner's rights to attach.
+    """
+
+    table: Table
+    oid: int
+    tree: Sequence[int]
+    triggers: Sequence[str]
+
+    def check(self, guards: Guards) -> str:
+        """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
+        same = f"{_oid(self.table)} {EQ} {self.oid}"
+        known = literal("{" + ",".join(self.triggers) + "}")
+        new = (
+            f"FROM pg_catalog.pg_trigger t WHERE t.tgrelid {EQ} ANY ('{{{','.join(map(str, self.tree))}}}'"
+            f"::pg_catalog.oid[]) AND {_TRIGGER} {NE} ALL ({known}::pg_catalog.text[]) "
+            # A statement of the migration may have made one.
+            f"AND t.xmin {NE} pg_catalog.pg_current_xact_id()::pg_catalog.xid"
+        )
+        # CREATE TRIGGER and ADD FOREIGN KEY wait for that lock, and the check's snapshot is newer than it.
+        lock = f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE;"
+        return lock + guards.unless(f"{same} AND pg_catalog.count(*) {EQ} 0", Guard.TABLE, new)
+
+
+class Inspection(NamedTuple):
+    """A relation: its `kind` as pg_class has it, None where there is none; which rights to write to it are `missing`.
+
+    `strange` are the things in it or attached to it, each with its owner, that belong to nobody whom a run trusts.
+    """
+
+    kind: str | None
+    missing: Sequence[str]
+    strange: Sequence[tuple[str, str]]
+    seal: Seal | None
+
+    @property
+    def has_heirs(self) -> bool:
+        """Whether other tables inherit from this one, and are no partitions of it."""
+        return self.kind == "r" and self.seal is not None and len(self.seal.tree) > 1
+
+
+async def inspect(connection: Connection, table: Table, owner: str | None, trusted: Sequence[str]) -> Inspection:
+    """Return what there is to know of a table before a run writes to it, as `owner` or else as the current role."""
+    row = await own.fetchrow(connection, _INSPECT, table.quoted, table.schema, owner, trusted)
+    seal = None if row["oid"] is None else Seal(table, row["oid"], row["tree"], row["triggers"])
+    return Inspection(row["kind"], row["missing"], [(what, whose) for what, whose in row["strange"]], seal)
+
+
+def owned(guards: Guards, table: Table, owner: str | None) -> str:
+    """Return SQL that raises unless the owner of a table is, at first sight, a role that a run trusts.
+
+    At first sight: a search through all memberships is left to `inspect`.
+    """
+    users = ", ".join(["session_user", "current_user", *([] if owner is None else [literal(owner)])])
+    # A superuser has every role, whoever owns it.
+    member = f"pg_catalog.current_setting('is_superuser') {EQ} 'off' AND pg_catalog.pg_has_role(c.relowner, 'USAGE')"
+    return guards.unless(
+        f"pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[]) OR {member}",
+        Guard.OWNER,
+        f"FROM pg_catalog.pg_class c WHERE c.oid {EQ} {_oid(table)}",
+    )
+
+
+def unfiltered(guards: Guards, table: Table) -> str:
+    """Return SQL that raises where the current role reads a table under row level security."""
+    return guards.unless(f"NOT pg_catalog.row_security_active({_oid(table)})", Guard.POLICY)
+
+
+def unhidden(guards: Guards, table: Table, *, safe: bool) -> str:
+    """Return SQL that raises where row level security may hide rows of a table from the current role.
+
+    It hides none where a permissive policy says `true`, and no restrictive one anything else. Unless the table is
+    `safe` to use, no policy at all may say anything else: the planner evaluates each.
+    """
+    everything = f"COALESCE(pg_catalog.pg_get_expr(p.polqual, p.polrelid), '') {EQ} 'true'"
+    mine = f"EXISTS (SELECT FROM pg_catalog.unnest(p.polroles) r WHERE r {EQ} 0 OR pg_catalog.pg_has_role(r, 'USAGE'))"
+    shown = f"pg_catalog.bool_or(p.polpermissive AND {everything} AND {mine})"
+    hidden = f"pg_catalog.bool_or(NOT {everything}{f' AND NOT p.polpermissive AND {mine}' if safe else ''})"
+    return guards.unless(
+        f"NOT pg_catalog.row_security_active({_oid(table)}) OR ({shown} AND NOT {hidden})",
+        Guard.POLICY,
+        f"FROM pg_catalog.pg_policy p WHERE p.polrelid {EQ} {_oid(table)} "
+        f"AND p.polcmd::pg_catalog.text {EQ} ANY ('{{r,*}}'::pg_catalog.text[])",
+    )
+
+
+def _oid(table: Table) -> str:
+    """Return SQL for the oid of a table that is there."""
+    return f"{literal(table.quoted)}::pg_catalog.regclass::pg_catalog.oid"

@@ -1,0 +1,1 @@
+"""One session with the server: connecting, quoting, waiting, errors that pass."""

@@ -1,0 +1,96 @@
+"""Whole databases for tests: made empty or as copies, dropped whoever is connected, and swept up a day later."""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import asyncpg
+
+from pgratchet.core.errors import ServerError
+from pgratchet.core.masking import Hidden
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.session import Connect, Connection, connector, describe, open_session
+from pgratchet.postgres.link.sql import EQ, LT, MATCHES, identifier
+
+PREFIX = "pgratchet_test_"
+"""What the names of all of them begin with; the day on which their run began comes next."""
+
+KEPT = timedelta(days=1)
+"""How old, at least, what a killed run has left is when it is dropped: no run lasts that long."""
+
+FIRST_WITH_STRATEGY = 15
+
+_log = logging.getLogger("pgratchet")
+
+
+def unique_prefix() -> str:
+    """Return what names of one run begin with, and of no other run."""
+    return f"{PREFIX}{datetime.now(UTC):%Y%m%d}_{uuid4().hex[:12]}_"
+
+
+async def create(server: Hidden[str], name: str, template: str = "template0") -> None:
+    """Make a database as a copy of another one, to which nobody may be connected.
+
+    Raises ServerError where the role may not, or somebody stays connected to the template for 5 seconds.
+    """
+    async with open_session(connector(server)) as connection:
+        strategy = await _strategy(connection)
+        try:
+            create = f"CREATE DATABASE {identifier(name)} TEMPLATE {identifier(template)} {strategy}"
+            await own.execute(connection, create)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise ServerError(f"{error}; tests need a role that may: ALTER ROLE ... CREATEDB") from None
+
+
+async def drop(server: Hidden[str], name: str) -> None:
+    """Drop a database, if it is there, whoever is connected to it; whom the role may not end keeps it, for a sweep."""
+    async with open_session(connector(server)) as connection:
+        try:
+            await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectInUseError) as error:
+            _log.warning("%s is left to a later run: %s", name, describe(error))
+
+
+async def sweep(server: Hidden[str]) -> None:
+    """Drop what runs of other days have left behind and nobody is connected to."""
+    async with open_session(connector(server)) as connection:
+        rows = await own.fetch(
+            connection,
+            f"SELECT datname FROM pg_catalog.pg_database AS d WHERE datname {MATCHES} $1 "
+            f"AND datname::pg_catalog.text {LT} $2 "
+            # The server would wait 5 seconds for each to be left.
+            f"AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.datname {EQ} d.datname)",
+            f"^{PREFIX}[0-9]{{8}}_[0-9a-f]{{12}}_[0-9]+$",
+            f"{PREFIX}{datetime.now(UTC) - KEPT:%Y%m%d}",
+        )
+        for row in rows:
+            # Another role's, in use after all, or being dropped by another sweeper: none of them harms this run.
+            with suppress(asyncpg.PostgresError):
+                await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
+
+
+async def names(factories: Iterable[Connect]) -> set[str]:
+    """Return the names of the databases that sessions of these factories are in."""
+    found = set()
+    for connect in factories:
+        async with open_session(connect) as connection:
+            found.add(str(await own.fetchval(connection, "SELECT pg_catalog.current_database()")))
+    return found
+
+
+async def major(server: Hidden[str]) -> int:
+    """Return the server's major version."""
+    async with open_session(connector(server)) as connection:
+        return int(connection.get_server_version().major)
+
+
+async def _strategy(connection: Connection) -> str:
+    """Return how to copy: where nothing is synced, files are copied in half the time that logging the pages takes.
+
+    Where it is, the two checkpoints that copying files needs cost more than they save.
+    """
+    if connection.get_server_version().major < FIRST_WITH_STRATEGY:
+        return ""
+    return "STRATEGY file_copy" if await own.fetchval(connection, "SHOW fsync") == "off" else ""

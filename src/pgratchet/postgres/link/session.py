@@ -1,0 +1,286 @@
+"""One dedicated connection, closed whatever happens. Closing it is what releases the lock."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+import anyio
+import asyncpg
+
+from pgratchet.core import arguments
+from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
+from pgratchet.core.masking import FramesForgotten, Hidden, hide
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.budget import Budget, backoff
+from pgratchet.postgres.link.dsn import Dsn, query, read, refusal
+from pgratchet.postgres.link.factories import made_by, refuse_uncallable
+from pgratchet.postgres.link.lending import Lendable
+from pgratchet.postgres.link.sql import EQ, identifier, literal
+from pgratchet.postgres.link.unreachable import cure, may_pass
+
+Connection: TypeAlias = own.Connection
+Connect = Callable[[], Awaitable[Connection]]
+
+CLOSE_SECONDS = 5.0
+"""How long closing may take, waiting for a cancelled statement included."""
+
+LEAST_CONNECTING = 1.0
+"""Seconds that connecting may take whatever is left of a budget."""
+
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 5, 3, 3
+VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES
+"""Seconds after which either side gives up a peer that vanished without a word, idle or with data under way."""
+
+SETTINGS = {
+    # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
+    "client_connection_check_interval": "500ms",
+    "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
+    "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
+    "tcp_keepalives_count": str(KEEPALIVE_PROBES),
+    # Keepalives are silent while data waits for its acknowledgement, such as a notice in mid-statement.
+    "tcp_user_timeout": f"{VANISHED_AFTER}s",
+    # Reads of the history never queue for long behind a migration that has locked it: a blocked statement
+    # keeps a snapshot, and CREATE INDEX CONCURRENTLY would wait for that. Steps set their own limits.
+    "lock_timeout": "1s",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+
+LATER_SETTINGS = {"transaction_timeout": "0"}
+"""What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
+
+APPLICATION = "pgratchet"
+"""How a session is called that its DSN gives no name."""
+
+_UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
+_log = logging.getLogger("pgratchet")
+
+
+class NotPrimaryError(ServerError):
+    """The server is a standby, or read-only; during a failover that may pass."""
+
+
+def connector(dsn: Dsn, role: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory of connections to `dsn` that are ready for a run, as `role` if one is given.
+
+    Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
+    to strangers; `sessions` promises that it is not.
+
+    Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
+    be parsed, any part of it may be a piece of the password.
+    """
+    hidden = hide(dsn)
+    del dsn
+    address = read(hidden)
+    named = query(address).get("application_name")
+    if found := named and arguments.unseen(named):
+        raise UsageError(f"the application_name of the DSN has {found}; take it away")
+    name = "" if named else APPLICATION
+    # As a startup parameter it is also what RESET ROLE in a script goes back to.
+    settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
+
+    async def connect() -> Connection:
+        with suppress(*_UNKNOWN_SETTING), _becoming(role):
+            return await _open(address, settings)
+        # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
+        # name, which would stay with its session for those that have none.
+        connection = await _open(address, {})
+        await _prepare(connection, role, name, sessions=sessions)
+        return connection
+
+    return connect
+
+
+async def _open(address: Hidden[str], settings: Mapping[str, str]) -> Connection:
+    try:
+        with FramesForgotten():
+            connection = await asyncpg.connect(
+                address.reveal(), statement_cache_size=0, server_settings=dict(settings), connection_class=Lendable
+            )
+    except Exception as error:
+        message = refusal(address, error)
+        if message is None:
+            raise
+    else:
+        _forget_password(connection)
+        return connection
+    raise UsageError(message)
+
+
+def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above.
+
+    Raises UsageError for what cannot be such a factory, and so does the one that is returned where that shows later.
+    """
+    factory = hide(connect)
+    del connect
+    refuse_uncallable(factory)
+    known: WeakSet[Connection] = WeakSet()
+
+    async def connect_and_prepare() -> Connection:
+        connection: Connection = await made_by(factory, known)
+        _forget_password(connection)
+        await _prepare(connection, role, "", sessions=sessions)
+        return connection
+
+    return connect_and_prepare
+
+
+def _forget_password(connection: Connection) -> None:
+    """Take the password from where asyncpg keeps it without need: some tools look into what a variable holds."""
+    # There is no public way to either.
+    params: Any = getattr(connection, "_params", None)
+    protocol: Any = getattr(connection, "_protocol", None)
+    if hasattr(params, "password"):
+        connection._params = params._replace(password=None)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+    if hasattr(protocol, "password"):
+        protocol.password = None
+
+
+def settings_sql(*, local: bool = False) -> str:
+    """Return the statement that gives a session, or its transaction, our settings, those that its server knows."""
+    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
+    return (
+        f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
+        f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name {EQ} s.name"
+    )
+
+
+@contextmanager
+def _becoming(role: str | None) -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        # The other right that a connection can lack, told by a name that the server does not translate.
+        if role is None or error.server_source_function == "CheckMyDatabase":
+            raise
+        message = f"cannot work as the role {role}: {describe(error)}; GRANT {identifier(role)} TO the one that logs in"
+        raise ServerError(message) from error
+
+
+async def _prepare(connection: Connection, role: str | None, name: str, *, sessions: bool) -> None:
+    """Give a session our settings, its role and its name, unless a pooler lets another server process answer."""
+    here = "" if sessions else f" WHERE pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}"
+    more = {"application_name": name, "role": role or ""}
+    sql = "".join(
+        f";SELECT pg_catalog.set_config({literal(setting)}, {literal(value)}, false){here}"
+        for setting, value in more.items()
+        if value
+    )
+    try:
+        with _becoming(role):
+            await own.execute(connection, settings_sql() + here + sql)
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+async def refuse_statement_pooling(connection: Connection) -> None:
+    """Raise ServerError where a pooler in between hands every statement to another session."""
+    try:
+        await own.execute(connection, "BEGIN")
+        await own.execute(connection, "COMMIT")
+    except asyncpg.PostgresError as error:
+        if "statement pooling" not in str(error):
+            raise
+        raise ServerError(
+            f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
+            "server as direct_dsn, or one to a pool in transaction or session mode"
+        ) from error
+
+
+@asynccontextmanager
+async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncIterator[Connection]:
+    """Yield one connection of its own, closed when the block is left, also by cancellation.
+
+    A server that is not there, starting or full is tried again while the budget lasts, or not at all where
+    there is none. Raises ServerError when it cannot be had, ConnectionLostError when it is lost inside, and
+    ServerError for what the server says inside and nobody has dealt with: NotPrimaryError where it takes no changes.
+    """
+    connection = await _connected(connect, budget)
+    try:
+        _keep_alive(connection)
+        yield connection
+    except Exception as error:
+        # Not told by its class: a script can raise what it likes, and open files and connections of its own.
+        if connection.is_closed() and not isinstance(error, PgratchetError):
+            raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            raise NotPrimaryError(describe(error)) from error
+        if isinstance(error, asyncpg.PostgresError):
+            raise ServerError(describe(error)) from error
+        raise
+    finally:
+        await _close(connection)
+
+
+async def _close(connection: Connection) -> None:
+    try:
+        # Shielded: under cancellation an unshielded close would be cancelled too, before it has stopped the
+        # statement on the server. Bounded: a network that is gone must not keep a process alive.
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await connection.close()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        _log.debug("closing the connection: %s", describe(error))
+    finally:
+        connection.terminate()
+
+
+async def _connected(connect: Connect, budget: Budget | None) -> Connection:
+    if budget is None:
+        try:
+            return await connect()
+        except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
+            raise ServerError(_cannot_connect(error)) from error
+    for attempt in count():
+        reason = "cannot connect: the server does not answer"
+        left = budget.remaining
+        try:
+            # Even of an empty budget: a server that is there takes less.
+            with budget.waiting(), anyio.move_on_after(None if left is None else max(left, LEAST_CONNECTING)):
+                return await connect()
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            raise NotPrimaryError(_cannot_connect(error)) from error
+        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+            reason = _cannot_connect(error)
+            if not may_pass(error):
+                raise ServerError(reason) from error
+        _log.warning("%s; trying again", reason)
+        await budget.pause(*backoff(attempt), reason)
+    raise AssertionError("count() has no end")
+
+
+def _cannot_connect(error: BaseException) -> str:
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"cannot connect: {describe(error)}{notes}{cure(error)}"
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's text with its SQLSTATE, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    code = getattr(error, "sqlstate", None)
+    return f"{text} ({code})" if code else text
+
+
+def _keep_alive(connection: Connection) -> None:
+    """Have the kernel notice a peer that vanished without a word; asyncpg leaves the socket as it is."""
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)  # there is no public way
+    plug = transport.get_extra_info("socket") if transport is not None else None
+    if plug is None or plug.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": VANISHED_AFTER * 1000,
+    }
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:
+            plug.setsockopt(socket.IPPROTO_TCP, option, value)

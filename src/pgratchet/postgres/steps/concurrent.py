@@ -1,0 +1,180 @@
+"""Scripts that run statement by statement, because one of them refuses to run in a transaction.
+
+Each statement that can be is committed together with its count. Before one that cannot, it is committed that it is
+begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
+"""
+
+from itertools import islice, pairwise
+
+import asyncpg
+
+from pgratchet.core.model import Segment
+from pgratchet.core.plan.doubt import doubt, lasting, other_session, text_of
+from pgratchet.core.plan.halfway import session_of
+from pgratchet.core.sql.bare import read
+from pgratchet.core.sql.scripts import digests
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.records import Claim
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.sql import literal, milliseconds
+from pgratchet.postgres.link.temporary import Tries
+from pgratchet.postgres.link.unreadable import UnreadableError
+from pgratchet.postgres.steps import notes
+from pgratchet.postgres.steps.supervision import Supervised
+from pgratchet.postgres.wire.failures import Spot, StepError, from_server, spot
+from pgratchet.postgres.wire.frames import Framing
+from pgratchet.postgres.wire.message import END, Message, Part
+from pgratchet.postgres.wire.sending import Wire
+
+_REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
+"""The answers of statements that refuse a transaction without saying so in their words: REINDEX of a partitioned
+table, CALL of a procedure that commits."""
+
+
+async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    """Run the statements that are not counted yet, and record the script as finished.
+
+    Raises StepError for the statement that failed; those before it stay committed and counted.
+    """
+    try:
+        await _Run(wire, framing, claim).run(over_failed=over_failed)
+    except UnreadableError as error:
+        # In answer to a query of ours, in a session whose encoding the file has changed.
+        await wire.roll_back("")
+        raise StepError(from_server(claim, error, Spot()), error, in_doubt=True) from error
+
+
+class _Run:
+    """One script on its way; a statement is in doubt until it is judged."""
+
+    def __init__(self, wire: Wire, framing: Framing, claim: Claim) -> None:
+        self._wire = wire
+        self._framing = framing
+        self._records = framing.records
+        self._claim = claim
+        self._limits = framing.limits.of(claim.step.script.source.options)
+        self._note = notes.take(framing.facts.login)
+        self._note_again = notes.take_again(framing.facts.login)
+        self._doubt = doubt(claim.step.over)
+
+    async def run(self, *, over_failed: bool) -> None:
+        script, done = self._claim.step.script, self._claim.step.done
+        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
+        for segment in lasting(script, done):
+            # The session that they were made in is gone.
+            await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
+        await self._refuse_another_session()
+        places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
+        for segment, (before, after) in islice(places, done, None):
+            await self._statement(segment, before, after)
+        await self._ours(self._recording(self._records.close(self._claim)))
+
+    async def _refuse_another_session(self) -> None:
+        """Raise HistoryError where what the finished statements had made of their session is not there again."""
+        step = self._claim.step
+        was = session_of(step.over)
+        now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
+        if was not in (None, now):
+            raise other_session(step, was, now)
+
+    def _opening(self, *, over_failed: bool) -> str:
+        framing, claim = self._framing, self._claim
+        return (
+            self._recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            # For the whole session: statements that run bare have no transaction to be local to.
+            + f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+            + f"SET statement_timeout = {milliseconds(self._limits.statement_timeout)};"
+            + f"SET application_name = {literal(framing.application(claim))}"
+        )
+
+    def _recording(self, sql: str) -> str:
+        return f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};{self._framing.recording(sql)}"
+
+    async def _statement(self, segment: Segment, before: str, after: str) -> None:
+        tally = self._records.tally(self._claim, segment.first, after)
+        if segment.refuses or self._doubt or not await self._together(segment, before, tally):
+            await self._bare(segment, before, after, tally)
+        self._wire.tell_finished(self._claim.step, segment)
+
+    async def _bare(self, segment: Segment, before: str, after: str, tally: str) -> None:
+        begin = self._records.begin(self._claim, segment.first - 1, before, after)
+        # Of one that was begun before, it stays what was there then.
+        aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
+        await self._ours(self._noting(begin, self._note + aim), in_doubt=self._doubt is not None)
+        await Supervised(self._wire, self._claim, segment, self._doubt).run()
+        # It is done, and not counted: if that fails, the next run has to judge it.
+        await self._ours(self._noting(tally, self._note), in_doubt=True)
+        self._doubt = None
+
+    def _noting(self, sql: str, note: str) -> str:
+        """Return statements of ours as a transaction of their own, behind what notes the session."""
+        limit = f"SET LOCAL lock_timeout = {milliseconds(self._limits.lock_timeout)};"
+        return f"BEGIN;{note}{limit}{self._framing.ourselves}{sql}COMMIT"
+
+    async def _together(self, segment: Segment, before: str, tally: str) -> bool:
+        """Run a statement and its count as one transaction; False: it refuses that."""
+        # What was noted before the last COMMIT may have ended with that: SET LOCAL, ON COMMIT DROP.
+        head = f"{self._noting(self._records.note(self._claim, before), self._note_again)};" if before else ""
+        head += "BEGIN;"
+        # What is deferred is checked as the script, not as ourselves.
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
+        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
+        message = Message(text, (Part(len(head), self._claim, segment),))
+        tries = Tries()
+        while (error := await self._try(message, tries)) is not None:
+            if isinstance(error, _REFUSALS):
+                return False
+            place = f"statement {segment.first} of {self._claim.step.script.source.path}"
+            await self._wire.before_retry(place, error, tries.attempt)
+        return True
+
+    async def _try(self, message: Message, tries: Tries | None = None) -> asyncpg.PostgresError | None:
+        """Send a message about one statement.
+
+        Returns the error if there may be another of its `tries`, or another way; raises StepError for any other.
+        """
+        try:
+            await self._wire.send(message)
+        except asyncpg.PostgresError as error:
+            if self._wire.connection.is_closed():
+                raise
+            await self._wire.roll_back("")
+            if tries is not None and (isinstance(error, _REFUSALS) or tries.may_pass(error)):
+                return error
+            # The session that was set up again is compared with the recorded one after the last such statement.
+            if isinstance(error, UnreadableError) and (tries is None or await self._is_counted(message)):
+                return None
+            raised = self._records.guards.raised(error)
+            failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
+            raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
+        return None
+
+    async def _is_counted(self, message: Message) -> bool:
+        """Say whether the history has it that the statement of a message is done."""
+        version = self._claim.step.migration.version
+        rows = await History(self._records.table).read_some(self._wire.connection, [version])
+        first = message.parts[0].segment.first
+        return any(row.token == self._claim.token and row.statements_done >= first for row in rows)
+
+    async def _ours(self, text: str, *, in_doubt: bool = False) -> None:
+        """Send statements of ours, again and again while somebody's lock on the history is in the way.
+
+        Raises StepError, at no place of the script, where they cannot be carried out.
+        """
+        step = self._claim.step
+        tries = Tries()
+        while True:
+            try:
+                await self._wire.send(Message(text))
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                await self._wire.roll_back("")
+                if not tries.may_pass(error):
+                    failure = from_server(self._claim, error, Spot(), self._records.guards.raised(error))
+                    raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
+                cause = error
+            else:
+                return
+            place = f"{step.direction} {step.migration.version} {step.migration.name}"
+            await self._wire.before_retry(place, cause, tries.attempt)

@@ -1,0 +1,282 @@
+"""Run steps in order and record them; each is reported once it is known to be committed and durable."""
+
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import groupby
+from typing import Protocol
+from uuid import uuid4
+
+import asyncpg
+
+from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
+from pgratchet.core.events import Started
+from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.records import FLUSH, Claim, Records
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.session import Connection, describe
+from pgratchet.postgres.link.temporary import Tries
+from pgratchet.postgres.link.unreadable import UnreadableError
+from pgratchet.postgres.steps import concurrent, python_steps
+from pgratchet.postgres.wire import failures
+from pgratchet.postgres.wire.discretion import recordable
+from pgratchet.postgres.wire.failures import OvertakenError, StepError
+from pgratchet.postgres.wire.frames import Framing
+from pgratchet.postgres.wire.message import Message, Part, compose, share
+from pgratchet.postgres.wire.progress import Group, Progress
+from pgratchet.postgres.wire.sending import Wire
+
+_log = logging.getLogger("pgratchet")
+
+
+class _Runner(Protocol):
+    async def __call__(self, wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None: ...
+
+
+class Execution:
+    """The steps of one run, in one session; `progress` is kept up to date all along."""
+
+    def __init__(self, wire: Wire, framing: Framing, progress: Progress) -> None:
+        self._progress = progress
+        self._wire = wire
+        self._framing = framing
+        self._failed: frozenset[str] = frozenset()
+        self._tries: defaultdict[str, Tries] = defaultdict(Tries)
+        self._overtaken: set[tuple[str, str | None]] = set()
+        self._waiting: deque[Group] = deque()
+        self._next: tuple[Group, tuple[Message, ...]] | None = None
+
+    async def run(
+        self, records: Records, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]
+    ) -> None:
+        """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
+
+        `applied` are the numbers of the versions that the steps were planned for, `failed` the versions that an
+        earlier run has recorded as failed. Raises OvertakenError where that is no longer so, BusyError where
+        another runner has the lock.
+        """
+        self._framing = self._framing._replace(records=records)
+        self._failed = failed
+        groups = _groups if self._framing.records.take_lock is None else _one_by_one
+        self._waiting = deque(groups(_claims(steps, applied)))
+        with self._wire.listening():
+            while self._waiting:
+                self._progress.flying = self._waiting.popleft()
+                left = await self._turn(self._progress.flying)
+                self._waiting.extendleft(group for group in reversed(left) if group)
+                self._progress.flying = ()
+        await self._read_seconds()
+
+    async def _turn(self, group: Group) -> Sequence[Group]:
+        """Run one group, and return what of it is still to do."""
+        step = group[0].step
+        limits = self._framing.limits.of(step.script.source.options)
+        self._wire.expect(step.migration.version, limits.lock_timeout)
+        for claim in group:
+            self._progress.tell(_started(claim.step))
+        if step.script.mode is Mode.STATEMENTS:
+            return await self._alone(concurrent.run, group[0])
+        if step.migration.kind is Kind.PYTHON:
+            return await self._alone(python_steps.run, group[0])
+        return await self._together(group)
+
+    async def _alone(self, run: _Runner, claim: Claim) -> Sequence[Group]:
+        started = time.monotonic()
+        try:
+            await run(self._wire, self._framing, claim, over_failed=self._over_failed(claim))
+        except StepError as error:
+            await self._again_or_fail(claim, error)
+            return ((claim,),)
+        self._progress.finish([_finished(claim, time.monotonic() - started)])
+        return ()
+
+    async def _together(self, group: Group) -> Sequence[Group]:
+        self._wire.restart()
+        sent: list[Part] = []
+        started = time.monotonic()
+        for message in self._composed(group):
+            sent += message.parts
+            self._wire.expect_marks(message.parts)
+            try:
+                await self._wire.send(message, meanwhile=self._compose_next)
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                return await self._after_error(group, message, sent, error)
+        seconds = time.monotonic() - started if len(group) == 1 else None
+        self._progress.finish(_finished(claim, seconds) for claim in group)
+        return ()
+
+    def _composed(self, group: Group) -> Iterable[Message]:
+        if self._next is not None and self._next[0] is group:
+            return self._next[1]
+        frames = [
+            self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is group[-1])
+            for claim in group
+        ]
+        return compose(frames, self._framing.marker)
+
+    def _compose_next(self) -> None:
+        """Have the next message ready when the server is through with this one, if it is a short one."""
+        group = self._waiting[0] if self._waiting else ()
+        if len(group) > 1 and (self._next is None or self._next[0] is not group):
+            self._next = group, tuple(self._composed(group))
+
+    async def _after_error(
+        self, group: Group, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
+    ) -> Sequence[Group]:
+        await self._wire.roll_back(self._framing.reset)
+        rest = await self._settle(group)
+        if not rest and isinstance(error, UnreadableError):
+            # It was about a notice, or about what has been reset by now.
+            _log.warning("%s", describe(error))
+            return ()
+        if not rest:
+            raise ConnectionLostError(f"the session could not be reset: {describe(error)}") from error
+        culprit = failures.owner(message, error)
+        if culprit is not None and culprit.claim in rest[1:]:
+            # A syntax error: the server reads a message as a whole before it runs any of it.
+            cut = rest.index(culprit.claim)
+            return (rest[:cut], rest[cut:])
+        spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
+        raised = self._framing.records.guards.raised(error)
+        await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot, raised), error))
+        return (rest[:1], rest[1:])
+
+    async def _settle(self, group: Group) -> Group:
+        """Report what of a group is done, and return the rest."""
+        done = await resolve(self._wire.connection, self._framing.records, group, self._wire.budget)
+        self._progress.finish(done)
+        self._progress.flying = group[len(done) :]
+        return self._progress.flying
+
+    async def _again_or_fail(self, claim: Claim, error: StepError) -> None:
+        """Return when the step may be tried again; otherwise record that it failed, and raise."""
+        cause = error.cause
+        migration = claim.step.migration
+        tries = self._tries[migration.version]
+        failures.raise_if_not_its_turn(self._framing.records, cause)
+        over = claim.step.over
+        claimed = migration.version, over and over.token
+        if claimed not in self._overtaken and await self._is_taken(claim, cause):
+            self._overtaken.add(claimed)
+            raise OvertakenError
+        if isinstance(cause, asyncpg.PostgresError) and not error.final and tries.may_pass(cause):
+            await self._wire.before_retry(
+                f"{claim.step.direction} {migration.version} {migration.name}", cause, tries.attempt
+            )
+            return
+        await self._record_failure(claim, error)
+        await self._read_seconds()
+        raise MigrationFailedError(error.failure, self._progress.finished) from cause
+
+    async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
+        """Say whether the row is another run's: from the start, or because that took us for dead."""
+        table = self._framing.records.table
+        if isinstance(error, asyncpg.UniqueViolationError):
+            return (error.schema_name, error.table_name) == (table.schema, table.name)
+        if claim.step.script.mode is not Mode.STATEMENTS or self._framing.records.guards.raised(error) is None:
+            return False
+        rows = await History(table).read_some(self._wire.connection, [claim.step.migration.version])
+        return any(row.token != claim.token for row in rows)
+
+    async def _record_failure(self, claim: Claim, error: StepError) -> None:
+        text = recordable(error.failure, error.cause, claim.step.script.source.text)
+        records = self._framing.records
+        sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
+        try:
+            await self._wire.send_apart(Message(self._framing.recording(sql)))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
+            _log.warning("the failure could not be recorded: %s", describe(trouble))
+
+    async def _read_seconds(self) -> None:
+        """Find out how long each step took that shared its message with others: only the history knows."""
+        finished = self._progress.finished
+        untimed = [step.version for step in finished if step.seconds is None]
+        with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            history = History(self._framing.records.table)
+            rows = await history.read_some(self._wire.connection, untimed) if untimed else ()
+            seconds = {row.version: _seconds(row) for row in rows}
+            finished[:] = [
+                step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished
+            ]
+
+    def _over_failed(self, claim: Claim) -> bool:
+        return claim.step.migration.version in self._failed
+
+
+async def resolve(connection: Connection, records: Records, group: Group, budget: Budget) -> list[Finished]:
+    """Return which steps of a group are done, from the first on, as the history has it, made durable.
+
+    After an error, or an answer that never came, this is the only way to know.
+    """
+    if not group:
+        return []
+    versions = [claim.step.migration.version for claim in group]
+    rows = {row.version: row for row in await History(records.table).read_patiently(connection, budget, versions)}
+    done = []
+    for claim in group:
+        row = rows.get(claim.step.migration.version)
+        if not _is_done(claim, row):
+            break
+        done.append(_finished(claim, _seconds(row)))
+    if 0 < len(done) < len(group):
+        # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
+        await own.execute(connection, FLUSH)
+    return done
+
+
+def _started(step: Step) -> Started:
+    return Started(step.migration.version, step.migration.name, step.direction, step.script.statements)
+
+
+def _finished(claim: Claim, seconds: float | None) -> Finished:
+    step, migration = claim.step, claim.step.migration
+    return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
+
+
+def _claims(steps: Iterable[Step], applied: Iterable[int]) -> Iterator[Claim]:
+    """Yield the steps, claimed, each with what is the newest version when its turn comes."""
+    there = set(applied)
+    for step in steps:
+        yield Claim(step, uuid4().hex, max(there, default=-1))
+        if step.direction is Direction.UP:
+            there.add(step.migration.number)
+        else:
+            there.discard(step.migration.number)
+
+
+def _one_by_one(claims: Iterable[Claim]) -> Iterator[Group]:
+    return ((claim,) for claim in claims)
+
+
+def _groups(claims: Iterable[Claim]) -> Iterator[Group]:
+    """Yield the claims; neighbours share a group where they may share a message."""
+    for shareable, run in groupby(claims, _may_share):
+        if shareable:
+            yield from share(list(run))
+        else:
+            yield from ((claim,) for claim in run)
+
+
+def _may_share(claim: Claim) -> bool:
+    step = claim.step
+    return step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
+
+
+def _is_done(claim: Claim, row: AppliedMigration | None) -> bool:
+    if claim.step.direction is Direction.DOWN:
+        return row is None
+    return row is not None and row.token == claim.token and row.state is RecordState.APPLIED
+
+
+def _seconds(row: AppliedMigration | None) -> float | None:
+    """Return how long a row's step took, None where that is not known, as with a type codec that makes no datetime."""
+    if row is None or not (isinstance(row.finished_at, datetime) and isinstance(row.started_at, datetime)):
+        return None
+    return (row.finished_at - row.started_at).total_seconds()

@@ -1,0 +1,125 @@
+"""Indexes that are built concurrently: which are there, which are ruins, and how those go away."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import asyncpg
+
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.sql import CONCAT, EQ, MATCHES, NE, literal
+from pgratchet.postgres.link.temporary import Tries
+from pgratchet.postgres.wire import backends
+from pgratchet.postgres.wire.message import Message
+from pgratchet.postgres.wire.sending import Wire
+
+_log = logging.getLogger("pgratchet")
+
+# Never those of partitioned tables (relkind I): they are invalid until all partitions have theirs. Names are
+# resolved as the script's own session does it.
+_OF_TABLE = f"""
+SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, i.indrelid AS table, i.indisvalid AS valid,
+       COALESCE(c.oid {EQ} pg_catalog.to_regclass(
+           pg_catalog.quote_ident(n.nspname::pg_catalog.text) {CONCAT} '.' {CONCAT} $2::pg_catalog.text
+       )::pg_catalog.oid, false) AS wanted
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid {EQ} i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE i.indrelid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid AND c.relkind {EQ} 'i'
+ORDER BY c.oid
+"""
+
+_LEFTOVERS = f"""
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+       i.indrelid::pg_catalog.regclass::pg_catalog.text AS table
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid {EQ} i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+WHERE NOT i.indisvalid AND c.relkind {EQ} 'i' AND c.relname {MATCHES} '_cc(new|old)[0-9]*$' AND NOT EXISTS (
+    SELECT FROM {backends.LOCKS} AND l.relation {EQ} i.indrelid AND l.pid {NE} pg_catalog.pg_backend_pid()
+    AND l.mode {EQ} 'ShareUpdateExclusiveLock')
+ORDER BY 1
+"""
+
+_SUSPEND = """
+SELECT s.name, pg_catalog.current_setting(s.name) AS value, pg_catalog.set_config(s.name, '0', false) AS now
+FROM pg_catalog.unnest($1::pg_catalog.text[]) AS s(name)
+"""
+
+
+class Index(NamedTuple):
+    """One index of a table; `wanted` says that it has the name that was asked for."""
+
+    oid: int
+    name: str
+    table: int
+    valid: bool
+    wanted: bool
+
+
+async def of_table(connection: Connection, table: str, name: str | None = None) -> list[Index]:
+    """Return the indexes of a table, given the names as a script writes them; none where there is no such table."""
+    return [Index(**dict(row)) for row in await own.fetch(connection, _OF_TABLE, table, name)]
+
+
+async def settled(wire: Wire, table: str, name: str | None, ours: Callable[[Index], bool]) -> list[Index]:
+    """Return those of a table's indexes that are `ours`, once nobody is at work on those that are invalid."""
+    look = partial(of_table, wire.connection, table, name)
+    while True:
+        found = list(filter(ours, await look()))
+        invalid = [index for index in found if not index.valid]
+        if not invalid:
+            return found
+        who = partial(backends.builders, wire.connection, invalid[0].table)
+        if await backends.until_gone(who, wire.budget, f"{invalid[0].name} is not valid"):
+            continue
+        # It may have become valid before we asked who is at work; what is still invalid now was left by somebody.
+        if found == list(filter(ours, await look())):
+            return found
+
+
+async def drop_invalid(wire: Wire, indexes: Sequence[Index]) -> list[str]:
+    """Drop those of the indexes that are invalid, and return their names; no time limit ends that."""
+    ruins = [index.name for index in indexes if not index.valid]
+    if ruins:
+        was = await suspend(wire.connection, "lock_timeout", "statement_timeout")
+        for name in ruins:
+            _log.warning("dropping the invalid index %s", name)
+            await _drop(wire, name)
+        await restore(wire.connection, was)
+    return ruins
+
+
+async def _drop(wire: Wire, name: str) -> None:
+    tries = Tries()
+    while True:
+        try:
+            await wire.send(Message(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        except asyncpg.PostgresError as error:
+            if wire.connection.is_closed() or not tries.may_pass(error):
+                raise
+            await wire.before_retry(f"DROP INDEX CONCURRENTLY {name}", error, tries.attempt)
+        else:
+            return
+
+
+async def leftovers(connection: Connection) -> list[str]:
+    """Return, as sentences, what REINDEX CONCURRENTLY has left behind, anywhere, and how it is removed."""
+    return [
+        f"{row['name']} on {row['table']} is an invalid leftover of REINDEX CONCURRENTLY; "
+        f"remove it with DROP INDEX CONCURRENTLY {row['name']}"
+        for row in await own.fetch(connection, _LEFTOVERS)
+    ]
+
+
+async def suspend(connection: Connection, *timeouts: str) -> dict[str, str]:
+    """Lift time limits of the session, and return what they were."""
+    return {row["name"]: row["value"] for row in await own.fetch(connection, _SUSPEND, timeouts)}
+
+
+async def restore(connection: Connection, was: dict[str, str]) -> None:
+    """Set time limits that were lifted again."""
+    for name, value in was.items():
+        await own.execute(connection, f"SET {name} = {literal(value)}")

@@ -1,0 +1,68 @@
+"""Python migrations: a coroutine function, given the run's own connection inside the run's own transaction."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import ModuleType
+from typing import cast
+
+from pgratchet.core.model import Step
+from pgratchet.postgres.ledger.records import DURABLE, Claim
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.lending import lent
+from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.unreadable import unsendable
+from pgratchet.postgres.wire.failures import StepError, from_python
+from pgratchet.postgres.wire.frames import Framing
+from pgratchet.postgres.wire.sending import Wire
+
+Function = Callable[[Connection], Awaitable[object]]
+
+
+def load(step: Step) -> Function:
+    """Return the step's function; running the file's top level may raise anything."""
+    source = step.script.source
+    module = ModuleType(f"pgratchet_migration_{step.migration.version}")
+    module.__file__ = source.path
+    exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
+    return cast("Function", getattr(module, step.direction))
+
+
+async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    """Run one Python step, claimed and recorded in its own transaction; raises StepError with what it raised."""
+    try:
+        await _run(wire, framing, claim, over_failed=over_failed)
+    except (Exception, SystemExit) as error:
+        raised = unsendable(error) if wire.connection.is_closed() else error
+        if raised is None:
+            raise
+        raise StepError(from_python(claim, raised, framing.records.guards.raised(raised)), raised) from error
+
+
+async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+    connection = wire.connection
+    function = load(claim.step)
+    # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
+    # migration would then not be a savepoint.
+    async with lent(connection), connection.transaction(isolation="read_committed"), undone(wire, framing):
+        await own.execute(connection, framing.opening(claim, over_failed=over_failed))
+        await wire.watch(partial(function, connection))
+        # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
+        await own.execute(connection, framing.closing(claim, durable=False) + framing.clean + DURABLE)
+
+
+@asynccontextmanager
+async def undone(wire: Wire, framing: Framing) -> AsyncIterator[None]:
+    """Roll back and clean in one message, for the same reason, where the block raises inside a transaction().
+
+    asyncpg's own ROLLBACK would come too early. Cancelled, there is no time for a message: a pooler ends the
+    session of a client that is gone in mid-transaction.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception | SystemExit) and not wire.connection.is_closed():
+            await wire.roll_back(framing.reset)
+        elif framing.facts.pooled:
+            wire.connection.terminate()
+        raise

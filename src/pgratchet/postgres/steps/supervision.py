@@ -1,0 +1,206 @@
+"""A statement that runs outside a transaction: judged where it may have run before, watched over, cleaned up after."""
+
+import logging
+from collections.abc import Sequence
+
+import asyncpg
+
+from pgratchet.core.errors import ServerError
+from pgratchet.core.model import Failure, Segment
+from pgratchet.core.plan.doubt import Doubt, refusal, text_of
+from pgratchet.core.sql.bare import Nature, read
+from pgratchet.postgres.ledger.records import Claim
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.session import describe
+from pgratchet.postgres.link.sql import EQ, NE
+from pgratchet.postgres.link.temporary import Tries
+from pgratchet.postgres.link.unreadable import UnreadableError
+from pgratchet.postgres.steps import indexes, notes
+from pgratchet.postgres.steps.indexes import Index
+from pgratchet.postgres.wire.failures import Spot, StepError, at_spot, from_server, spot
+from pgratchet.postgres.wire.message import Message, Part
+from pgratchet.postgres.wire.sending import Wire
+
+MOST_BUILDS = 3
+"""How often an index is built that comes out invalid although its build said that it succeeded."""
+
+_DETACHING = f"SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid {EQ} $1 AND inhparent {EQ} $2"
+
+_DROPPED = (
+    f"SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid {EQ} $1) AS gone, "
+    f"COALESCE(pg_catalog.to_regclass($2)::pg_catalog.oid {NE} $1, true) AS other"
+)
+
+_log = logging.getLogger("pgratchet")
+
+
+class Supervised:
+    """One such statement. Where there is a `doubt`, an earlier run has begun it, and nobody knows how that ended."""
+
+    def __init__(self, wire: Wire, claim: Claim, segment: Segment, doubt: Doubt | None) -> None:
+        self._wire = wire
+        self._claim = claim
+        self._segment = segment
+        self._text = text_of(claim.step.script, segment)
+        self._about = read(self._text)
+        self._table = self._about.table or ""
+        self._doubt = doubt
+        self._in_doubt = doubt is not None
+        self._there: Sequence[int] = (doubt and doubt.there) or ()
+
+    async def run(self) -> None:
+        """Have the statement done: an index that it is to build is there and valid.
+
+        Raises StepError where it failed; what is left of an index then is gone. Raises HistoryError where it turns
+        out that only a person can say whether it is done already.
+        """
+        # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
+        tries = Tries()
+        while True:
+            try:
+                await self._once()
+                break
+            except asyncpg.PostgresError as error:
+                if self._wire.connection.is_closed():
+                    raise
+                await self._wire.roll_back("")
+                if isinstance(error, UnreadableError):
+                    self._in_doubt = True
+                    if await self._is_done():
+                        break
+                failure = await self._failure(error)
+                if self._runs_once or not tries.may_pass(error):
+                    raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
+                place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
+                await self._wire.before_retry(place, error, tries.attempt)
+        await indexes.restore(self._wire.connection, was)
+
+    @property
+    def _runs_once(self) -> bool:
+        """Whether an error does not say that nothing was done, and nobody looks for what was."""
+        return self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
+
+    async def _once(self) -> None:
+        if not self._in_doubt:
+            self._there = await own.fetchval(self._wire.connection, f"SELECT {notes.target(self._about)}")
+        elif await self._is_done():
+            return
+        match self._about.nature:
+            case Nature.BUILD:
+                await self._build()
+            case Nature.DETACH:
+                await self._detach()
+            case _:
+                await self._send(self._text)
+                if self._doubt and self._about.nature is Nature.REINDEX:
+                    await self._warn_of_leftovers()
+
+    async def _is_done(self) -> bool:
+        """Say whether what the statement in doubt was to do is there; False also where that cannot be seen."""
+        match self._about.nature:
+            case Nature.BUILD:
+                return self._is_built(await self._found())
+            case Nature.DROP:
+                return await self._is_dropped()
+            case Nature.DETACH:
+                return await self._pending() is None
+            case _:
+                return False
+
+    async def _is_dropped(self) -> bool:
+        """Say whether the index is gone that the name has meant when the statement was begun."""
+        (oid,) = self._there
+        found = await own.fetchrow(self._wire.connection, _DROPPED, oid, self._about.name)
+        if oid and found["other"] and not found["gone"]:
+            raise refusal(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
+        return bool(oid) and found["gone"] is True
+
+    async def _send(self, text: str) -> None:
+        # What is run bare although its words do not say why, such as CALL, has commits of its own: an error does
+        # not say how many of them came before it.
+        self._in_doubt = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
+        await self._wire.send(self._message(text))
+        # It is done, and not counted: what goes wrong from here on is no failure of it.
+        self._in_doubt = True
+
+    def _message(self, text: str) -> Message:
+        return Message(text, (Part(0, self._claim, self._segment),))
+
+    async def _build(self) -> None:
+        found = await self._found()
+        for _ in range(MOST_BUILDS):
+            await indexes.drop_invalid(self._wire, found)
+            await self._send(self._text)
+            found = await self._found()
+            if found and all(index.valid for index in found):
+                return
+        what = f"is invalid, also after {MOST_BUILDS} builds" if found else "is there, but not an index of this table"
+        message = f"{', '.join(index.name for index in found) or self._about.name} {what}"
+        failure = at_spot(self._claim, Spot(self._segment.start, self._segment.first), message)
+        hint = "; ".join(await self._clean_up()) or None
+        raise StepError(failure._replace(hint=hint), ServerError(message), final=True)
+
+    def _is_built(self, found: Sequence[Index]) -> bool:
+        """Say whether an index that was found has come since the statement was begun, and is valid."""
+        new = [index for index in found if index.oid not in self._there]
+        built = any(index.valid for index in new)
+        if self._about.name is None and (built or len(new) > 1):
+            names = ", ".join(index.name if index.valid else f"{index.name} (invalid)" for index in new)
+            raise refusal(
+                self._claim.step,
+                f"Without a name its index cannot be told from others; new on {self._table} since then: {names}. ",
+            )
+        return built
+
+    async def _found(self) -> list[Index]:
+        """Return what the statement builds, or has built: at most one index.
+
+        Without a name that is one that was not there before.
+        """
+
+        def ours(index: Index) -> bool:
+            return index.wanted if self._about.name else index.oid not in self._there
+
+        return await indexes.settled(self._wire, self._table, self._about.name, ours)
+
+    async def _detach(self) -> None:
+        # A detachment that was interrupted cannot be begun again.
+        finish = f"ALTER TABLE {self._table} DETACH PARTITION {self._about.name} FINALIZE"
+        await self._send(finish if await self._pending() else self._text)
+
+    async def _pending(self) -> bool | None:
+        """Return whether the partition is half detached; None where it is none of the table's."""
+        pending: bool | None = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
+        return pending
+
+    async def _failure(self, error: asyncpg.PostgresError) -> Failure:
+        message = self._message(self._text)
+        failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
+        hints = [failure.hint] if failure.hint else []
+        if isinstance(error, asyncpg.UniqueViolationError) and self._about.nature is Nature.BUILD:
+            hints.append("mend the data")
+        if not self._in_doubt:
+            hints += await self._clean_up()
+        return failure._replace(hint="; ".join(hints) or None)
+
+    async def _clean_up(self) -> list[str]:
+        """Remove what a failed statement has left behind, and say what that was."""
+        try:
+            if self._about.nature is Nature.REINDEX:
+                return await self._warn_of_leftovers()
+            if self._about.nature is Nature.BUILD:
+                dropped = await indexes.drop_invalid(self._wire, await self._found())
+                return [f"the invalid index {name} that it left was dropped" for name in dropped]
+        except asyncpg.PostgresError as trouble:
+            if self._wire.connection.is_closed():
+                raise
+            await self._wire.roll_back("")
+            return [f"an invalid index may be left: {describe(trouble)}"]
+        return []
+
+    async def _warn_of_leftovers(self) -> list[str]:
+        found = await indexes.leftovers(self._wire.connection)
+        for sentence in found:
+            _log.warning("%s", sentence)
+        return found

@@ -1,0 +1,151 @@
+"""What went wrong, said in terms of files."""
+
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from pgratchet.core.model import Failure, Mode
+from pgratchet.core.printing import line_of
+from pgratchet.core.sql.statements import scan
+from pgratchet.postgres.ledger.lock import BusyError
+from pgratchet.postgres.ledger.records import Claim, Records
+from pgratchet.postgres.link.guards import Guard
+from pgratchet.postgres.wire.message import Message, Part, part_at
+
+EXCERPT_LINES = 2
+"""How many lines before and after the one that failed are shown."""
+
+
+class StepError(Exception):
+    """A step failed, is rolled back, and is not recorded yet.
+
+    A `final` one is not to be tried again; of one `in_doubt` nobody knows how far it came.
+    """
+
+    def __init__(self, failure: Failure, cause: BaseException, *, final: bool = False, in_doubt: bool = False) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.cause = cause
+        self.final = final or in_doubt
+        self.in_doubt = in_doubt
+
+
+class OvertakenError(Exception):
+    """Another runner has been at work: the history has to be read again."""
+
+
+def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
+    """Raise BusyError or OvertakenError where a step's own transaction has found out that it must not begin."""
+    match records.guards.raised(error):
+        case Guard.BUSY:
+            raise BusyError
+        case Guard.MOVED | Guard.TABLE:
+            raise OvertakenError
+
+
+class Spot(NamedTuple):
+    """A place in a script: the character, and the number of the statement, as far as they are known."""
+
+    offset: int | None = None
+    statement: int | None = None
+
+
+def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:
+    """Return the part of a message that an error points into, None where it points nowhere in particular."""
+    return None if error.position is None else part_at(message, int(error.position))
+
+
+def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -> Spot:
+    """Return where an error happened: where it points to, or else the part that execution had reached."""
+    part = owner(message, error)
+    if part is not None and error.position is not None:
+        return _inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
+    if reached is None:
+        return Spot()
+    return Spot(reached.segment.start, reached.segment.first if reached.segment.statements == 1 else None)
+
+
+def reached(sent: Sequence[Part], claim: Claim, marks: int) -> Part | None:
+    """Return the part of a step that was running after so many markers; None where that is not known.
+
+    It is not known without markers, and past the last part: a constraint that was deferred, for example.
+    """
+    mine = [part for part in sent if part.claim is claim]
+    if len(mine) <= 1:
+        return mine[0] if mine else None
+    done = marks - sum(part.marked for part in sent[: sent.index(mine[0])])
+    return mine[done] if mine[0].marked and 0 <= done < len(mine) else None
+
+
+def _inside(part: Part, offset: int) -> Spot:
+    if part.segment.statements == 1:
+        return Spot(offset, part.segment.first)
+    text = part.claim.step.script.source.text[part.segment.start : part.segment.end]
+    before = sum(statement.end < offset - part.segment.start for statement in scan(text))
+    return Spot(offset, part.segment.first + before)
+
+
+def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: Guard | None = None) -> Failure:
+    """Return what the server says of a step, at its place in the file, or which guard of ours it has `raised`."""
+    message, hint = str(error.args[0] if error.args else error), error.hint
+    if raised is not None:
+        message = str(raised)
+        hint = "a migration must not end its transaction, release locks, or write to the history"
+    elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
+        hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
+    return at_spot(claim, spot, message)._replace(
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+        hint=hint,
+        context=error.context,
+    )
+
+
+def from_python(claim: Claim, error: BaseException, raised: Guard | None = None) -> Failure:
+    """Return what an exception says of a Python step, at the innermost line of the migration's own file."""
+    path = claim.step.script.source.path
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = frames[-1].lineno if frames else None
+    text = claim.step.script.source.text
+    offset = None if line is None else _start_of(text, line)
+    if isinstance(error, asyncpg.PostgresError):
+        return from_server(claim, error, Spot(offset), raised)
+    return at_spot(claim, Spot(offset), f"{type(error).__name__}: {error}")
+
+
+def _start_of(text: str, line: int) -> int:
+    before = text.split("\n")[: line - 1]
+    return sum(len(each) + 1 for each in before)
+
+
+def at_spot(claim: Claim, spot: Spot, message: str) -> Failure:
+    """Return a failure of a step at a place in its file."""
+    step = claim.step
+    text = step.script.source.text
+    line = column = None
+    excerpt: tuple[tuple[int, str], ...] = ()
+    if spot.offset is not None:
+        line = line_of(text, spot.offset)
+        column = spot.offset - (text.rfind("\n", 0, spot.offset) + 1) + 1
+        excerpt = _excerpt(text, line)
+    return Failure(
+        version=step.migration.version,
+        name=step.migration.name,
+        direction=step.direction,
+        path=step.script.source.path,
+        message=message,
+        mode=step.script.mode,
+        line=line,
+        column=column,
+        statement=spot.statement,
+        statements=step.script.statements,
+        excerpt=excerpt,
+    )
+
+
+def _excerpt(text: str, line: int) -> tuple[tuple[int, str], ...]:
+    first = max(1, line - EXCERPT_LINES)
+    lines = text.split("\n")[first - 1 : line + EXCERPT_LINES]
+    return tuple(enumerate(lines, first))

@@ -1,0 +1,1 @@
+"""One run, from the first look to the closing of its session."""
