@@ -229,7 +229,8 @@ def test_what_a_person_has_put_back_is_pending_and_never_late(*, allowed: bool) 
     assert [entry.state for entry in compared] == [State.PENDING, State.APPLIED]
     assert judging.judge(compared, allow_late=allowed) == ()
     assert planning.failures(compared) == []
-    assert planning.replaceable(compared) == {"1"}
+    (step, *_) = planning.plan_up(compared).steps
+    assert step.replaces
     assert versions(planning.plan_up(compared)) == ["1"]
     for direction in Direction:
         halfway.refuse_interrupted(compared, direction)

@@ -202,7 +202,8 @@ class Script(NamedTuple):
 class Step(NamedTuple):
     """One migration in one direction.
 
-    The first `done` statements were committed by an earlier run, whose row it takes `over` where that counts them.
+    The first `done` statements were committed by an earlier run, whose row it takes `over` where that counts them. It
+    `replaces` the row of an attempt that left nothing behind.
     """
 
     migration: Migration
@@ -210,6 +211,7 @@ class Step(NamedTuple):
     script: Script
     done: int = 0
     over: AppliedMigration | None = None
+    replaces: bool = False
 
 
 class Plan(NamedTuple):

@@ -8,7 +8,7 @@ from pgratchet.core.errors import HistoryError, ServerError
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
 from pgratchet.core.plan.doubt import refuse_unjudged
 from pgratchet.core.plan.halfway import in_flight
-from pgratchet.core.plan.planning import Phase, failures, plan_up, replaceable
+from pgratchet.core.plan.planning import Phase, failures, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
@@ -43,7 +43,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         _refuse_bare(steps, held.lock)
         refuse_unjudged(steps)
         try:
-            await execution.run(records, steps, _applied_numbers(entries), replaceable(entries))
+            await execution.run(records, steps, _applied_numbers(entries))
         except OvertakenError:
             overtaken.append(tuple(entry.applied for entry in entries))
             _refuse_contradiction(overtaken)
@@ -59,7 +59,7 @@ async def rehearse(held: Held, to: str | None) -> None:
     steps = plan_up(entries, to).steps
     held.heed(_failures(entries, steps))
     wire, history = _wire(held, framing.facts), held.settings.history
-    done = await rehearsal.run(wire, framing, history, held.progress, steps, replaceable(entries))
+    done = await rehearsal.run(wire, framing, history, held.progress, steps)
     held.progress.finished += done
 
 

@@ -73,12 +73,6 @@ def failures(entries: Iterable[Entry]) -> list[AppliedMigration]:
     return [entry.applied for entry in entries if entry.applied and entry.applied.state is RecordState.FAILED]
 
 
-def replaceable(entries: Iterable[Entry]) -> frozenset[str]:
-    """Return the versions that are begun anew although they have a row, which is left from before."""
-    left = (RecordState.FAILED, RecordState.PENDING)
-    return frozenset(entry.version for entry in entries if entry.applied and entry.applied.state in left)
-
-
 def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
     """Return what `up` would run, in order: everything, or everything up to and including `to`."""
     return tuple(
@@ -240,4 +234,5 @@ def _step(entry: Entry, direction: Direction) -> Step:
         raise FilesError([Problem(migration.up.path, "there is no way down from it", cure)])
     script = compile_script(source, migration.kind, direction)
     done, over = halfway.resumed(entry, direction, script)
-    return Step(migration, direction, script, done, over)
+    left = entry.applied is not None and entry.applied.state in (RecordState.FAILED, RecordState.PENDING)
+    return Step(migration, direction, script, done, over, replaces=left and over is None)

@@ -72,13 +72,13 @@ class Records(NamedTuple):
         """What begins every transaction that writes: it raises where somebody may have attached a trigger."""
         return self.seal.check(self.guards) if self.seal else ""
 
-    def claim(self, claim: Claim, writer: Writer, *, over_failed: bool = False) -> str:
+    def claim(self, claim: Claim, writer: Writer) -> str:
         """Return the SQL that claims a version: the first thing in its transaction.
 
         The primary key makes the claim a second lock: of two runners one waits here for the other's COMMIT,
         and then fails with 23505, or on the fence where it goes down or on.
         """
-        return self._turn(claim) + self._claim(claim, writer, over_failed=over_failed)
+        return self._turn(claim) + self._claim(claim, writer)
 
     def _turn(self, claim: Claim) -> str:
         """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
@@ -92,7 +92,7 @@ class Records(NamedTuple):
         applied = f"({newest} WHERE state {EQ} {literal(RecordState.APPLIED)}) {EQ} {claim.newest}"
         return taken + self._checked + self.guards.unless(applied, Guard.MOVED)
 
-    def _claim(self, claim: Claim, writer: Writer, *, over_failed: bool) -> str:
+    def _claim(self, claim: Claim, writer: Writer) -> str:
         step = claim.step
         if step.over is not None:
             # Of two that saw the same runner die only one finds its token still there. The cursor, because what was
@@ -100,7 +100,7 @@ class Records(NamedTuple):
             return self._take(claim, writer, _as_read(step.over), {})
         if step.direction is Direction.DOWN:
             return self._take(claim, writer, f"state {EQ} {literal(RecordState.APPLIED)}", _first_cursor(step))
-        return self._insert(claim, writer, RecordState.RUNNING, None, replacing=over_failed) + ";"
+        return self._insert(claim, writer, RecordState.RUNNING, None, replaces=step.replaces) + ";"
 
     def record(self, claim: Claim) -> str:
         """Return the SQL that records a claimed step: the last thing before COMMIT. It raises if it cannot.
@@ -161,7 +161,7 @@ class Records(NamedTuple):
             return f"{update}, {unmarked}{ended if up else ''} WHERE {self._own(claim)};"
         if claim.step.direction is Direction.DOWN:
             return f"{update} WHERE {self._version(claim)};"
-        insert = self._insert(claim, writer, RecordState.FAILED, error, replacing=True)
+        insert = self._insert(claim, writer, RecordState.FAILED, error, replaces=True)
         return f"{update} WHERE {self._own(claim)};{insert} ON CONFLICT (version) DO NOTHING;"
 
     def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
@@ -190,8 +190,8 @@ class Records(NamedTuple):
             proof,
         )
 
-    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replacing: bool) -> str:
-        """Return the SQL that inserts a row, in the place of one that is left from before if it is `replacing` that."""
+    def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replaces: bool) -> str:
+        """Return the SQL that inserts a row, in the place of one that is left from before if it `replaces` that."""
         left = f"'{{{RecordState.FAILED},{RecordState.PENDING}}}'::pg_catalog.text[]"
         delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state {EQ} ANY ({left})"
         migration = claim.step.migration
@@ -204,13 +204,13 @@ class Records(NamedTuple):
                 "started_at": now,
                 "finished_at": "NULL" if error is None else now,
                 "error": literal(error),
-                "reason": "(SELECT reason FROM left_over)" if replacing else "NULL",
+                "reason": "(SELECT reason FROM left_over)" if replaces else "NULL",
             }
             | (_first_cursor(claim.step) | self._writer(claim, writer))
         )
         columns = ", ".join(values)
         insert = f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
-        return f"WITH left_over AS ({delete} RETURNING reason) {insert}" if replacing else insert
+        return f"WITH left_over AS ({delete} RETURNING reason) {insert}" if replaces else insert
 
     def _take(self, claim: Claim, writer: Writer, condition: str, more: dict[str, str]) -> str:
         """Take over the one row that is there already, as it should be."""

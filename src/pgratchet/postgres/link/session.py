@@ -210,7 +210,7 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
     except Exception as error:
         # Not told by its class: a script can raise what it likes, and open files and connections of its own.
         if connection.is_closed() and not isinstance(error, PgratchetError):
-            raise ConnectionLostError(f"the connection to the server was lost: {describe(error)}") from error
+            raise lost(error) from error
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             raise NotPrimaryError(describe(error)) from error
         if isinstance(error, asyncpg.PostgresError):
@@ -218,6 +218,11 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
         raise
     finally:
         await _close(connection)
+
+
+def lost(error: BaseException) -> ConnectionLostError:
+    """Return the error that a session is lost, given what its user was told."""
+    return ConnectionLostError(f"the connection to the server was lost: {describe(error)}")
 
 
 async def _close(connection: Connection) -> None:

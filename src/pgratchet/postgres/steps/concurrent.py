@@ -17,7 +17,6 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.sql import literal, milliseconds
-from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
@@ -31,13 +30,13 @@ _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTermin
 table, CALL of a procedure that commits."""
 
 
-async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+async def run(wire: Wire, framing: Framing, claim: Claim) -> None:
     """Run the statements that are not counted yet, and record the script as finished.
 
     Raises StepError for the statement that failed; those before it stay committed and counted.
     """
     try:
-        await _Run(wire, framing, claim).run(over_failed=over_failed)
+        await _Run(wire, framing, claim).run()
     except UnreadableError as error:
         # In answer to a query of ours, in a session whose encoding the file has changed.
         await wire.roll_back("")
@@ -57,12 +56,18 @@ class _Run:
         self._note_again = notes.take_again(framing.facts.login)
         self._doubt = doubt(claim.step.over)
 
-    async def run(self, *, over_failed: bool) -> None:
+    async def run(self) -> None:
         script, done = self._claim.step.script, self._claim.step.done
-        await self._ours(self._opening(over_failed=over_failed), in_doubt=self._doubt is not None)
+        await self._ours(self._opening(), in_doubt=self._doubt is not None)
         for segment in lasting(script, done):
-            # The session that they were made in is gone.
-            await self._try(Message(text_of(script, segment), (Part(0, self._claim, segment),)))
+            # The session that they were made in is gone. The new one is compared with the recorded one below.
+            message = Message(text_of(script, segment), (Part(0, self._claim, segment),))
+            try:
+                await self._wire.send(message)
+            except asyncpg.PostgresError as error:
+                await self._wire.roll_back("")
+                if not isinstance(error, UnreadableError):
+                    raise self._failed(message, error) from error
         await self._refuse_another_session()
         places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
         for segment, (before, after) in islice(places, done, None):
@@ -77,10 +82,10 @@ class _Run:
         if was not in (None, now):
             raise other_session(step, was, now)
 
-    def _opening(self, *, over_failed: bool) -> str:
+    def _opening(self) -> str:
         framing, claim = self._framing, self._claim
         return (
-            self._recording(self._records.claim(claim, framing.writer, over_failed=over_failed))
+            self._recording(self._records.claim(claim, framing.writer))
             # For the whole session: statements that run bare have no transaction to be local to.
             + f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};"
             + f"SET statement_timeout = {milliseconds(self._limits.statement_timeout)};"
@@ -120,34 +125,21 @@ class _Run:
         tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
         text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
-        tries = Tries()
-        while (error := await self._try(message, tries)) is not None:
-            if isinstance(error, _REFUSALS):
-                return False
-            place = f"statement {segment.first} of {self._claim.step.script.source.path}"
-            await self._wire.before_retry(place, error, tries.attempt)
+        place = f"statement {segment.first} of {self._claim.step.script.source.path}"
+        try:
+            await self._wire.retried(place, lambda: self._wire.send(message))
+        except _REFUSALS:
+            return False
+        except asyncpg.PostgresError as error:
+            if not (isinstance(error, UnreadableError) and await self._is_counted(message)):
+                raise self._failed(message, error) from error
         return True
 
-    async def _try(self, message: Message, tries: Tries | None = None) -> asyncpg.PostgresError | None:
-        """Send a message about one statement.
-
-        Returns the error if there may be another of its `tries`, or another way; raises StepError for any other.
-        """
-        try:
-            await self._wire.send(message)
-        except asyncpg.PostgresError as error:
-            if self._wire.connection.is_closed():
-                raise
-            await self._wire.roll_back("")
-            if tries is not None and (isinstance(error, _REFUSALS) or tries.may_pass(error)):
-                return error
-            # The session that was set up again is compared with the recorded one after the last such statement.
-            if isinstance(error, UnreadableError) and (tries is None or await self._is_counted(message)):
-                return None
-            raised = self._records.guards.raised(error)
-            failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
-            raise StepError(failure, error, final=True, in_doubt=self._doubt is not None) from error
-        return None
+    def _failed(self, message: Message, error: asyncpg.PostgresError) -> StepError:
+        """Return the failure of the one statement that a message is about."""
+        raised = self._records.guards.raised(error)
+        failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
+        return StepError(failure, error, final=True, in_doubt=self._doubt is not None)
 
     async def _is_counted(self, message: Message) -> bool:
         """Say whether the history has it that the statement of a message is done."""
@@ -162,19 +154,9 @@ class _Run:
         Raises StepError, at no place of the script, where they cannot be carried out.
         """
         step = self._claim.step
-        tries = Tries()
-        while True:
-            try:
-                await self._wire.send(Message(text))
-            except asyncpg.PostgresError as error:
-                if self._wire.connection.is_closed():
-                    raise
-                await self._wire.roll_back("")
-                if not tries.may_pass(error):
-                    failure = from_server(self._claim, error, Spot(), self._records.guards.raised(error))
-                    raise StepError(failure, error, final=True, in_doubt=in_doubt) from error
-                cause = error
-            else:
-                return
-            place = f"{step.direction} {step.migration.version} {step.migration.name}"
-            await self._wire.before_retry(place, cause, tries.attempt)
+        place = f"{step.direction} {step.migration.version} {step.migration.name}"
+        try:
+            await self._wire.retried(place, lambda: self._wire.send(Message(text)))
+        except asyncpg.PostgresError as error:
+            failure = from_server(self._claim, error, Spot(), self._records.guards.raised(error))
+            raise StepError(failure, error, final=True, in_doubt=in_doubt) from error

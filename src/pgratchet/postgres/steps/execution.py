@@ -35,7 +35,7 @@ _log = logging.getLogger("pgratchet")
 
 
 class _Runner(Protocol):
-    async def __call__(self, wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None: ...
+    async def __call__(self, wire: Wire, framing: Framing, claim: Claim) -> None: ...
 
 
 class Execution:
@@ -45,23 +45,18 @@ class Execution:
         self._progress = progress
         self._wire = wire
         self._framing = framing
-        self._failed: frozenset[str] = frozenset()
         self._tries: defaultdict[str, Tries] = defaultdict(Tries)
         self._overtaken: set[tuple[str, str | None]] = set()
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(
-        self, records: Records, steps: Iterable[Step], applied: Iterable[int], failed: frozenset[str]
-    ) -> None:
+    async def run(self, records: Records, steps: Iterable[Step], applied: Iterable[int]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
-        `applied` are the numbers of the versions that the steps were planned for, `failed` the versions that an
-        earlier run has recorded as failed. Raises OvertakenError where that is no longer so, BusyError where
-        another runner has the lock.
+        `applied` are the numbers of the versions that the steps were planned for. Raises OvertakenError where that is
+        no longer so, BusyError where another runner has the lock.
         """
         self._framing = self._framing._replace(records=records)
-        self._failed = failed
         groups = _groups if self._framing.records.take_lock is None else _one_by_one
         self._waiting = deque(groups(_claims(steps, applied)))
         with self._wire.listening():
@@ -88,7 +83,7 @@ class Execution:
     async def _alone(self, run: _Runner, claim: Claim) -> Sequence[Group]:
         started = time.monotonic()
         try:
-            await run(self._wire, self._framing, claim, over_failed=self._over_failed(claim))
+            await run(self._wire, self._framing, claim)
         except StepError as error:
             await self._again_or_fail(claim, error)
             return ((claim,),)
@@ -105,8 +100,6 @@ class Execution:
             try:
                 await self._wire.send(message, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
-                if self._wire.connection.is_closed():
-                    raise
                 return await self._after_error(group, message, sent, error)
         seconds = time.monotonic() - started if len(group) == 1 else None
         self._progress.finish(_finished(claim, seconds) for claim in group)
@@ -115,10 +108,7 @@ class Execution:
     def _composed(self, group: Group) -> Iterable[Message]:
         if self._next is not None and self._next[0] is group:
             return self._next[1]
-        frames = [
-            self._framing.frame(claim, over_failed=self._over_failed(claim), durable=claim is group[-1])
-            for claim in group
-        ]
+        frames = [self._framing.frame(claim, durable=claim is group[-1]) for claim in group]
         return compose(frames, self._framing.marker)
 
     def _compose_next(self) -> None:
@@ -205,9 +195,6 @@ class Execution:
             finished[:] = [
                 step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished
             ]
-
-    def _over_failed(self, claim: Claim) -> bool:
-        return claim.step.migration.version in self._failed
 
 
 async def resolve(connection: Connection, records: Records, group: Group, budget: Budget) -> list[Finished]:

@@ -5,12 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import asyncpg
-
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.link.sql import CONCAT, EQ, MATCHES, NE, literal
-from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.message import Message
 from pgratchet.postgres.wire.sending import Wire
@@ -93,16 +90,8 @@ async def drop_invalid(wire: Wire, indexes: Sequence[Index]) -> list[str]:
 
 
 async def _drop(wire: Wire, name: str) -> None:
-    tries = Tries()
-    while True:
-        try:
-            await wire.send(Message(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
-        except asyncpg.PostgresError as error:
-            if wire.connection.is_closed() or not tries.may_pass(error):
-                raise
-            await wire.before_retry(f"DROP INDEX CONCURRENTLY {name}", error, tries.attempt)
-        else:
-            return
+    drop = Message(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+    await wire.retried(f"DROP INDEX CONCURRENTLY {name}", lambda: wire.send(drop))
 
 
 async def leftovers(connection: Connection) -> list[str]:

@@ -28,10 +28,10 @@ def load(step: Step) -> Function:
     return cast("Function", getattr(module, step.direction))
 
 
-async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+async def run(wire: Wire, framing: Framing, claim: Claim) -> None:
     """Run one Python step, claimed and recorded in its own transaction; raises StepError with what it raised."""
     try:
-        await _run(wire, framing, claim, over_failed=over_failed)
+        await _run(wire, framing, claim)
     except (Exception, SystemExit) as error:
         raised = unsendable(error) if wire.connection.is_closed() else error
         if raised is None:
@@ -39,13 +39,13 @@ async def run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) 
         raise StepError(from_python(claim, raised, framing.records.guards.raised(raised)), raised) from error
 
 
-async def _run(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
+async def _run(wire: Wire, framing: Framing, claim: Claim) -> None:
     connection = wire.connection
     function = load(claim.step)
     # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
     # migration would then not be a savepoint.
     async with lent(connection), connection.transaction(isolation="read_committed"), undone(wire, framing):
-        await own.execute(connection, framing.opening(claim, over_failed=over_failed))
+        await own.execute(connection, framing.opening(claim))
         await wire.watch(partial(function, connection))
         # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
         await own.execute(connection, framing.closing(claim, durable=False) + framing.clean + DURABLE)

@@ -21,8 +21,8 @@ from pgratchet.postgres.wire.progress import Progress
 from pgratchet.postgres.wire.sending import Wire
 
 
-async def run(  # noqa: PLR0913, PLR0917 - the run's parts, and what it is to do
-    wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step], failed: frozenset[str]
+async def run(
+    wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]
 ) -> list[Finished]:
     """Return what was done and undone; `progress` says meanwhile which step a lost session would be charged to.
 
@@ -40,7 +40,7 @@ async def run(  # noqa: PLR0913, PLR0917 - the run's parts, and what it is to do
                 claim = Claim(step, uuid4().hex)
                 progress.flying = (claim,)
                 try:
-                    await _step(wire, framing, claim, over_failed=step.migration.version in failed)
+                    await _step(wire, framing, claim)
                 except Exception as error:
                     raised = unsendable(error) if connection.is_closed() else error
                     if raised is None:
@@ -65,8 +65,8 @@ def _refuse(steps: Sequence[Step]) -> None:
             )
 
 
-async def _step(wire: Wire, framing: Framing, claim: Claim, *, over_failed: bool) -> None:
-    opening = framing.opening(claim, over_failed=over_failed)
+async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
+    opening = framing.opening(claim)
     # Deferred again: otherwise the checks of one file's end would hold for all that is left of the transaction.
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:

@@ -62,8 +62,6 @@ class Supervised:
                 await self._once()
                 break
             except asyncpg.PostgresError as error:
-                if self._wire.connection.is_closed():
-                    raise
                 await self._wire.roll_back("")
                 if isinstance(error, UnreadableError):
                     self._in_doubt = True
@@ -193,8 +191,6 @@ class Supervised:
                 dropped = await indexes.drop_invalid(self._wire, await self._found())
                 return [f"the invalid index {name} that it left was dropped" for name in dropped]
         except asyncpg.PostgresError as trouble:
-            if self._wire.connection.is_closed():
-                raise
             await self._wire.roll_back("")
             return [f"an invalid index may be left: {describe(trouble)}"]
         return []

@@ -149,7 +149,7 @@ class Framing(NamedTuple):
         """
         return f"BEGIN;{self.clean}COMMIT;"
 
-    def frame(self, claim: Claim, *, over_failed: bool, durable: bool) -> Frame:
+    def frame(self, claim: Claim, *, durable: bool) -> Frame:
         """Return head and tail of a transaction of its own; where not `durable`, a later COMMIT makes it so."""
         version = claim.step.migration.version
         begin = claim.step.script.begin
@@ -157,7 +157,7 @@ class Framing(NamedTuple):
             f"/* pgratchet {version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
             + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
             + ("" if durable else "SET LOCAL synchronous_commit = off;")
-            + self.opening(claim, over_failed=over_failed)
+            + self.opening(claim)
         )
         return Frame(claim, head, self.closing(claim, durable=durable) + "COMMIT;" + self.reset)
 
@@ -173,7 +173,7 @@ class Framing(NamedTuple):
         role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
         return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"
 
-    def opening(self, claim: Claim, *, over_failed: bool) -> str:
+    def opening(self, claim: Claim) -> str:
         """Return what comes between BEGIN and a script."""
         limits = self.limits.of(claim.step.script.source.options)
         return (
@@ -182,8 +182,7 @@ class Framing(NamedTuple):
             + (become(self.owner, local=True) if self.owner and self.facts.pooled else "")
             + f"SET LOCAL lock_timeout = {milliseconds(limits.lock_timeout)};"
             f"SET LOCAL statement_timeout = {milliseconds(limits.statement_timeout)};"
-            f"SET LOCAL application_name = {literal(self.application(claim))};"
-            + self.records.claim(claim, self.writer, over_failed=over_failed)
+            f"SET LOCAL application_name = {literal(self.application(claim))};" + self.records.claim(claim, self.writer)
         )
 
     def closing(self, claim: Claim, *, durable: bool = True) -> str:

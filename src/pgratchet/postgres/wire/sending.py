@@ -13,7 +13,8 @@ from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, backoff
-from pgratchet.postgres.link.session import Connection, describe, open_session
+from pgratchet.postgres.link.session import Connection, describe, lost, open_session
+from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.wire.message import Message, Part
 from pgratchet.postgres.wire.watch import Blockers, beside
@@ -88,8 +89,16 @@ class Wire:
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
 
     async def send(self, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
-        """Run a message of the simple protocol; `meanwhile` is called once it is under way."""
-        await self.watch(partial(own.execute, self.connection, message.text), meanwhile)
+        """Run a message of the simple protocol; `meanwhile` is called once it is under way.
+
+        Raises ConnectionLostError where the session is lost.
+        """
+        try:
+            await self.watch(partial(own.execute, self.connection, message.text), meanwhile)
+        except asyncpg.PostgresError as error:
+            if self.connection.is_closed():
+                raise lost(error) from error
+            raise
 
     async def send_apart(self, message: Message) -> None:
         """Run a message of ours, in a session of its own where this one has ended."""
@@ -115,6 +124,21 @@ class Wire:
 
         self._blockers.seen = ""
         return await beside(look_out, work)
+
+    async def retried(self, place: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` returns, tried again for as long as the server's errors may pass.
+
+        Raises the error that does not; no transaction is open then.
+        """
+        tries = Tries()
+        while True:
+            try:
+                return await work()
+            except asyncpg.PostgresError as error:
+                await self.roll_back("")
+                if not tries.may_pass(error):
+                    raise
+                await self.before_retry(place, error, tries.attempt)
 
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
         """Pause before another attempt at work that failed, and say what was in its way."""
