@@ -1,16 +1,12 @@
 """What a migrator is set to, and what a run hands on."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
+from pgratchet.core.model import Lock
 from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.ledger.records import Records
-from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.limits import Limits
-from pgratchet.postgres.link.session import Connect, Connection
+from pgratchet.postgres.link.session import Connect
 from pgratchet.postgres.link.sql import Table
-from pgratchet.postgres.wire.progress import Progress
 
 
 class Settings(NamedTuple):
@@ -40,21 +36,3 @@ class Settings(NamedTuple):
     def readers_of(self, login: str) -> tuple[str, ...]:
         """Return who may read the history, given the role that logs in: beside an owner it has to be told so."""
         return self.readers if self.owner is None else (*self.readers, login)
-
-
-class Held(NamedTuple):
-    """A session whose turn it is, and what a run knows there.
-
-    `look` compares again, for one direction; `heed` raises where another run has failed at what is to be done;
-    `ensure` makes the history for its readers, and returns the SQL that writes it as it is then.
-    """
-
-    connection: Connection
-    lock: Lock
-    settings: Settings
-    records: Records
-    budget: Budget
-    progress: Progress
-    look: Callable[[Connection, Direction], Awaitable[tuple[Entry, ...]]]
-    heed: Callable[[Iterable[AppliedMigration]], None]
-    ensure: Callable[[Connection, Sequence[str]], Awaitable[Records]]

@@ -5,62 +5,87 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
+from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, State, Step
 from pgratchet.core.plan.doubt import refuse_unjudged
-from pgratchet.core.plan.halfway import in_flight
+from pgratchet.core.plan.halfway import in_flight, refuse_interrupted
 from pgratchet.core.plan.planning import Phase, failures, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
 from pgratchet.postgres.link.sql import become
-from pgratchet.postgres.steps import rehearsal
-from pgratchet.postgres.steps.execution import Execution
+from pgratchet.postgres.steps import execution, rehearsal
 from pgratchet.postgres.wire import backends, frames
 from pgratchet.postgres.wire.failures import OvertakenError
 from pgratchet.postgres.wire.frames import Facts, Framing
 from pgratchet.postgres.wire.sending import Wire
 from pgratchet.postgres.wire.watch import Blockers
-from pgratchet.runs.settings import Held
+from pgratchet.runs.turn import Turn
 
 MOST_CONTRADICTIONS = 5
 """How often what is read may contradict what the server says of it, without a change in between."""
 
 
-async def turn(held: Held, waiting: deque[Phase]) -> None:
+async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
     """Do what the phases say, and drop each as it is done."""
-    framing = await _framing(held)
-    settings = held.settings
-    readers = settings.readers_of(framing.facts.login)
-    execution = Execution(_wire(held, framing.facts), framing, held.progress)
+    framing = await _framing(turn)
+    readers = turn.settings.readers_of(framing.facts.login)
+    executing = execution.Execution(_wire(turn, framing.facts), framing, turn.progress)
     overtaken: list[tuple[AppliedMigration | None, ...]] = []
     while waiting:
-        records = await held.ensure(held.connection, readers)
-        entries = await held.look(held.connection, waiting[0].direction)
-        if await _let_finish(held, in_flight(entries, waiting[0].direction)):
+        seal = await turn.settings.history.ensure(turn.connection, readers, turn.budget)
+        turn.lock.records = turn.lock.records._replace(seal=seal)
+        entries = await _look_again(turn, waiting[0].direction)
+        if await _let_finish(turn, in_flight(entries, waiting[0].direction)):
             continue
         steps = waiting[0].plan(entries).steps
-        held.heed(_failures(entries, steps))
-        _refuse_bare(steps, held.lock)
+        turn.observer.raise_new_failure(_failures(entries, steps))
+        _refuse_bare(steps, turn.lock.by)
         refuse_unjudged(steps)
         try:
-            await execution.run(records, steps, _applied_numbers(entries))
+            await executing.run(turn.lock.records, steps, _applied_numbers(entries))
         except OvertakenError:
             overtaken.append(tuple(entry.applied for entry in entries))
             _refuse_contradiction(overtaken)
-            await held.budget.poll("another runner has been at work")
+            await turn.budget.poll("another runner has been at work")
             continue
         waiting.popleft()
 
 
-async def rehearse(held: Held, to: str | None) -> None:
+async def rehearse(turn: Turn, to: str | None) -> None:
     """Do what `up` would do, in one transaction, and roll it back."""
-    framing = await _framing(held)
-    entries = await held.look(held.connection, Direction.UP)
+    framing = await _framing(turn)
+    entries = await _look_again(turn, Direction.UP)
     steps = plan_up(entries, to).steps
-    held.heed(_failures(entries, steps))
-    wire, history = _wire(held, framing.facts), held.settings.history
-    done = await rehearsal.run(wire, framing, history, held.progress, steps)
-    held.progress.finished += done
+    turn.observer.raise_new_failure(_failures(entries, steps))
+    wire, history = _wire(turn, framing.facts), turn.settings.history
+    done = await rehearsal.run(wire, framing, history, turn.progress, steps)
+    turn.progress.finished += done
+
+
+async def _look_again(turn: Turn, direction: Direction) -> tuple[Entry, ...]:
+    """Return what files and history say now that nobody else may change it; only this decides what is done.
+
+    Where nothing is held that is not yet so: raises BusyError where another runner is at work.
+    """
+    await resolve(turn)
+    entries = await turn.observer.look(turn.connection)
+    turn.observer.drop_lost()
+    if any(entry.state is State.RUNNING for entry in entries):
+        await turn.lock.raise_if_busy(turn.connection)
+    refuse_interrupted(entries, direction)
+    return entries
+
+
+async def resolve(turn: Turn) -> None:
+    """Find out what became of the steps that a lost connection has left unanswered.
+
+    To be asked when nobody is at work on them any more: the server may notice late that its client is gone,
+    and finish what it was doing.
+    """
+    progress = turn.progress
+    if progress.flying:
+        progress.finish(await execution.resolve(turn.connection, turn.lock.records, progress.flying, turn.budget))
+        progress.flying = ()
 
 
 def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -> None:
@@ -80,33 +105,33 @@ def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[AppliedMi
     return failures(entry for entry in entries if entry.version in versions)
 
 
-async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
+async def _let_finish(turn: Turn, rows: Iterable[AppliedMigration]) -> bool:
     """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
     waited = False
     for row in rows:
-        who = partial(backends.runner, held.connection, row, held.settings.owner)
-        waited |= await backends.until_gone(who, held.budget, f"{row.version} {row.name} is half done")
+        who = partial(backends.runner, turn.connection, row, turn.settings.owner)
+        waited |= await backends.until_gone(who, turn.budget, f"{row.version} {row.name} is half done")
     return waited
 
 
-def _wire(held: Held, facts: Facts) -> Wire:
-    by_lock = held.lock is Lock.TRANSACTION or facts.pooled
-    settings = held.settings
+def _wire(turn: Turn, facts: Facts) -> Wire:
+    by_lock = turn.lock.by is Lock.TRANSACTION or facts.pooled
+    settings = turn.settings
     blockers = Blockers(settings.direct, settings.table.lock_key, None if by_lock else facts.pid)
-    return Wire(held.connection, blockers, held.budget, held.progress.tell, held.records.marker)
+    return Wire(turn.connection, blockers, turn.budget, turn.progress.tell, turn.lock.records.marker)
 
 
-async def _framing(held: Held) -> Framing:
-    session = held.lock is Lock.SESSION
-    condition = lock.held(held.settings.table.lock_key) if session else None
-    facts = await frames.facts(held.connection, condition, held.settings.owner)
+async def _framing(turn: Turn) -> Framing:
+    session = turn.lock.by is Lock.SESSION
+    condition = lock.held(turn.settings.table.lock_key) if session else None
+    facts = await frames.facts(turn.connection, condition, turn.settings.owner)
     frames.refuse_useless(facts)
-    settings = held.settings
+    settings = turn.settings
     if not (facts.prepared or facts.pooled):
-        await own.execute(held.connection, settings_sql())
+        await own.execute(turn.connection, settings_sql())
     if settings.owner not in (None, facts.role) and not facts.pooled:
-        await own.execute(held.connection, become(settings.owner))
-    return Framing(held.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
+        await own.execute(turn.connection, become(settings.owner))
+    return Framing(turn.lock.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:

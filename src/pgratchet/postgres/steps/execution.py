@@ -61,8 +61,9 @@ class Execution:
         self._waiting = deque(groups(_claims(steps, applied)))
         with self._wire.listening():
             while self._waiting:
-                self._progress.flying = self._waiting.popleft()
-                left = await self._turn(self._progress.flying)
+                group = self._waiting.popleft()
+                self._progress.launch(group)
+                left = await self._turn(group)
                 self._waiting.extendleft(group for group in reversed(left) if group)
                 self._progress.flying = ()
         await self._read_seconds()

@@ -38,7 +38,7 @@ async def run(
             await history.hold(connection, (), wire.budget)
             for step in steps:
                 claim = Claim(step, uuid4().hex)
-                progress.flying = (claim,)
+                progress.launch((claim,))
                 try:
                     await _step(wire, framing, claim)
                 except Exception as error:

@@ -13,12 +13,19 @@ class Progress:
     """`finished` grows as steps are known to be committed and durable; `tell` gets to know of all that happens.
 
     `flying` is what was sent and not answered yet: after a lost connection only the history knows what became of it.
+    `launched` counts how often something was.
     """
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
         self.finished: list[Finished] = []
         self.flying: Group = ()
+        self.launched = 0
+
+    def launch(self, group: Group) -> None:
+        """Take a group for sent."""
+        self.flying = group
+        self.launched += 1
 
     def finish(self, steps: Iterable[Finished]) -> None:
         """Take steps for finished, and tell so."""
