@@ -16,8 +16,9 @@ from pgratchet.core.model import (
     Step,
     Verdict,
 )
+from pgratchet.core.plan.cursor import Begun, read
 from pgratchet.core.plan.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
-from pgratchet.core.plan.halfway import Settled, counted, session_of
+from pgratchet.core.plan.halfway import Settled
 from pgratchet.core.plan.verdicts import settle
 from pgratchet.core.sql.scripts import compile_script, digests
 
@@ -45,18 +46,27 @@ def step(second: str, *, edited: str | None = None, there: str = "{4,2} ") -> St
     return Step(migration(), Direction.UP, script, 1, row(cursor=cursor))
 
 
-def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
-    assert doubt(row(cursor="a x = 1; y>b some time")) == ("a x = 1; y", "b x = 1; y", "b", "some time", None)
-    assert doubt(row(cursor=" >b some time")) == (" ", "b ", "b", "some time", None)
-    assert doubt(row(cursor="a>b some time")) == ("a", "b", "b", "some time", None)
-    assert doubt(row(cursor="a>b {} some time")) == ("a", "b", "b", "some time", ())
-    assert doubt(row(cursor="a>b {4,2} some time")) == ("a", "b", "b", "some time", (4, 2))
+@pytest.mark.parametrize(
+    ("text", "begun", "unmarked", "counted"),
+    [
+        ("a x = 1; y>b some time", Begun("b", "some time"), "a x = 1; y", "b x = 1; y"),
+        (" >b some time", Begun("b", "some time"), " ", "b "),
+        ("a>b some time", Begun("b", "some time"), "a", "b"),
+        ("a>b {} some time", Begun("b", "some time", ()), "a", "b"),
+        ("a>b {4,2} some time", Begun("b", "some time", (4, 2)), "a", "b"),
+    ],
+)
+def test_a_cursor_with_a_mark_says_which_statement_is_begun(
+    text: str, begun: Begun, unmarked: str, counted: str
+) -> None:
+    assert doubt(row(cursor=text)) == begun
+    cursor = read(text)
+    assert (cursor.unmarked, cursor.counted) == (unmarked, counted)
 
 
 @pytest.mark.parametrize(
     ("cursor", "finished", "session"),
     [
-        (None, None, None),
         ("", "", None),
         ("a", "a", None),
         ("a ", "a", ""),
@@ -66,9 +76,9 @@ def test_a_cursor_with_a_mark_says_what_is_begun_and_since_when() -> None:
     ],
 )
 def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
-    cursor: str | None, finished: str | None, session: str | None
+    cursor: str, finished: str, session: str | None
 ) -> None:
-    assert (counted(row(cursor=cursor)), session_of(row(cursor=cursor))) == (finished, session)
+    assert read(cursor)[:2] == (finished, session)
 
 
 def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:

@@ -1,11 +1,12 @@
 """A statement that was begun outside a transaction and never counted: which, since when, and what to do about it."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AppliedMigration, Script, Segment, Step
-from pgratchet.core.plan.halfway import MARK, cursor_at
+from pgratchet.core.plan import cursor
+from pgratchet.core.plan.cursor import Begun
+from pgratchet.core.plan.halfway import digest_at
 from pgratchet.core.printing import line_of, printable
 from pgratchet.core.sql.bare import read
 from pgratchet.core.sql.lexing import head, tokens
@@ -14,29 +15,9 @@ FIRST_CHARACTERS = 60
 """How much of a statement is told."""
 
 
-class Doubt(NamedTuple):
-    """What is to be recorded once it is not done, or done; what stands for it and those before it; since when.
-
-    `there` are the oids of what it was about to act on, or of what was there before it; None where they are not known.
-    """
-
-    not_done: str
-    done: str
-    after: str
-    begun: str
-    there: tuple[int, ...] | None = None
-
-
-def doubt(row: AppliedMigration | None) -> Doubt | None:
-    """Return which statement of a row is in doubt."""
-    finished, mark, rest = ((row and row.cursor) or "").partition(MARK)
-    after, _, begun = rest.partition(" ")
-    _, blank, session = finished.partition(" ")
-    there = None
-    if begun.startswith("{"):
-        oids, _, begun = begun[1:].partition("} ")
-        there = tuple(int(oid) for oid in oids.split(",") if oid)
-    return Doubt(finished, f"{after}{blank}{session}", after, begun, there) if mark else None
+def doubt(row: AppliedMigration | None) -> Begun | None:
+    """Return the statement of a row that is in doubt."""
+    return None if row is None or row.cursor is None else cursor.read(row.cursor).begun
 
 
 def refuse_unjudged(steps: Iterable[Step]) -> None:
@@ -48,7 +29,7 @@ def refuse_unjudged(steps: Iterable[Step]) -> None:
         begun = doubt(step.over)
         if begun is None:
             continue
-        if cursor_at(step.script, step.done + 1) != begun.after:
+        if digest_at(step.script, step.done + 1) != begun.digest:
             raise refusal(step, "The file has another statement there now. ")
         bare = read(text_of(step.script, step.script.segments[step.done]))
         if not bare.is_judged or (bare.is_looked_up and begun.there is None):
@@ -58,7 +39,7 @@ def refuse_unjudged(steps: Iterable[Step]) -> None:
 def refusal(step: Step, found: str = "") -> HistoryError:
     """Return the error that a statement is in doubt, and what else was `found`."""
     begun, row = doubt(step.over), step.over
-    since = begun.begun if begun else "an unknown time"
+    since = begun.at if begun else "an unknown time"
     who = f"{row.applied_by} (server process {row.backend_pid})" if row else "somebody"
     repair = f"pgratchet repair {step.migration.version}"
     message = (

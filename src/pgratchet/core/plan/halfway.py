@@ -1,19 +1,12 @@
-"""Versions that are half done: who may go on with them, and from where.
-
-The row of a script that runs statement by statement has a cursor: what stands for its finished statements, empty
-before the first; behind a blank, what they have made of their session; and, from when a statement is begun outside a
-transaction until it is counted, a mark behind that, with what it was about to act on.
-"""
+"""Versions that are half done: who may go on with them, and from where."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Mode, RecordState, Script
+from pgratchet.core.plan import cursor
 from pgratchet.core.printing import printable
-
-MARK = ">"
-"""Stands in a cursor between what stands for the finished statements and what stands for them and the begun one."""
 
 
 class Settled(NamedTuple):
@@ -22,17 +15,6 @@ class Settled(NamedTuple):
     state: RecordState
     statements_done: int = 0
     cursor: str | None = None
-
-
-def counted(row: AppliedMigration) -> str | None:
-    """Return what stands for the finished statements; None where none are counted: it runs in one transaction."""
-    return None if row.cursor is None else row.cursor.partition(MARK)[0].partition(" ")[0]
-
-
-def session_of(row: AppliedMigration | None) -> str | None:
-    """Return what the finished statements of a row have made of their session; None where that is not recorded."""
-    _, blank, session = ((row and row.cursor) or "").partition(MARK)[0].partition(" ")
-    return session if blank else None
 
 
 def goes_on(entry: Entry, direction: Direction) -> bool:
@@ -56,7 +38,8 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Ap
     row = entry.applied
     if row is None or not (goes_on(entry, direction) or _failed_halfway(row, direction)):
         return 0, None
-    if script.mode is Mode.TRANSACTION or cursor_at(script, row.statements_done) != counted(row):
+    digest = None if row.cursor is None else cursor.read(row.cursor).digest
+    if script.mode is Mode.TRANSACTION or digest_at(script, row.statements_done) != digest:
         message = (
             f"{script.source.path}: its first {row.statements_done} statement(s) are committed since an earlier run, "
             "but are not the same any more, or would share a transaction now; restore them as they were, mend only "
@@ -66,7 +49,7 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Ap
     return row.statements_done, row
 
 
-def cursor_at(script: Script, done: int) -> str | None:
+def digest_at(script: Script, done: int) -> str | None:
     """Return what stands for the first statements of a script; None where there are not so many."""
     # Not above: what splits SQL takes a package of patterns, and most starts find nothing half done.
     from pgratchet.core.sql.scripts import digests  # noqa: PLC0415

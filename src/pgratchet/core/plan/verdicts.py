@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import AppliedMigration, Entry, RecordState, Verdict
-from pgratchet.core.plan.doubt import doubt
+from pgratchet.core.plan import cursor
 from pgratchet.core.plan.halfway import Settled, is_begun
 from pgratchet.core.printing import printable
 
@@ -41,18 +41,18 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
 
 
 def _statement(entry: Entry, row: AppliedMigration | None, verdict: Verdict) -> Settled:
-    begun = doubt(row)
+    at = None if row is None or row.cursor is None else cursor.read(row.cursor)
     if row is not None and row.state in _HALFWAY and row.cursor is None:
         whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED
         raise _pointless(
             entry, f"it was to be one transaction, of which no statement stands alone; '{whole}' is what comes near"
         )
-    if row is None or begun is None or row.state not in _HALFWAY:
+    if row is None or at is None or at.begun is None or row.state not in _HALFWAY:
         rest = "; the next run goes on behind the statements that are committed" if row and is_begun(row) else ""
         raise _pointless(entry, f"no statement of it is in doubt{rest}")
     if verdict is Verdict.SKIP:
-        return Settled(row.state, row.statements_done + 1, begun.done)
-    return Settled(row.state, row.statements_done, begun.not_done)
+        return Settled(row.state, row.statements_done + 1, at.counted)
+    return Settled(row.state, row.statements_done, at.unmarked)
 
 
 def _pointless(entry: Entry, why: str) -> HistoryError:

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
-from pgratchet.core.plan.halfway import MARK, Settled
+from pgratchet.core.plan import cursor
+from pgratchet.core.plan.halfway import Settled
 from pgratchet.postgres.ledger.trust import Seal
 from pgratchet.postgres.link.guards import Guard, Guards
-from pgratchet.postgres.link.sql import CONCAT, EQ, GT, NE, Table, literal
+from pgratchet.postgres.link.sql import EQ, NE, Table, literal
 
 DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
@@ -19,12 +20,6 @@ Only `off` is weaker than that; `local` and up stay as somebody wants them.
 
 FLUSH = f"BEGIN;{DURABLE}SELECT pg_catalog.pg_logical_emit_message(true, 'pgratchet', '');COMMIT;"
 """Makes everything durable that any session has committed before: its COMMIT has something of its own to write."""
-
-SESSION = "pgratchet.session"
-"""The setting that has what had been made of the session when it was last noted."""
-
-TARGET = "pgratchet.target"
-"""The setting that has, in a transaction that begins a statement, the oids of what is there before it."""
 
 
 class Writer(NamedTuple):
@@ -110,16 +105,16 @@ class Records(NamedTuple):
         """
         return self._finish(claim, f"xmin {EQ} pg_catalog.pg_current_xact_id()::pg_catalog.xid")
 
-    def tally(self, claim: Claim, done: int, cursor: str) -> str:
+    def tally(self, claim: Claim, done: int, digest: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
-        values = f"statements_done = {done}, cursor = {_noted(cursor)}"
+        values = f"statements_done = {done}, cursor = {cursor.written(digest)}"
         update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
         counted = self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
         return self._checked + counted
 
-    def note(self, claim: Claim, cursor: str) -> str:
+    def note(self, claim: Claim, digest: str) -> str:
         """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
-        noted = _noted(cursor)
+        noted = cursor.written(digest)
         update = f"UPDATE {self.table.quoted} SET cursor = {noted}"
         return f"{self._checked}{update} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
 
@@ -128,12 +123,9 @@ class Records(NamedTuple):
 
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
-        now = "pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS+00')"
-        target = f"pg_catalog.current_setting({literal(TARGET)}) {CONCAT} ' '"
-        cursor = f"{_noted(before)} {CONCAT} {literal(f'{MARK}{after} ')} {CONCAT} {target} {CONCAT} {now}"
-        update = f"UPDATE {self.table.quoted} SET cursor = {cursor} WHERE {self._own(claim)}"
-        proof = f"pg_catalog.strpos(cursor, {literal(MARK)}) {GT} 0"
-        return self._checked + self._fenced(f"{update} AND statements_done {EQ} {done}", proof)
+        update = f"UPDATE {self.table.quoted} SET cursor = {cursor.written_at_beginning(before, after)}"
+        fenced = self._fenced(f"{update} WHERE {self._own(claim)} AND statements_done {EQ} {done}", cursor.MARKED)
+        return self._checked + fenced
 
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
@@ -155,10 +147,9 @@ class Records(NamedTuple):
         update = f"{self._checked}UPDATE {self.table.quoted} SET error = {literal(error)}"
         failed = literal(RecordState.FAILED)
         if claim.step.script.mode is Mode.STATEMENTS:
-            unmarked = f"cursor = pg_catalog.split_part(cursor, {literal(MARK)}, 1)"
             ended = f", state = {failed}, finished_at = pg_catalog.clock_timestamp()"
             up = claim.step.direction is Direction.UP
-            return f"{update}, {unmarked}{ended if up else ''} WHERE {self._own(claim)};"
+            return f"{update}, cursor = {cursor.UNMARKED}{ended if up else ''} WHERE {self._own(claim)};"
         if claim.step.direction is Direction.DOWN:
             return f"{update} WHERE {self._version(claim)};"
         insert = self._insert(claim, writer, RecordState.FAILED, error, replaces=True)
@@ -287,10 +278,6 @@ def _as_read(row: AppliedMigration) -> str:
     return " AND ".join(
         f"{name} IS NULL" if value is None else f"{name} {EQ} {literal(value)}" for name, value in values.items()
     )
-
-
-def _noted(cursor: str) -> str:
-    return f"{literal(f'{cursor} ')} {CONCAT} pg_catalog.current_setting({literal(SESSION)})"
 
 
 def _first_cursor(step: Step) -> dict[str, str]:

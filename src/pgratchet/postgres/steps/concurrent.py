@@ -9,8 +9,8 @@ from itertools import islice, pairwise
 import asyncpg
 
 from pgratchet.core.model import Segment
+from pgratchet.core.plan import cursor
 from pgratchet.core.plan.doubt import doubt, lasting, other_session, text_of
-from pgratchet.core.plan.halfway import session_of
 from pgratchet.core.sql.bare import read
 from pgratchet.core.sql.scripts import digests
 from pgratchet.postgres.ledger.history import History
@@ -77,7 +77,8 @@ class _Run:
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""
         step = self._claim.step
-        was = session_of(step.over)
+        text = step.over and step.over.cursor
+        was = None if text is None else cursor.read(text).session
         now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
         if was not in (None, now):
             raise other_session(step, was, now)

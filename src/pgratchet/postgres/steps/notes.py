@@ -3,8 +3,8 @@
 It is evaluated as the script's own session sees it, before our own statements take its role and names away.
 """
 
+from pgratchet.core.plan.cursor import MARK, SESSION, TARGET
 from pgratchet.core.sql.bare import Bare, Nature
-from pgratchet.postgres.ledger.records import SESSION, TARGET
 from pgratchet.postgres.link.session import LATER_SETTINGS, SETTINGS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 
@@ -12,7 +12,7 @@ from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 # loaded. The translation leaves out what stands in a cursor for something else.
 _SESSION = """
 SELECT pg_catalog.translate(
-    COALESCE(pg_catalog.string_agg(f.fact, '; ' ORDER BY f.fact COLLATE pg_catalog."C"), ''), '>', '')
+    COALESCE(pg_catalog.string_agg(f.fact, '; ' ORDER BY f.fact COLLATE pg_catalog."C"), ''), '{mark}', '')
 FROM (SELECT 'role = ' {CONCAT} pg_catalog.current_setting('role')
       WHERE pg_catalog.current_setting('role') {NE} 'none'
       UNION ALL
@@ -36,7 +36,7 @@ def session(login: str) -> str:
     """
     names = ",".join(("application_name", *SETTINGS, *LATER_SETTINGS))
     ours = f"{literal(f'{{{names}}}')}::pg_catalog.text[]"
-    return _SESSION.format(login=literal(login), ours=ours, CONCAT=CONCAT, EQ=EQ, NE=NE)
+    return _SESSION.format(login=literal(login), ours=ours, mark=MARK, CONCAT=CONCAT, EQ=EQ, NE=NE)
 
 
 def take(login: str) -> str:

@@ -7,7 +7,8 @@ import asyncpg
 
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Failure, Segment
-from pgratchet.core.plan.doubt import Doubt, refusal, text_of
+from pgratchet.core.plan.cursor import Begun
+from pgratchet.core.plan.doubt import refusal, text_of
 from pgratchet.core.sql.bare import Nature, read
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
@@ -37,7 +38,7 @@ _log = logging.getLogger("pgratchet")
 class Supervised:
     """One such statement. Where there is a `doubt`, an earlier run has begun it, and nobody knows how that ended."""
 
-    def __init__(self, wire: Wire, claim: Claim, segment: Segment, doubt: Doubt | None) -> None:
+    def __init__(self, wire: Wire, claim: Claim, segment: Segment, doubt: Begun | None) -> None:
         self._wire = wire
         self._claim = claim
         self._segment = segment
