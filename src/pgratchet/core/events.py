@@ -46,12 +46,16 @@ class Locked(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A step is under way, or behind others in a message that is: these share one."""
+    """A step was sent to the server. Short steps share a message: `together` of them, which are told at once.
+
+    Those run one after the other; the first begins now.
+    """
 
     version: str
     name: str
     direction: Direction
     statements: int
+    together: int = 1
 
     def __str__(self) -> str:
         return printable(f"{self.direction} {self.version} {self.name}")

@@ -224,7 +224,8 @@ class Plan(NamedTuple):
 class Finished(NamedTuple):
     """A step that is committed, durably, and recorded.
 
-    `seconds` is the time between claim and record, None where the session was lost before it could be read.
+    `seconds` is how long it took; for a step that shared a message, the time between claim and record by the server's
+    clock. None where that could not be read.
     """
 
     version: str

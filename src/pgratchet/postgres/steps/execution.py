@@ -66,7 +66,6 @@ class Execution:
                 left = await self._turn(group)
                 self._waiting.extendleft(group for group in reversed(left) if group)
                 self._progress.flying = ()
-        await self._read_seconds()
 
     async def _turn(self, group: Group) -> Sequence[Group]:
         """Run one group, and return what of it is still to do."""
@@ -74,7 +73,7 @@ class Execution:
         limits = self._framing.limits.of(step.script.source.options)
         self._wire.expect(step.migration.version, limits.lock_timeout)
         for claim in group:
-            self._progress.tell(_started(claim.step))
+            self._progress.tell(_started(claim.step, len(group)))
         if step.script.mode is Mode.STATEMENTS:
             return await self._alone(concurrent.run, group[0])
         if step.migration.kind is Kind.PYTHON:
@@ -102,9 +101,19 @@ class Execution:
                 await self._wire.send(message, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
                 return await self._after_error(group, message, sent, error)
-        seconds = time.monotonic() - started if len(group) == 1 else None
-        self._progress.finish(_finished(claim, seconds) for claim in group)
+        seconds: dict[str, float | None] = {group[0].step.migration.version: time.monotonic() - started}
+        if len(group) > 1:
+            seconds = await self._read_seconds(group)
+        self._progress.finish(_finished(claim, seconds.get(claim.step.migration.version)) for claim in group)
         return ()
+
+    async def _read_seconds(self, group: Group) -> dict[str, float | None]:
+        """Return how long each step took of those that shared a message, by version: only the history knows."""
+        versions = [claim.step.migration.version for claim in group]
+        with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            rows = await History(self._framing.records.table).read_some(self._wire.connection, versions)
+            return {row.version: _seconds(row) for row in rows}
+        return {}
 
     def _composed(self, group: Group) -> Iterable[Message]:
         if self._next is not None and self._next[0] is group:
@@ -163,7 +172,6 @@ class Execution:
             )
             return
         await self._record_failure(claim, error)
-        await self._read_seconds()
         raise MigrationFailedError(error.failure, self._progress.finished) from cause
 
     async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
@@ -184,18 +192,6 @@ class Execution:
             await self._wire.send_apart(Message(self._framing.recording(sql)))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
-
-    async def _read_seconds(self) -> None:
-        """Find out how long each step took that shared its message with others: only the history knows."""
-        finished = self._progress.finished
-        untimed = [step.version for step in finished if step.seconds is None]
-        with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            history = History(self._framing.records.table)
-            rows = await history.read_some(self._wire.connection, untimed) if untimed else ()
-            seconds = {row.version: _seconds(row) for row in rows}
-            finished[:] = [
-                step._replace(seconds=seconds.get(step.version)) if step.seconds is None else step for step in finished
-            ]
 
 
 async def resolve(connection: Connection, records: Records, group: Group, budget: Budget) -> list[Finished]:
@@ -219,8 +215,8 @@ async def resolve(connection: Connection, records: Records, group: Group, budget
     return done
 
 
-def _started(step: Step) -> Started:
-    return Started(step.migration.version, step.migration.name, step.direction, step.script.statements)
+def _started(step: Step, together: int) -> Started:
+    return Started(step.migration.version, step.migration.name, step.direction, step.script.statements, together)
 
 
 def _finished(claim: Claim, seconds: float | None) -> Finished:
