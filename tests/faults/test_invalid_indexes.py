@@ -314,7 +314,7 @@ async def test_that_find_a_duplicate_leave_nothing_and_say_what_to_do(
     failure = error.failure
     assert (failure.sqlstate, failure.statement, failure.line) == ("23505", 2, 3)
     assert "(n)=(7)" in str(failure.detail)
-    assert failure.hint == f"mend the data; the invalid index public.{name} that it left was dropped"
+    assert failure.hint == f"fix the data; the invalid index public.{name} that it left was dropped"
     assert await column(dsn, INDEXES) == []
     row = (await history(dsn))["1"]
     assert (row["state"], row["statements_done"]) == ("failed", 1)

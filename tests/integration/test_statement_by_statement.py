@@ -173,7 +173,7 @@ class TestAFile:
         error = await failure_of(Migrator(dsn, folder))
         assert error.failure.sqlstate == "23505"
         assert "(n)=(1)" in str(error.failure.detail)
-        assert "mend the data; the invalid index public.i that it left was dropped" in str(error.failure.hint)
+        assert "fix the data; the invalid index public.i that it left was dropped" in str(error.failure.hint)
         assert not await exists(dsn, "i")
         row = (await history(dsn))["1"]
         assert (row["state"], row["statements_done"]) == ("failed", 0)
@@ -252,7 +252,7 @@ class TestAFailureAtStatementThree:
             await tell(dsn, "DROP TABLE schema_migrations")
 
     async def test_stops_there_when_a_temporary_table_is_gone(self, dsn: str, write: Write) -> None:
-        """It may hide another of that name, which the mended rest would be let loose on."""
+        """It may hide another of that name, which the fixed rest would be let loose on."""
         await tell(dsn, "CREATE TABLE orders AS SELECT 1 AS n")
         made = HEAD + "CREATE TEMP TABLE orders AS SELECT n FROM orders;"
         folder = write({"001_a.sql": made + "DELETE FROM order;"})
@@ -269,7 +269,7 @@ class TestAFailureAtStatementThree:
 
     async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
         migrator = await self.fail(dsn, write)
-        write({"001_a.sql": HEAD + "\n-- mended\n" + COUNTED + "  CREATE TABLE a ();"})
+        write({"001_a.sql": HEAD + "\n-- fixed\n" + COUNTED + "  CREATE TABLE a ();"})
         await migrator.up()
         row = (await history(dsn))["1"]
         assert (row["statements_done"], row["statements_total"]) == (2, 2)

@@ -22,7 +22,7 @@ BROKEN = {
     "002_b.sql": f"SELECT nextval('runs'); {PASS_GATE} SELECT 1/0;",
     "003_c.sql": "INSERT INTO ledger VALUES (3);",
 }
-MENDED = {"002_b.sql": "SELECT nextval('runs');"}
+FIXED = {"002_b.sql": "SELECT nextval('runs');"}
 ENDING = {
     "uvicorn": {3},
     "uvicorn --workers 4": {0},
@@ -70,7 +70,7 @@ async def test_that_meet_a_failing_migration_run_it_once_and_end(
     assert await ask(dsn, "SELECT last_value FROM runs") == 1
     assert await states(dsn) == {"1": "applied", "2": "failed"}
 
-    write(MENDED)
+    write(FIXED)
     async with servers.one("uvicorn") as serving:
         assert (await serving.answers(200)).json["rows"] == 1
 

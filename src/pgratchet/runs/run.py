@@ -118,7 +118,7 @@ class Run:
         for row in rows:
             if row.state is RecordState.FAILED and self._told.get(row.version, "") != row.token:
                 self._told[row.version] = row.token
-                _log.warning("%s %s failed: %s; waiting for it to be mended", row.version, row.name, row.error)
+                _log.warning("%s %s failed: %s; waiting for it to be fixed", row.version, row.name, row.error)
 
     async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:
         """Return what files and history say; raises HistoryError where they disagree.
