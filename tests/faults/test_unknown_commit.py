@@ -13,7 +13,7 @@ from pgratchet.postgres.link.session import SETTINGS
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.traps import Harm, Way
 from tests.poolers import pgbouncer
-from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, without_tls
+from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, waiters, without_tls
 
 pytestmark = pytest.mark.anyio
 
@@ -267,12 +267,8 @@ async def test_a_server_that_finishes_after_its_client_is_back_applies_nothing_t
     async with anyio.create_task_group() as tasks, gate(dsn) as closed:
         tasks.start_soon(run)
         await closed.reached()
-        connections = between.connections
         between.cut(harm)
-
-        while between.connections == connections:  # noqa: ASYNC110 - of the proxy
-            await anyio.sleep(0.02)
-        await anyio.sleep(0.5)  # the new session polls for the lock meanwhile
+        await waiters(dsn)
         await closed.open()
     assert done == [1, 2, 3]
     await applied_once(dsn, 3)
