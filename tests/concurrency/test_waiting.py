@@ -108,7 +108,7 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("reason", CANNOT)
-async def test_a_server_that_cannot_be_had_now_is_asked_again_until_the_budget_runs_out(
+async def test_a_run_asks_an_unavailable_server_again_until_the_budget_runs_out(
     dsn: str, write: Write, reason: str
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -206,7 +206,7 @@ async def five_that_are_refused(own: Server, folder: Path, caplog: pytest.LogCap
     assert await states(own.dsn) == {"1": "applied"}
 
 
-async def test_a_server_that_shuts_down_is_waited_for_until_it_is_back(
+async def test_runs_wait_for_a_server_that_shuts_down_until_it_is_back(
     memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -219,7 +219,7 @@ async def test_a_server_that_shuts_down_is_waited_for_until_it_is_back(
                 await anyio.to_thread.run_sync(own.restart)
 
 
-async def test_a_standby_that_lets_nobody_in_is_waited_for_until_it_is_promoted(
+async def test_runs_wait_for_a_standby_that_lets_nobody_in_until_it_is_promoted(
     memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -240,7 +240,7 @@ def signal_file(own: Server, name: str) -> None:
     os.chown(path, owner.st_uid, owner.st_gid)
 
 
-async def test_a_server_that_starts_is_waited_for(
+async def test_runs_wait_for_a_server_that_starts(
     memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})

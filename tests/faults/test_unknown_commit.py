@@ -57,7 +57,7 @@ async def applied_once(dsn: str, versions: int) -> None:
 @both_ways
 @pytest.mark.parametrize("count", [1, 5])
 class TestAMessage:
-    async def test_that_did_not_reach_the_server_is_sent_again(
+    async def test_a_message_that_did_not_reach_the_server_is_sent_again(
         self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
     ) -> None:
         folder = write(dict(list(FIVE.items())[:count]))
@@ -67,7 +67,7 @@ class TestAMessage:
         assert trap.sprung.is_set()
         await applied_once(dsn, count)
 
-    async def test_that_reached_the_server_and_was_not_answered_is_looked_up(
+    async def test_a_message_that_reached_the_server_and_was_not_answered_is_looked_up(
         self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
     ) -> None:
         folder = write(dict(list(FIVE.items())[:count]))
@@ -162,7 +162,7 @@ MESSAGES = {
 @both_ways
 @pytest.mark.parametrize("forward", [False, True], ids=["withheld", "not answered"])
 @pytest.mark.parametrize(("end", "skip"), MESSAGES.values(), ids=MESSAGES)
-async def test_what_a_script_commits_around_a_bare_statement_is_looked_up(  # noqa: PLR0913, PLR0917 - where the cut is
+async def test_each_commit_around_a_bare_statement_is_looked_up(  # noqa: PLR0913, PLR0917 - where the cut is
     dsn: str, between: Proxy, write: Write, harm: Harm, end: bytes, skip: int, *, forward: bool
 ) -> None:
     await tell(dsn, "CREATE TABLE t (n int)")
@@ -220,7 +220,7 @@ async def through_a_pooler(dsn: str, *, behind: bool) -> AsyncIterator[tuple[Pro
     ("way", "at", "forward"), [place for name, place in PLACES.items() if "message" not in name], ids=str
 )
 @pytest.mark.parametrize("suffix", ["sql", "py"])
-async def test_through_a_pooler_is_looked_up_too(  # noqa: PLR0913 - where the cut is
+async def test_an_unknown_commit_through_a_pooler_is_looked_up_too(  # noqa: PLR0913 - where the cut is
     dsn: str, write: Write, suffix: str, way: Way, at: bytes, *, forward: bool, behind: bool
 ) -> None:
     await tell(dsn, "CREATE TABLE ledger (n int)")
