@@ -250,7 +250,7 @@ def test_a_failed_migration_is_shown_where_it_failed(pgratchet: Run, dsn: str, w
     folder = write(BROKEN)
     failed = pgratchet("up")
     write({"3_broken.sql": "SELECT 1;\n"})
-    mended = pgratchet("up")
+    fixed = pgratchet("up")
 
     assert (failed.returncode, failed.stdout) == (1, "")
     said = [line for line in failed.stderr.splitlines() if " INFO " not in line]
@@ -266,9 +266,9 @@ def test_a_failed_migration_is_shown_where_it_failed(pgratchet: Run, dsn: str, w
         'SQLSTATE 42P01: relation "nope" does not exist',
         "",
         "finished before it: 1, 2; they stay",
-        "mend the file and run `pgratchet up` again: the failed migration was rolled back",
+        "fix the file and run `pgratchet up` again: the failed migration was rolled back",
     ]
-    assert mended.returncode == 0
+    assert fixed.returncode == 0
     assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
 
 

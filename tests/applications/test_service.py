@@ -10,7 +10,7 @@ import pytest
 
 from tests.topology import image
 
-BROKEN, MENDED = "SELECT 1 / 0;", "SELECT 1 / 1;"
+BROKEN, FIXED = "SELECT 1 / 0;", "SELECT 1 / 1;"
 
 
 def server(folder: Path, dsn: str, **settings: str) -> "subprocess.Popen[str]":
@@ -33,7 +33,7 @@ def test_a_migration_that_fails_ends_the_process_before_its_start_and_after_it(
     assert process.returncode == 3
     assert "division by zero" in errors
     assert ("Application startup complete" in errors) == (slow_after == "0")
-    (folder / "migrations/versions/009_divide.sql").write_text(MENDED)
+    (folder / "migrations/versions/009_divide.sql").write_text(FIXED)
     job = [sys.executable, "-m", "pgratchet", "up", "--json"]
     environment = {**os.environ, "PGRATCHET_DSN": dsn}
     done = subprocess.run(job, cwd=folder, env=environment, capture_output=True, check=True, timeout=60)

@@ -107,7 +107,7 @@ async def all_connected(dsn: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("head", ["", "-- pgratchet: no-transaction\n"], ids=["transaction", "statements"])
-async def test_a_lock_that_is_taken_away_applies_nothing_twice(dsn: str, write: Write, head: str) -> None:
+async def test_runners_whose_lock_is_taken_away_apply_nothing_twice(dsn: str, write: Write, head: str) -> None:
     """An administrator, say, ends the holder's session while others wait for its lock."""
     await tell(dsn, "CREATE TABLE ledger (n int)")
     slow = f"{head}INSERT INTO ledger VALUES (2); {PASS_GATE} INSERT INTO ledger VALUES (22);"
@@ -143,7 +143,7 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_lock")
 class TestWithoutALock:
-    async def test_the_primary_key_has_each_migration_applied_once(self, dsn: str, write: Write) -> None:
+    async def test_the_primary_key_has_each_migration_applied_once_without_a_lock(self, dsn: str, write: Write) -> None:
         await Migrator(dsn, write({"001_ledger.sql": "CREATE TABLE ledger (n int);"})).up()
         sql = "INSERT INTO ledger VALUES ({}); SELECT pg_sleep(0.01);"
         folder = write({f"{n:03}_m.sql": sql.format(n) for n in range(2, 8)})

@@ -89,7 +89,7 @@ async def test_old_and_new_images_start_together_in_any_order(
     ids=["SQL", "Python", "CONCURRENTLY"],
 )
 @pytest.mark.parametrize("first", ["old", "new"])
-async def test_an_image_that_is_killed_in_mid_step_leaves_it_to_the_other(
+async def test_the_other_image_finishes_the_step_in_which_one_was_killed(
     ledger: str, write: Write, first: str, suffix: str, text: str
 ) -> None:
     """All of its replicas, while those of the other one wait for them."""
@@ -167,7 +167,7 @@ async def test_two_branches_that_start_at_once_apply_each_of_their_files_once(le
     assert await entries(ledger) == [1, 2, 3]
 
 
-async def test_a_floor_forbids_the_old_image_and_it_alone(ledger: str, write: Write) -> None:
+async def test_a_floor_forbids_the_old_image_alone(ledger: str, write: Write) -> None:
     old, middle = image(write, "old", 1), image(write, "middle", 1, 2)
     new = image(write, "new", 1, 2, 3, head="-- pgratchet: compatible-with=2\n")
     assert [code for said in await started(ledger, old, middle) for code, _ in said] == [0] * 2 * EACH

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -76,23 +77,25 @@ async def test_fifty_waiters_all_go_on_within_half_a_second_of_the_last_commit(d
 async def test_waiters_log_who_holds_the_lock_and_what_runs_again_and_again(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgratchet.run.TELL_EVERY", 0.1)
-    first, second = PASS_GATE, "SELECT pg_sleep(0.6);"
-    folder = write({"007_first.sql": first, "008_second.sql": "-- pgratchet: no-transaction\n" + second})
+    monkeypatch.setattr("pgratchet.runs.run.TELL_EVERY", 0.1)
+    second_gate = 8
+    second = f"SELECT pg_advisory_xact_lock_shared({second_gate});"
+    folder = write({"007_first.sql": PASS_GATE, "008_second.sql": "-- pgratchet: no-transaction\n" + second})
 
-    async def told() -> bool:
-        lines = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
-        return all(any(f"up {what} (role" in line for line in lines) for what in ("7 first", "8 second"))
+    async def told_twice(what: str) -> bool:
+        lines = [record.getMessage() for record in caplog.records]
+        return len([line for line in lines if "waiting for" in line and f"up {what} (role" in line]) > 1
 
     with caplog.at_level(logging.INFO, "pgratchet"):
-        async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        async with connected(dsn) as stopper, gate(dsn) as closed, anyio.create_task_group() as tasks:
+            await stopper.execute(f"SELECT pg_advisory_lock({second_gate})")
             tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
             await closed.reached()
             tasks.start_soon(Migrator(dsn, folder).up)
-            await waiters(dsn)
-            await anyio.sleep(0.6)  # a line of the log, at the least
+            await until(partial(told_twice, "7 first"))
             await closed.open()
-            await until(told)
+            await until(partial(told_twice, "8 second"))
+            await stopper.execute(f"SELECT pg_advisory_unlock({second_gate})")
     assert await states(dsn) == {"7": "applied", "8": "applied"}
 
 
@@ -105,7 +108,7 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("reason", CANNOT)
-async def test_a_server_that_cannot_be_had_now_is_asked_again_until_the_budget_runs_out(
+async def test_a_run_asks_an_unavailable_server_again_until_the_budget_runs_out(
     dsn: str, write: Write, reason: str
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -203,7 +206,7 @@ async def five_that_are_refused(own: Server, folder: Path, caplog: pytest.LogCap
     assert await states(own.dsn) == {"1": "applied"}
 
 
-async def test_a_server_that_shuts_down_is_waited_for_until_it_is_back(
+async def test_runs_wait_for_a_server_that_shuts_down_until_it_is_back(
     memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -216,7 +219,7 @@ async def test_a_server_that_shuts_down_is_waited_for_until_it_is_back(
                 await anyio.to_thread.run_sync(own.restart)
 
 
-async def test_a_standby_that_lets_nobody_in_is_waited_for_until_it_is_promoted(
+async def test_runs_wait_for_a_standby_that_lets_nobody_in_until_it_is_promoted(
     memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
@@ -237,14 +240,20 @@ def signal_file(own: Server, name: str) -> None:
     os.chown(path, owner.st_uid, owner.st_gid)
 
 
-async def test_a_server_that_starts_is_waited_for(memory: Path | None, write: Write) -> None:
+async def test_runs_wait_for_a_server_that_starts(
+    memory: Path | None, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
-    with small_server(memory, 20) as own:
+
+    async def heard() -> bool:
+        return caplog.text.count("cannot connect") >= 5
+
+    with small_server(memory, 20) as own, caplog.at_level(logging.WARNING, "pgratchet"):
         own.stop()
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(Migrator(own.dsn, folder, budget=30).up)
-            await anyio.sleep(0.2)
+            await until(heard)
             await anyio.to_thread.run_sync(own.start)
         assert await states(own.dsn) == {"1": "applied"}
 

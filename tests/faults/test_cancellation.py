@@ -97,7 +97,9 @@ async def sleeping(dsn: str) -> int:
     ],
     ids=["alone", "in company", "Python"],
 )
-async def test_in_mid_statement_leaves_nothing_behind(dsn: str, write: Write, way: Way, before: dict[str, str]) -> None:
+async def test_a_run_cancelled_in_mid_statement_leaves_nothing_behind(
+    dsn: str, write: Write, way: Way, before: dict[str, str]
+) -> None:
     folder = write(before)
     with anyio.fail_after(10):
         await way(Migrator(dsn, folder).up, lambda: sleeping(dsn))
@@ -112,7 +114,7 @@ async def test_in_mid_statement_leaves_nothing_behind(dsn: str, write: Write, wa
 
 
 @every_way
-async def test_stops_the_statement_itself_and_leaves_it_not_to_the_server_to_notice(
+async def test_a_cancelled_run_cancels_its_statement_without_waiting_for_the_server_to_notice(
     dsn: str, write: Write, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SETTINGS, "client_connection_check_interval", "0")
@@ -125,7 +127,7 @@ async def test_stops_the_statement_itself_and_leaves_it_not_to_the_server_to_not
 
 
 @every_way
-async def test_between_statements_of_a_file_that_runs_one_by_one_lets_the_next_run_go_on(
+async def test_the_next_run_goes_on_after_a_cancellation_between_two_statements_of_a_file(
     dsn: str, write: Write, way: Way
 ) -> None:
     folder = write({"001_a.sql": f"-- pgratchet: no-transaction\nCREATE TABLE a (); {SLEEP}"})
@@ -140,7 +142,9 @@ async def test_between_statements_of_a_file_that_runs_one_by_one_lets_the_next_r
 
 
 @every_way
-async def test_in_mid_index_leaves_no_session_behind(dsn: str, write: Write, way: Way) -> None:
+async def test_a_run_cancelled_while_it_builds_an_index_leaves_no_session_behind(
+    dsn: str, write: Write, way: Way
+) -> None:
     await tell(dsn, "CREATE TABLE t (n int)")
     folder = write({"001_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);"})
     waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
@@ -159,7 +163,9 @@ async def test_in_mid_index_leaves_no_session_behind(dsn: str, write: Write, way
 
 
 @every_way
-async def test_while_waiting_for_the_lock_leaves_nothing_behind(dsn: str, write: Write, way: Way) -> None:
+async def test_a_run_cancelled_while_it_waits_for_the_lock_leaves_nothing_behind(
+    dsn: str, write: Write, way: Way
+) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     async with runner_lock(dsn):
         with anyio.fail_after(10):
@@ -170,7 +176,9 @@ async def test_while_waiting_for_the_lock_leaves_nothing_behind(dsn: str, write:
 
 
 @every_way
-async def test_while_waiting_for_somebody_else_leaves_nothing_behind(dsn: str, write: Write, way: Way) -> None:
+async def test_a_wait_for_another_runner_that_is_cancelled_leaves_nothing_behind(
+    dsn: str, write: Write, way: Way
+) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     with anyio.fail_after(10):
         await way(Migrator(dsn, folder).wait, lambda: waiters(dsn))
@@ -179,7 +187,9 @@ async def test_while_waiting_for_somebody_else_leaves_nothing_behind(dsn: str, w
 
 
 @every_way
-async def test_while_waiting_for_a_table_leaves_nothing_behind(dsn: str, write: Write, way: Way) -> None:
+async def test_a_run_cancelled_while_it_waits_for_a_table_leaves_nothing_behind(
+    dsn: str, write: Write, way: Way
+) -> None:
     await tell(dsn, "CREATE TABLE busy (n int)")
     folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
     blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'busy'::regclass"
@@ -196,7 +206,7 @@ async def test_while_waiting_for_a_table_leaves_nothing_behind(dsn: str, write: 
 
 
 @every_way
-async def test_while_connecting_is_quick(write: Write, way: Way, dsn: str) -> None:
+async def test_a_run_cancelled_while_it_connects_ends_at_once(write: Write, way: Way, dsn: str) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -210,9 +220,7 @@ async def test_while_connecting_is_quick(write: Write, way: Way, dsn: str) -> No
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
-async def test_at_any_moment_leaves_nothing_that_the_next_run_cannot_go_on_from(
-    dsn: str, write: Write, delay: float
-) -> None:
+async def test_the_next_run_goes_on_after_a_cancellation_at_any_moment(dsn: str, write: Write, delay: float) -> None:
     files = {f"{n:03}_m.sql": f"CREATE TABLE t{n} (); INSERT INTO t{n} DEFAULT VALUES;" for n in range(1, 30)}
     files["015_m.py"] = "async def up(c):\n    await c.execute('CREATE TABLE t15 ()')\n"
     del files["015_m.sql"]
@@ -228,7 +236,7 @@ async def test_at_any_moment_leaves_nothing_that_the_next_run_cannot_go_on_from(
     assert await ask(dsn, "SELECT count(*) FROM pg_class WHERE relname ~ '^t[0-9]+$'") == 29
 
 
-async def test_of_one_waiter_does_not_disturb_the_others(dsn: str, write: Write) -> None:
+async def test_cancelling_one_waiter_does_not_disturb_the_others(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": PASS_GATE})
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
         tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
@@ -241,7 +249,7 @@ async def test_of_one_waiter_does_not_disturb_the_others(dsn: str, write: Write)
     assert await column(dsn, "SELECT pid FROM pg_locks WHERE objid = $1", LOCK_KEY & 0xFFFFFFFF) == []
 
 
-async def test_twice_is_as_good_as_once(dsn: str, write: Write) -> None:
+async def test_a_run_that_is_cancelled_twice_leaves_nothing_behind(dsn: str, write: Write) -> None:
     """As when a server repeats SIGTERM while the first one is still being obeyed."""
     folder = write({"001_a.sql": SLEEP})
     task: asyncio.Future[Any] = asyncio.ensure_future(Migrator(dsn, folder).up())
@@ -275,7 +283,9 @@ STEPS = {
     [*((way, "in a savepoint") for way in WAYS), *((by_task, kind) for kind in STEPS if kind != "in a savepoint")],
     ids=lambda value: getattr(value, "__name__", value),
 )
-async def test_on_a_network_that_is_frozen_is_bounded(dsn: str, write: Write, way: Way, kind: str) -> None:
+async def test_a_cancelled_run_ends_in_bounded_time_on_a_frozen_network(
+    dsn: str, write: Write, way: Way, kind: str
+) -> None:
     files = STEPS[kind]
     folder = write(files)
     async with proxy(dsn) as network:
@@ -292,7 +302,7 @@ async def test_on_a_network_that_is_frozen_is_bounded(dsn: str, write: Write, wa
 
 @every_way
 @pytest.mark.parametrize("files", STEPS.values(), ids=STEPS)
-async def test_in_the_moment_in_which_the_session_is_lost_is_not_forgotten(
+async def test_a_run_heeds_a_cancellation_that_comes_as_its_session_is_lost(
     dsn: str, write: Write, way: Way, files: dict[str, str]
 ) -> None:
     folder = write(files)
@@ -304,7 +314,9 @@ async def test_in_the_moment_in_which_the_session_is_lost_is_not_forgotten(
 
 
 @pytest.mark.parametrize("way", [by_task, by_timeout], ids=lambda way: way.__name__)
-async def test_of_a_rehearsal_whose_session_is_lost_is_not_forgotten(dsn: str, write: Write, way: Way) -> None:
+async def test_a_rehearsal_heeds_a_cancellation_that_comes_as_its_session_is_lost(
+    dsn: str, write: Write, way: Way
+) -> None:
     folder = write({"001_a.sql": SLEEP})
     async with proxy(dsn) as network:
         with anyio.fail_after(PATIENCE):

@@ -156,7 +156,7 @@ async def places(dsn: str, folder: Path, verb: Verb, prepare: Verb | None = None
     [(IN_COMPANY, up), (PYTHON, up), (PYTHON, lifespan), (IN_COMPANY, patient_lifespan), (PYTHON, rehearse)],
     ids=["in company", "Python", "in a lifespan", "in a lifespan beside it", "rehearsed"],
 )
-async def test_at_each_of_its_awaits_a_run_leaves_nothing_that_the_next_cannot_go_on_from(
+async def test_the_next_run_goes_on_from_a_run_cancelled_at_any_await(
     dsn: str, write: Write, files: dict[str, str], verb: Verb
 ) -> None:
     folder = write(files)
@@ -166,7 +166,9 @@ async def test_at_each_of_its_awaits_a_run_leaves_nothing_that_the_next_cannot_g
         assert set((await states(dsn)).values()) == {"applied"}
 
 
-async def test_at_each_of_its_awaits_a_run_of_single_statements_is_gone_on_with(dsn: str, write: Write) -> None:
+async def test_the_next_run_goes_on_from_a_file_of_single_statements_cancelled_at_any_await(
+    dsn: str, write: Write
+) -> None:
     folder = write(BY_STATEMENT)
     async for _ in places(dsn, folder, up):
         await Migrator(dsn, folder).up()
@@ -175,7 +177,7 @@ async def test_at_each_of_its_awaits_a_run_of_single_statements_is_gone_on_with(
         assert set((await states(dsn)).values()) == {"applied"}
 
 
-async def test_at_each_of_its_awaits_a_way_down_and_up_again_is_all_or_nothing(dsn: str, write: Write) -> None:
+async def test_a_redo_cancelled_at_any_await_is_all_or_nothing(dsn: str, write: Write) -> None:
     folder = write(IN_COMPANY | {"003_m.down.sql": "DROP TABLE t3; DELETE FROM public.ledger WHERE n = 3;"})
     async for _ in places(dsn, folder, redo, up):
         assert await states(dsn) in ({"1": "applied", "2": "applied"}, {str(n): "applied" for n in (1, 2, 3)})
@@ -183,7 +185,7 @@ async def test_at_each_of_its_awaits_a_way_down_and_up_again_is_all_or_nothing(d
         assert sorted(await column(dsn, "SELECT n FROM ledger")) == [1, 2, 3]
 
 
-async def test_at_each_of_its_awaits_a_repair_is_recorded_or_not(dsn: str, write: Write) -> None:
+async def test_a_repair_cancelled_at_any_await_is_recorded_or_not(dsn: str, write: Write) -> None:
     folder = write({"001_m.sql": INSERT.format(1)})
     async for _ in places(dsn, folder, repair):
         found = await states(dsn) if await exists(dsn, HISTORY) else {}

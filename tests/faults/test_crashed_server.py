@@ -40,7 +40,7 @@ async def recorded(dsn: str) -> list[str]:
 
 
 @pytest.mark.parametrize("last", list(CARELESS))
-async def test_what_was_reported_survives_whatever_synchronous_commit_is(
+async def test_reported_migrations_survive_a_crash_whatever_synchronous_commit_is(
     lazy: embedded.Server, write: Write, last: str
 ) -> None:
     await ledger(lazy.dsn)
@@ -54,7 +54,7 @@ async def test_what_was_reported_survives_whatever_synchronous_commit_is(
     assert len(await Migrator(lazy.dsn, folder).up()) == len(CARELESS) - len(finished)
 
 
-async def test_what_was_reverted_stays_reverted(lazy: embedded.Server, write: Write) -> None:
+async def test_reverted_migrations_stay_reverted_after_a_crash(lazy: embedded.Server, write: Write) -> None:
     await ledger(lazy.dsn)
     migrator = Migrator(lazy.dsn, write({"001_a.sql": INSERT.format(1), "001_a.down.sql": "DELETE FROM ledger;"}))
     await migrator.up()
@@ -64,7 +64,7 @@ async def test_what_was_reverted_stays_reverted(lazy: embedded.Server, write: Wr
     assert await migrator.up()
 
 
-async def test_a_stronger_setting_is_kept(dsn: str, write: Write) -> None:
+async def test_a_run_keeps_a_stronger_setting_of_synchronous_commit(dsn: str, write: Write) -> None:
     await tell(dsn, "CREATE TABLE seen (mode text)")
     name = dsn.rpartition("/")[2].partition("?")[0]
     await tell(dsn, f"ALTER DATABASE {name} SET synchronous_commit = remote_apply")
@@ -80,7 +80,7 @@ async def test_a_stronger_setting_is_kept(dsn: str, write: Write) -> None:
     assert await column(dsn, "SELECT mode FROM seen") == ["off", "remote_apply"]
 
 
-async def test_history_and_effects_are_lost_together_or_not_at_all(lazy: embedded.Server, write: Write) -> None:
+async def test_a_crash_loses_history_and_effects_together_or_neither(lazy: embedded.Server, write: Write) -> None:
     """Crashed in the middle of a message of several, of which nothing was reported yet."""
     await ledger(lazy.dsn)
     files = {f"{n:03}_m.sql": INSERT.format(n) for n in range(1, 10)}

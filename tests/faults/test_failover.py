@@ -62,7 +62,7 @@ async def progress(dsn: str) -> int:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_sessions_that_are_ended_at_random_moments_lose_and_repeat_nothing(
+async def test_a_run_whose_sessions_are_ended_at_random_loses_and_repeats_nothing(
     dsn: str, write: Write, seed: int
 ) -> None:
     await tell(dsn, "CREATE TABLE ledger (n int)")
@@ -91,7 +91,7 @@ def own(memory: Path | None) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_a_server_that_restarts_again_and_again_while_others_wait_is_survived(
+async def test_a_run_survives_a_server_that_restarts_again_and_again_while_others_wait(
     own: Server, write: Write, mode: Literal["fast", "immediate"]
 ) -> None:
     await tell(own.dsn, "CREATE TABLE ledger (n int)")
@@ -111,7 +111,7 @@ async def test_a_server_that_restarts_again_and_again_while_others_wait_is_survi
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 @pytest.mark.parametrize(("suffix", "known"), [("py", ["1", "2"]), ("sql", [])], ids=["answered", "not answered"])
-async def test_a_server_that_stays_away_is_waited_for_while_the_budget_lasts(
+async def test_a_run_waits_for_a_server_that_stays_away_while_the_budget_lasts(
     own: Server, write: Write, mode: Literal["fast", "immediate"], suffix: str, known: list[str]
 ) -> None:
     """What shares a message with a step that was under way may be committed, and nobody can say so now."""
@@ -153,7 +153,7 @@ class TestAFailover:
             yield endpoint
 
     @pytest.mark.parametrize("way", ["two hosts", "two hosts, primary wanted", "one endpoint, primary wanted"])
-    async def test_in_mid_run_is_followed(
+    async def test_a_run_follows_a_failover_in_the_middle(
         self,
         servers: tuple[Server, Server],
         endpoint: Proxy,
@@ -199,7 +199,7 @@ class TestAFailoverThatLosesCommits:
             yield servers
 
     @pytest.mark.parametrize("ended", [False, True], ids=["in mid-run", "after a run"])
-    async def test_has_what_is_lost_applied_again_and_reported_once(
+    async def test_a_run_applies_lost_migrations_again_after_a_failover_and_reports_them_once(
         self, servers: tuple[Server, Server], write: Write, caplog: pytest.LogCaptureFixture, *, ended: bool
     ) -> None:
         primary, standby = servers
@@ -221,7 +221,7 @@ class TestAFailoverThatLosesCommits:
         assert sorted(await column(standby.dsn, "SELECT n FROM ledger")) == [1, 2, 3, 4, 5]
         assert await states(standby.dsn) == dict.fromkeys("12345", "applied")
 
-    async def test_has_what_is_lost_reverted_again_and_reported_once(
+    async def test_a_way_down_reverts_migrations_again_after_a_failover_and_reports_them_once(
         self, servers: tuple[Server, Server], write: Write
     ) -> None:
         primary, standby = servers
@@ -270,7 +270,7 @@ async def through_a_failover(
 
 
 @pytest.mark.parametrize("budget", [None, 1.5], ids=["until it is over", "while the budget lasts"])
-async def test_a_server_that_has_become_read_only_in_mid_run_is_waited_for(
+async def test_a_run_waits_for_a_server_that_has_become_read_only_in_the_middle(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture, budget: float | None
 ) -> None:
     folder = write({"001_a.sql": PASS_GATE})

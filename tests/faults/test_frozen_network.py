@@ -137,7 +137,7 @@ def through(own: embedded.Server) -> str:
     return own.dsn.replace("127.0.0.1", HERE)
 
 
-async def test_frees_the_lock_within_the_bound_and_is_noticed_by_the_runner_within_the_same(
+async def test_a_frozen_network_frees_the_lock_and_is_noticed_by_the_runner_within_the_bound(
     own: embedded.Server, side: Side, write: Write
 ) -> None:
     """One runner is in mid-statement, one in a statement that talks, one idle in Python: all vanish at once."""
@@ -190,7 +190,7 @@ async def all_at_work(dsn: str) -> bool:
     return sum(name.startswith("pgratchet since") for name in names) == len(FILES)
 
 
-async def test_of_the_server_is_survived_and_the_run_finishes_each_step_once(
+async def test_a_run_survives_a_server_behind_a_frozen_network_and_finishes_each_step_once(
     own: embedded.Server, side: Side, write: Write
 ) -> None:
     """Nobody takes over: the runner itself finds its server again, and what became of its step."""

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.anyio
 HEAD = "-- pgratchet: no-transaction\n"
 
 
-async def test_a_step_that_ends_its_session_each_time_is_a_failure(dsn: str, write: Write) -> None:
+async def test_a_step_that_ends_its_session_each_time_fails(dsn: str, write: Write) -> None:
     deadly = {"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT pg_terminate_backend(pg_backend_pid());"}
     migrator = Migrator(dsn, write(deadly))
 
@@ -23,7 +23,7 @@ async def test_a_step_that_ends_its_session_each_time_is_a_failure(dsn: str, wri
     assert await states(dsn) == {"1": "applied", "2": "applied"}
 
 
-async def test_a_step_that_ends_its_own_session_is_rehearsed_no_more_often(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_tries_a_step_that_ends_its_own_session_no_more_often(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a (); SELECT pg_terminate_backend(pg_backend_pid());"})
     with anyio.fail_after(30), pytest.raises(MigrationFailedError, match="in a row") as caught:
         await Migrator(dsn, folder).rehearse()
@@ -32,7 +32,7 @@ async def test_a_step_that_ends_its_own_session_is_rehearsed_no_more_often(dsn: 
     assert [step.version for step in await Migrator(dsn, folder).rehearse()] == ["1"]
 
 
-async def test_a_lost_race_that_is_lost_each_time_is_a_failure(dsn: str, write: Write) -> None:
+async def test_a_step_that_loses_its_race_each_time_fails(dsn: str, write: Write) -> None:
     await tell(dsn, "SELECT lo_create(4242)")
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT lo_create(4242);"}))
 

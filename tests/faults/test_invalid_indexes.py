@@ -122,7 +122,7 @@ async def leave_an_invalid_index(dsn: str, sql: str = NAMED) -> None:
     [(an_old_transaction, "waiting for writers before build"), (an_old_snapshot, "waiting for old snapshots")],
     ids=["first wait", "last wait"],
 )
-async def test_whose_builder_is_killed_are_built_by_the_next_run(
+async def test_the_next_run_builds_the_index_whose_builder_was_killed(
     dsn: str, write: Write, sql: str, hold_up: HoldUp, phase: str
 ) -> None:
     await tell(dsn, TABLE)
@@ -141,7 +141,7 @@ async def test_whose_builder_is_killed_are_built_by_the_next_run(
 
 
 @pytest.mark.parametrize("sql", [NAMED, IF_NOT_EXISTS], ids=["named", "if not exists"])
-async def test_left_by_others_are_built_anew(
+async def test_a_run_builds_anew_the_invalid_index_that_others_have_left(
     dsn: str, write: Write, sql: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await tell(dsn, TABLE)
@@ -151,7 +151,7 @@ async def test_left_by_others_are_built_anew(
     assert "dropping the invalid index public.i" in caplog.text
 
 
-async def test_without_a_name_that_are_finished_but_not_counted_are_for_a_person_to_tell(
+async def test_a_person_has_to_judge_an_index_without_a_name_that_is_finished_but_not_counted(
     dsn: str, write: Write
 ) -> None:
     await tell(dsn, TABLE + "; CREATE INDEX other ON t ((n + 1))")
@@ -167,9 +167,7 @@ async def test_without_a_name_that_are_finished_but_not_counted_are_for_a_person
     assert await column(dsn, INDEXES) == ["j", "other", "t_n_idx"]
 
 
-async def test_of_that_name_that_were_there_before_are_not_taken_for_what_was_to_be_built(
-    dsn: str, write: Write
-) -> None:
+async def test_an_index_of_that_name_from_before_is_not_taken_for_the_one_to_be_built(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE + "; ALTER TABLE t ADD m int; CREATE INDEX i ON t (m)")
     folder = write({"001_i.sql": NAMED})
     async with connected(dsn) as stranger, anyio.create_task_group() as tasks:
@@ -190,7 +188,7 @@ async def test_of_that_name_that_were_there_before_are_not_taken_for_what_was_to
 
 
 @pytest.mark.parametrize("sql", ["DROP INDEX CONCURRENTLY i;", "DROP INDEX CONCURRENTLY IF EXISTS i;"])
-async def test_that_are_dropped_but_not_counted_do_not_take_others_of_that_name_along(
+async def test_a_drop_that_is_done_but_not_counted_spares_other_indexes_of_that_name(
     dsn: str, write: Write, sql: str
 ) -> None:
     await tell(dsn, f"{TABLE}; CREATE INDEX i ON t (n); CREATE SCHEMA app; CREATE TABLE app.t (n int)")
@@ -205,7 +203,7 @@ async def test_that_are_dropped_but_not_counted_do_not_take_others_of_that_name_
     assert await column(dsn, INDEXES) == ["i"]
 
 
-async def test_to_be_dropped_that_a_name_does_not_mean_any_more_are_for_a_person_to_tell(
+async def test_a_person_has_to_judge_a_drop_of_an_index_that_its_name_does_not_mean_any_more(
     dsn: str, write: Write
 ) -> None:
     await tell(dsn, f"{TABLE}; CREATE INDEX i ON t (n)")
@@ -240,7 +238,7 @@ async def counts_refused(dsn: str, number: int) -> AsyncIterator[None]:
         await connection.execute("DROP TRIGGER refuse ON schema_migrations")
 
 
-async def test_that_are_finished_but_not_counted_are_not_built_again(dsn: str, write: Write) -> None:
+async def test_an_index_that_is_finished_but_not_counted_is_not_built_again(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": HEAD + "SELECT 1;" + NAMED})
     async with counts_refused(dsn, 2):
@@ -259,7 +257,7 @@ async def test_that_are_finished_but_not_counted_are_not_built_again(dsn: str, w
     "limit",
     ["SET lock_timeout = '50ms';", "RESET lock_timeout;", "SET lock_timeout = '50ms'; SET statement_timeout = 0;"],
 )
-async def test_are_not_ended_by_a_lock_timeout(
+async def test_a_lock_timeout_does_not_end_the_build_of_an_index(
     dsn: str, write: Write, limit: str, held_up: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await tell(dsn, TABLE)
@@ -277,7 +275,7 @@ async def test_are_not_ended_by_a_lock_timeout(
     assert await column(dsn, "SELECT v FROM seen") == ["1s" if limit.startswith("RESET") else "50ms"]
 
 
-async def test_that_take_longer_than_a_statement_may_leave_nothing(dsn: str, write: Write) -> None:
+async def test_a_build_that_exceeds_its_statement_timeout_leaves_no_invalid_index(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": NAMED})
     async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
@@ -305,7 +303,7 @@ async def test_that_take_longer_than_a_statement_may_leave_nothing(dsn: str, wri
         ("t_n_idx", "CREATE UNIQUE INDEX CONCURRENTLY ON t (n);"),
     ],
 )
-async def test_that_find_a_duplicate_leave_nothing_and_say_what_to_do(
+async def test_a_build_that_finds_a_duplicate_leaves_no_invalid_index_and_says_what_to_do(
     dsn: str, write: Write, name: str, sql: str
 ) -> None:
     await tell(dsn, TABLE + "; INSERT INTO t VALUES (7)")
@@ -314,7 +312,7 @@ async def test_that_find_a_duplicate_leave_nothing_and_say_what_to_do(
     failure = error.failure
     assert (failure.sqlstate, failure.statement, failure.line) == ("23505", 2, 3)
     assert "(n)=(7)" in str(failure.detail)
-    assert failure.hint == f"mend the data; the invalid index public.{name} that it left was dropped"
+    assert failure.hint == f"fix the data; the invalid index public.{name} that it left was dropped"
     assert await column(dsn, INDEXES) == []
     row = (await history(dsn))["1"]
     assert (row["state"], row["statements_done"]) == ("failed", 1)
@@ -325,7 +323,7 @@ async def test_that_find_a_duplicate_leave_nothing_and_say_what_to_do(
 
 
 @BUILDS
-async def test_that_an_administrator_cancels_leave_nothing(dsn: str, write: Write, sql: str) -> None:
+async def test_a_build_that_an_administrator_cancels_leaves_no_invalid_index(dsn: str, write: Write, sql: str) -> None:
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": sql})
     async with an_old_transaction(dsn) as old, anyio.create_task_group() as tasks:
@@ -344,7 +342,7 @@ async def test_that_an_administrator_cancels_leave_nothing(dsn: str, write: Writ
 
 
 @BUILDS
-async def test_that_end_in_a_deadlock_are_built_again(
+async def test_an_index_whose_build_ends_in_a_deadlock_is_built_again(
     dsn: str, write: Write, sql: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pgratchet")
@@ -365,7 +363,7 @@ async def test_that_end_in_a_deadlock_are_built_again(
 
 
 @pytest.mark.parametrize("sql", [NAMED, IF_NOT_EXISTS], ids=["named", "if not exists"])
-async def test_that_a_stranger_is_building_are_left_to_him(dsn: str, write: Write, sql: str) -> None:
+async def test_a_run_leaves_alone_the_index_that_a_stranger_is_building(dsn: str, write: Write, sql: str) -> None:
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": sql})
     oid = "SELECT to_regclass('i')::oid"
@@ -394,7 +392,7 @@ async def test_that_a_stranger_is_building_are_left_to_him(dsn: str, write: Writ
     assert await column(dsn, INDEXES) == ["i"]
 
 
-async def test_of_that_name_on_another_table_are_left_alone(dsn: str, write: Write) -> None:
+async def test_a_run_leaves_alone_an_index_of_that_name_on_another_table(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE)
     await leave_an_invalid_index(dsn)
     await tell(dsn, "CREATE TABLE u (n int)")
@@ -407,7 +405,7 @@ async def test_of_that_name_on_another_table_are_left_alone(dsn: str, write: Wri
     await Migrator(dsn, folder).up()
 
 
-async def test_are_found_by_the_names_that_the_script_means(dsn: str, write: Write) -> None:
+async def test_an_invalid_index_is_found_by_the_name_that_the_script_means(dsn: str, write: Write) -> None:
     longest = "Ä" * 40
     await tell(dsn, f'CREATE SCHEMA "S"; CREATE TABLE "S"."T t" AS SELECT 1 AS n; {TABLE}')
     sql = f'{HEAD}SET search_path = "S"; CREATE INDEX CONCURRENTLY {{}} {longest} ON "T t" (n); SELECT 1;'
@@ -423,7 +421,7 @@ async def test_are_found_by_the_names_that_the_script_means(dsn: str, write: Wri
     ) == [True]
 
 
-async def test_are_dropped_by_the_role_that_builds_them(dsn: str, write: Write) -> None:
+async def test_the_role_that_builds_an_index_drops_its_invalid_remains(dsn: str, write: Write) -> None:
     async with a_role(dsn) as owner:
         login = f"{owner}_login"
         await tell(
@@ -448,7 +446,7 @@ async def test_are_dropped_by_the_role_that_builds_them(dsn: str, write: Write) 
 @pytest.mark.parametrize(
     ("hold_up", "left"), [(an_old_transaction, "i_ccnew"), (an_old_reader, "i_ccold")], ids=["new", "old"]
 )
-async def test_left_by_a_reindex_are_told(  # noqa: PLR0913, PLR0917 - three are the case
+async def test_a_failed_reindex_tells_which_invalid_indexes_it_has_left(  # noqa: PLR0913, PLR0917 - three are the case
     dsn: str, write: Write, ending: str, hold_up: HoldUp, left: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await tell(dsn, TABLE + "; CREATE INDEX i ON t (n)")
@@ -477,7 +475,7 @@ async def test_left_by_a_reindex_are_told(  # noqa: PLR0913, PLR0917 - three are
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_left_by_a_reindex_are_told_although_another_database_has_a_lock_of_the_same_number(
+async def test_a_leftover_of_a_reindex_is_told_although_another_database_has_a_lock_of_the_same_number(
     dsn: str, maintenance_dsn: str
 ) -> None:
     await tell(dsn, TABLE + "; CREATE INDEX i_ccold ON t (n)")
@@ -508,7 +506,7 @@ CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE INDEX') EXECU
 
 
 @BUILDS
-async def test_that_come_out_invalid_are_built_again(dsn: str, write: Write, sql: str) -> None:
+async def test_an_index_that_comes_out_invalid_is_built_again(dsn: str, write: Write, sql: str) -> None:
     await tell(dsn, TABLE + ";" + SPOILS.format(MOST_BUILDS - 1))
     await Migrator(dsn, write({"001_i.sql": sql})).up()
     assert await ask(dsn, "SELECT last_value FROM builds") == MOST_BUILDS
@@ -516,7 +514,9 @@ async def test_that_come_out_invalid_are_built_again(dsn: str, write: Write, sql
 
 
 @BUILDS
-async def test_that_come_out_invalid_again_and_again_leave_nothing(dsn: str, write: Write, sql: str) -> None:
+async def test_an_index_that_comes_out_invalid_again_and_again_leaves_nothing_behind(
+    dsn: str, write: Write, sql: str
+) -> None:
     await tell(dsn, TABLE + ";" + SPOILS.format(1000))
     folder = write({"001_i.sql": sql})
     failure = (await failure_of(Migrator(dsn, folder))).failure
@@ -531,7 +531,7 @@ async def test_that_come_out_invalid_again_and_again_leave_nothing(dsn: str, wri
     assert await column(dsn, INDEXES) == [name]
 
 
-async def test_are_built_by_one_of_two_runners_although_no_lock_keeps_them_apart(dsn: str, write: Write) -> None:
+async def test_one_of_two_runners_builds_the_index_although_no_lock_keeps_them_apart(dsn: str, write: Write) -> None:
     await tell(dsn, TABLE + "; CREATE TABLE ledger (n int)")
     sql = f"{HEAD}INSERT INTO ledger VALUES (1); {NAMED} INSERT INTO ledger VALUES (2);"
     folder = write({"001_i.sql": sql})
@@ -560,7 +560,9 @@ async def test_are_built_by_one_of_two_runners_although_no_lock_keeps_them_apart
 
 
 @pytest.mark.parametrize("times", [2, 5])
-async def test_are_built_once_when_many_find_the_builder_dead_at_once(dsn: str, write: Write, times: int) -> None:
+async def test_one_runner_builds_the_index_when_many_find_its_builder_dead_at_once(
+    dsn: str, write: Write, times: int
+) -> None:
     await tell(dsn, TABLE + "; CREATE TABLE ledger (n int)")
     rest = "INSERT INTO ledger VALUES (3); VACUUM ledger; INSERT INTO ledger VALUES (4);"
     sql = f"{HEAD}INSERT INTO ledger VALUES (1); {NAMED} INSERT INTO ledger VALUES (2); VACUUM t; {rest}"
@@ -587,7 +589,7 @@ async def test_are_built_once_when_many_find_the_builder_dead_at_once(dsn: str, 
     assert await column(dsn, INDEXES) == ["i"]
 
 
-async def test_of_a_runner_that_was_taken_for_dead_stop_before_they_begin(dsn: str, write: Write) -> None:
+async def test_a_runner_that_was_taken_for_dead_stops_before_it_begins_a_build(dsn: str, write: Write) -> None:
     """A frozen runner comes back: another has its row, and it does nothing to the index of that one."""
     await tell(dsn, TABLE)
     folder = write({"001_i.sql": f"{HEAD}SELECT pg_advisory_xact_lock_shared(4711); {NAMED}"})
@@ -605,7 +607,7 @@ async def test_of_a_runner_that_was_taken_for_dead_stop_before_they_begin(dsn: s
     assert await ask(dsn, "SELECT count(*) FROM schema_migrations WHERE token = 'taken'") == 0
 
 
-async def test_whose_builder_cannot_be_seen_are_waited_for(dsn: str, write: Write) -> None:
+async def test_a_run_waits_for_the_index_whose_builder_it_cannot_see(dsn: str, write: Write) -> None:
     """Without the right to see what it does, a process of that number and login is taken for the runner at work."""
     await tell(dsn, TABLE)
     async with a_role(dsn) as role, connected(dsn) as stranger:

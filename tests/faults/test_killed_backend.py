@@ -42,7 +42,7 @@ def around(name: str, text: str) -> dict[str, str]:
     ids=["SQL", "Python"],
 )
 @pytest.mark.parametrize("times", [1, 3])
-async def test_in_mid_statement_is_replaced_and_the_run_goes_on(
+async def test_a_run_replaces_the_session_that_was_killed_in_mid_statement_and_goes_on(
     dsn: str, write: Write, name: str, text: str, *, times: int
 ) -> None:
     folder = write(around(name, text))
@@ -65,7 +65,7 @@ async def test_in_mid_statement_is_replaced_and_the_run_goes_on(
     await deserted(dsn, 2)
 
 
-async def test_of_a_waiter_is_replaced(dsn: str, write: Write) -> None:
+async def test_a_waiter_replaces_its_killed_session(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     with anyio.fail_after(20):
         async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
@@ -78,7 +78,7 @@ async def test_of_a_waiter_is_replaced(dsn: str, write: Write) -> None:
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_of_a_waiter_is_no_death_of_the_step_that_an_earlier_session_has_left_unanswered(
+async def test_a_waiters_killed_session_does_not_count_against_the_step_that_an_earlier_one_has_left_unanswered(
     dsn: str, write: Write
 ) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();" + PASS_GATE})
@@ -96,7 +96,7 @@ async def test_of_a_waiter_is_no_death_of_the_step_that_an_earlier_session_has_l
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_cancelled_by_an_administrator_is_a_failure_like_any_other(dsn: str, write: Write) -> None:
+async def test_a_statement_that_an_administrator_cancels_fails_like_any_other(dsn: str, write: Write) -> None:
     folder = write(around("002_a.sql", "CREATE TABLE a ();" + PASS_GATE))
     failed: list[Exception] = []
 
@@ -117,7 +117,7 @@ async def test_cancelled_by_an_administrator_is_a_failure_like_any_other(dsn: st
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["2", "3"]
 
 
-async def test_cancelled_in_a_procedure_that_has_committed_leaves_the_rest_to_a_person(dsn: str, write: Write) -> None:
+async def test_a_procedure_that_is_cancelled_after_its_commit_is_left_to_a_person(dsn: str, write: Write) -> None:
     body = f"BEGIN INSERT INTO ledger VALUES (2); COMMIT; PERFORM pg_advisory_xact_lock_shared({GATE}); END"
     await tell(dsn, f"CREATE TABLE ledger (n int); CREATE PROCEDURE work() LANGUAGE plpgsql AS $${body}$$")
     sql = "-- pgratchet: no-transaction\nINSERT INTO ledger VALUES (1); CALL work(); INSERT INTO ledger VALUES (3);"
@@ -139,7 +139,7 @@ async def test_cancelled_in_a_procedure_that_has_committed_leaves_the_rest_to_a_
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_of_a_whole_server_that_restarts_in_mid_run_is_survived(
+async def test_a_run_survives_a_server_that_restarts_in_the_middle(
     memory: Path | None, write: Write, mode: Literal["fast", "immediate"]
 ) -> None:
     folder = write(around("002_a.sql", "CREATE TABLE a (); SELECT pg_sleep(0.5);"))
@@ -160,7 +160,7 @@ async def test_of_a_whole_server_that_restarts_in_mid_run_is_survived(
         assert [await exists(own.dsn, table) for table in ("before", "a", "after")] == [True] * 3
 
 
-async def test_that_said_commit_but_not_that_it_was_done_is_looked_up(dsn: str, write: Write) -> None:
+async def test_a_commit_whose_answer_is_lost_is_looked_up(dsn: str, write: Write) -> None:
     """The answer to a COMMIT is lost: only the history knows, and nothing is guessed or run twice."""
     await tell(dsn, "CREATE TABLE ledger (n int)")
     # The session ends itself once the transaction of the step is committed, before anything is answered.

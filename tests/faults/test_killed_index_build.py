@@ -119,7 +119,9 @@ async def has_all_of_it_once(dsn: str, recorded: Mapping[str, str] = APPLIED) ->
 
 
 @pytest.mark.parametrize("number", range(1, len(STATEMENTS) + 2))
-async def test_at_a_boundary_goes_on_behind_what_is_done(dsn: str, write: Write, number: int) -> None:
+async def test_the_next_run_goes_on_after_a_kill_between_any_two_statements(
+    dsn: str, write: Write, number: int
+) -> None:
     await tell(dsn, BEFORE)
     folder = write({"001_a.sql": with_gate_before(number)})
     async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
@@ -136,7 +138,9 @@ async def test_at_a_boundary_goes_on_behind_what_is_done(dsn: str, write: Write,
 
 
 @pytest.mark.parametrize("number", BLOCKED_BY)
-async def test_inside_a_statement_that_runs_bare_settles_it(dsn: str, write: Write, number: int) -> None:
+async def test_the_next_run_settles_the_bare_statement_that_a_kill_has_cut_off(
+    dsn: str, write: Write, number: int
+) -> None:
     await tell(dsn, BEFORE)
     folder = write({"001_a.sql": with_gate_before(number)})
     async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
@@ -150,7 +154,9 @@ async def test_inside_a_statement_that_runs_bare_settles_it(dsn: str, write: Wri
 
 
 @pytest.mark.parametrize("number", BLOCKED_BY)
-async def test_by_its_session_alone_is_settled_by_the_same_run(dsn: str, write: Write, number: int) -> None:
+async def test_a_run_settles_the_bare_statement_whose_session_alone_was_killed(
+    dsn: str, write: Write, number: int
+) -> None:
     await tell(dsn, BEFORE)
     migrator = Migrator(dsn, write({"001_a.sql": with_gate_before(number)}))
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
@@ -166,7 +172,9 @@ async def test_by_its_session_alone_is_settled_by_the_same_run(dsn: str, write: 
 
 
 @pytest.mark.parametrize("number", BLOCKED_BY)
-async def test_on_a_way_down_is_settled_too(dsn: str, write: Write, number: int) -> None:
+async def test_the_next_way_down_settles_the_bare_statement_that_a_kill_has_cut_off(
+    dsn: str, write: Write, number: int
+) -> None:
     await tell(dsn, BEFORE)
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "001_a.down.sql": with_gate_before(number)}))
     await migrator.up()
@@ -180,7 +188,7 @@ async def test_on_a_way_down_is_settled_too(dsn: str, write: Write, number: int)
     await has_all_of_it_once(dsn, {})
 
 
-async def test_inside_what_only_the_server_knows_to_refuse_a_transaction_never_tries_one_again(
+async def test_a_cut_off_statement_that_only_the_server_knows_to_refuse_a_transaction_is_never_tried_in_one_again(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tell(dsn, BEFORE)
@@ -218,7 +226,7 @@ LOST_SESSIONS = {
 
 
 @pytest.mark.parametrize("case", LOST_SESSIONS)
-async def test_with_a_session_that_cannot_be_made_again_stops_before_anything_else(
+async def test_a_run_whose_lost_session_cannot_be_made_again_stops_before_anything_else(
     dsn: str, write: Write, case: str
 ) -> None:
     makes, fact = LOST_SESSIONS[case]
@@ -247,7 +255,7 @@ async def test_with_a_session_that_cannot_be_made_again_stops_before_anything_el
     assert [step.version for step in await migrator.up()] == ["2"]
 
 
-async def test_stopped_while_it_looks_at_what_it_has_built_leaves_that_to_the_next_run(
+async def test_a_run_cancelled_while_it_inspects_its_new_index_leaves_that_to_the_next_run(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The build has succeeded by then: to take it for failed would have the next run build it over again, in vain."""

@@ -52,7 +52,7 @@ HELD = f"SELECT count(*) FROM {HOLDERS}"
     ],
     ids=["alone", "in company", "Python", "statement by statement", "CREATE INDEX CONCURRENTLY"],
 )
-async def test_in_mid_statement_frees_the_lock_within_two_seconds(
+async def test_a_process_killed_in_mid_statement_frees_the_lock_within_two_seconds(
     dsn: str, write: Write, files: dict[str, str], signal: str
 ) -> None:
     await tell(dsn, "CREATE TABLE t AS SELECT 1 AS n;" + SLOW.format(600))
@@ -76,7 +76,7 @@ async def test_in_mid_statement_frees_the_lock_within_two_seconds(
     assert set((await states(dsn)).values()) == {"applied"}
 
 
-async def test_between_two_steps_loses_nothing_that_was_reported(dsn: str, write: Write) -> None:
+async def test_a_process_killed_between_two_steps_loses_nothing_that_was_reported(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.py": "async def up(c): pass\n", "003_c.sql": PASS_GATE})
     async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
         await replica.go()
@@ -87,7 +87,7 @@ async def test_between_two_steps_loses_nothing_that_was_reported(dsn: str, write
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["3"]
 
 
-async def test_in_a_file_that_runs_statement_by_statement_stops_the_next_run_with_the_facts(
+async def test_the_next_run_stops_with_the_facts_where_a_killed_process_has_left_a_statement_in_doubt(
     dsn: str, write: Write
 ) -> None:
     """Where the statement that it was killed in is one that nobody can judge; all others are settled by the run."""
@@ -121,7 +121,9 @@ async def test_in_a_file_that_runs_statement_by_statement_stops_the_next_run_wit
     assert await column(dsn, "SELECT n FROM t") == [1, 2, 3]
 
 
-async def test_whose_session_a_pooler_has_handed_to_one_who_waits_is_not_waited_for(dsn: str, write: Write) -> None:
+async def test_a_waiter_does_not_wait_for_a_killed_process_whose_session_a_pooler_has_handed_to_it(
+    dsn: str, write: Write
+) -> None:
     await tell(dsn, "CREATE TABLE t (n int)")
     folder = write({"001_a.sql": f"-- pgratchet: no-transaction\nINSERT INTO t VALUES (1);{PASS_GATE}"})
     async with gate(dsn) as closed, replicas(1, dsn, folder) as (replica,):
@@ -146,7 +148,7 @@ async def test_whose_session_a_pooler_has_handed_to_one_who_waits_is_not_waited_
     assert await column(dsn, "SELECT n FROM t") == [1]
 
 
-async def test_while_others_wait_lets_one_of_them_go_on(dsn: str, write: Write) -> None:
+async def test_one_of_the_waiters_goes_on_when_the_process_at_work_is_killed(dsn: str, write: Write) -> None:
     await tell(dsn, "CREATE TABLE ledger (n int)")
     sql = "INSERT INTO ledger VALUES (1);" + PASS_GATE
     folder = write({"001_a.sql": sql})

@@ -114,7 +114,7 @@ async def test_a_herd_applies_each_migration_once_and_leaves_no_trace(
     assert await column(dsn, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'") == []
 
 
-async def test_runners_with_and_without_it_keep_each_other_out(dsn: str, write: Write) -> None:
+async def test_runners_with_and_without_a_pooler_keep_each_other_out(dsn: str, write: Write) -> None:
     folder = write(FILES)
     async with (
         unharmed(dsn, "transaction", 5) as between,
@@ -153,7 +153,7 @@ async def test_a_setting_that_the_pooler_lets_through_at_start_up_is_not_left_be
         assert len(await Migrator(between.dsn, folder).up()) == 4
 
 
-async def test_what_runs_outside_a_transaction_is_refused_before_anything_ran(dsn: str, write: Write) -> None:
+async def test_a_file_that_runs_outside_a_transaction_is_refused_before_anything_ran(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
     async with unharmed(dsn, "transaction", 2) as between:
         with pytest.raises(ServerError, match=r"005_e\.sql.*direct_dsn"):
@@ -164,7 +164,7 @@ async def test_what_runs_outside_a_transaction_is_refused_before_anything_ran(ds
         assert await ask(dsn, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
 
 
-async def test_a_pool_of_sessions_that_is_said_to_be_one_runs_everything(dsn: str, write: Write) -> None:
+async def test_a_pool_of_sessions_that_is_declared_as_one_runs_everything(dsn: str, write: Write) -> None:
     folder = write(FILES | INDEX)
     async with unharmed(dsn, "session", 20) as between:
         async with replicas(COUNT, between.dsn, folder, lock="session") as racing:
@@ -182,7 +182,7 @@ async def unlocked(dsn: str) -> bool:
     return not await column(dsn, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'")
 
 
-async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those_who_only_look(
+async def test_a_pool_of_statements_is_refused_with_the_way_out_and_answers_check_and_status(
     dsn: str, write: Write
 ) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
@@ -197,7 +197,7 @@ async def test_a_pool_of_statements_is_refused_with_the_way_out_and_serves_those
         assert [entry.state for entry in await migrator.status()] == ["applied"]
 
 
-async def test_that_is_full_is_waited_for(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_run_waits_for_a_pooler_that_is_full(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     async def refused() -> bool:
         return "max_client_conn" in caplog.text
 
@@ -208,7 +208,9 @@ async def test_that_is_full_is_waited_for(dsn: str, write: Write, caplog: pytest
 
 
 @every_mode
-async def test_that_is_restarted_in_mid_run_is_survived(dsn: str, write: Write, mode: Mode, size: int) -> None:
+async def test_a_run_survives_a_pooler_that_is_restarted_in_the_middle(
+    dsn: str, write: Write, mode: Mode, size: int
+) -> None:
     folder = write(FILES | {"002_b.py": "async def up(c):\n    pass\n", "003_c.sql": FILES["003_c.sql"] + PASS_GATE})
     finished: list[str] = []
     async with unharmed(dsn, mode, size) as between, gate(dsn) as closed, anyio.create_task_group() as tasks:
@@ -311,7 +313,7 @@ async def test_a_repair_leaves_no_trace(dsn: str, write: Write, mode: Mode, size
 
 
 @pytest.mark.parametrize("verb", ["down", "redo", "rehearse"])
-async def test_every_way_leads_through_it(dsn: str, write: Write, verb: str) -> None:
+async def test_every_verb_works_through_a_pooler(dsn: str, write: Write, verb: str) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": "DROP TABLE a;", "002_b.sql": "SELECT 1;"})
     async with unharmed(dsn, "transaction", 1) as between:
         migrator = Migrator(between.dsn, folder)
@@ -326,14 +328,14 @@ async def test_every_way_leads_through_it(dsn: str, write: Write, verb: str) -> 
 class TestALockForEachTransaction:
     """What a pooler leads to, without one in between."""
 
-    async def test_is_enough_for_a_herd(self, dsn: str, write: Write) -> None:
+    async def test_a_lock_for_each_transaction_is_enough_for_a_herd(self, dsn: str, write: Write) -> None:
         async with replicas(COUNT, dsn, write(FILES), lock="transaction") as racing:
             outcome = await results(racing)
         assert [code for code, _ in outcome] == [0] * COUNT
         assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
 
     @pytest.mark.parametrize("late", [False, True], ids=["refused", "allowed"])
-    async def test_has_each_step_look_whether_the_history_is_still_what_it_was_planned_for(
+    async def test_each_step_checks_whether_the_history_is_still_the_planned_one(
         self, dsn: str, write: Write, *, late: bool
     ) -> None:
         folder = write({"001_a.sql": PASS_GATE, "002_b.sql": "CREATE TABLE b ();"})
@@ -358,7 +360,9 @@ class TestALockForEachTransaction:
         assert outcome == (["1", "2"] if late else [("2",)])
         assert await exists(dsn, "b") is late
 
-    async def test_waits_for_whoever_holds_it_for_a_session(self, dsn: str, write: Write) -> None:
+    async def test_a_lock_for_each_transaction_waits_for_a_session_that_holds_the_lock(
+        self, dsn: str, write: Write
+    ) -> None:
         folder = write({"001_a.sql": "CREATE TABLE a ();"})
         async with connected(dsn) as holder, anyio.create_task_group() as tasks:
             await holder.execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
@@ -376,7 +380,7 @@ class TestALockForEachTransaction:
 class TestNoLockAtAll:
     """For engines without advisory locks."""
 
-    async def test_leaves_it_to_the_claims_to_apply_each_migration_once(self, dsn: str, write: Write) -> None:
+    async def test_claims_alone_apply_each_migration_once_without_a_lock(self, dsn: str, write: Write) -> None:
         files = {name: text.replace(LEAKY, "SELECT 1") for name, text in FILES.items()}
         async with a_role(dsn) as role:
             await tell(
@@ -392,7 +396,9 @@ class TestNoLockAtAll:
             assert [code for code, _ in outcome] == [0] * COUNT
             assert await column(dsn, "SELECT n FROM ledger ORDER BY n") == [1, 2, 3, 4]
 
-    async def test_refuses_what_runs_outside_a_transaction(self, dsn: str, write: Write) -> None:
+    async def test_a_run_without_a_lock_refuses_a_file_that_runs_outside_a_transaction(
+        self, dsn: str, write: Write
+    ) -> None:
         with pytest.raises(ServerError, match="005_e"):
             await Migrator(dsn, write(FILES | INDEX), lock="none").up()
         assert not await exists(dsn, "ledger")

@@ -157,7 +157,7 @@ async def test_traps_in_one_packet_spring_in_the_order_of_their_places(echo: tup
     assert [trap.sprung.is_set() for trap in (seen, late, last, never)] == [True, True, True, False]
 
 
-async def test_what_is_frozen_stays_open_and_all_of_it_comes_in_the_end(echo: tuple[Echo, Proxy]) -> None:
+async def test_a_frozen_connection_stays_open_and_delivers_everything_in_the_end(echo: tuple[Echo, Proxy]) -> None:
     server, between = echo
     trap = between.trap(Way.TO_SERVER, WORD, Harm.FREEZE)
     async with client(between) as one, client(between) as other:
@@ -184,9 +184,7 @@ async def server_has(server: Echo, number: int, said: bytes) -> bool:
 
 
 @pytest.mark.parametrize("forward", [False, True], ids=["before", "behind"])
-async def test_what_comes_behind_a_place_is_late_and_nothing_else_is(
-    echo: tuple[Echo, Proxy], *, forward: bool
-) -> None:
+async def test_only_the_bytes_behind_a_place_are_late(echo: tuple[Echo, Proxy], *, forward: bool) -> None:
     server, between = echo
     trap = between.trap(Way.TO_SERVER, WORD, Harm.DELAY, forward=forward, seconds=DELAY)
     async with client(between) as one, client(between) as other:

@@ -125,7 +125,7 @@ async def refused(dsn: str, migrator: Migrator, *, fenced: bool) -> MigrationFai
 class TestAScript:
     @every_kind
     @pytest.mark.parametrize("sql", AGAINST_THE_HISTORY.values(), ids=AGAINST_THE_HISTORY.keys())
-    async def test_that_touches_the_history_fails(
+    async def test_a_script_that_touches_the_history_fails(
         self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, **bad(kind, sql), "003_after.sql": "CREATE TABLE after ();"})
@@ -141,7 +141,7 @@ class TestAScript:
 
     @pytest.mark.parametrize("sql", AGAINST_THE_LOCK.values(), ids=AGAINST_THE_LOCK.keys())
     @pytest.mark.parametrize("suffix", ["sql", "py"])
-    async def test_that_gives_the_lock_away_fails(self, dsn: str, write: Write, sql: str, suffix: str) -> None:
+    async def test_a_script_that_gives_the_lock_away_fails(self, dsn: str, write: Write, sql: str, suffix: str) -> None:
         body = f"CREATE TABLE bad (); {sql}"
         if suffix == "py":
             body = f"async def up(connection):\n    await connection.execute({body!r})\n"
@@ -155,7 +155,7 @@ class TestAScript:
     @pytest.mark.parametrize("sql", AGAINST_THE_LOCK.values(), ids=AGAINST_THE_LOCK.keys())
     @pytest.mark.parametrize("kind", ["sql", "py"])
     @pytest.mark.parametrize("lock", [TRANSACTION, NONE])
-    async def test_cannot_give_away_a_lock_of_its_transaction(
+    async def test_a_script_cannot_give_away_a_lock_of_its_transaction(
         self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, **bad(kind, sql + PASS_GATE), "003_after.sql": "SELECT 3;"})
@@ -174,7 +174,7 @@ class TestAScript:
         assert sorted(finished) == ["1", "2", "3"]
         assert set((await states(dsn)).values()) == {"applied"}
 
-    async def test_that_gives_the_lock_away_statement_by_statement_fails(self, dsn: str, write: Write) -> None:
+    async def test_a_script_that_gives_the_lock_away_statement_by_statement_fails(self, dsn: str, write: Write) -> None:
         folder = write({"001_bad.sql": HEAD + "CREATE TABLE bad (); SELECT pg_advisory_unlock_all(); SELECT 3;"})
         error = await failure_of(Migrator(dsn, folder))
         assert (error.failure.statement, error.failure.statements) == (2, 3)
@@ -185,7 +185,7 @@ class TestAScript:
 
     @every_kind
     @pytest.mark.parametrize("sql", NEUTRALISED.values(), ids=NEUTRALISED.keys())
-    async def test_that_bends_the_session_is_recorded_all_the_same(
+    async def test_a_script_that_changes_the_session_is_recorded_all_the_same(
         self, dsn: str, write: Write, sql: str, kind: str, lock: Lock
     ) -> None:
         async with a_role(dsn) as role:
@@ -200,7 +200,7 @@ class TestAScript:
             owners = "SELECT count(DISTINCT relowner) FROM pg_class WHERE relname IN ('good', 'bad', 'after')"
             assert await ask(dsn, owners) == 1
 
-    async def test_that_takes_the_history_out_of_its_schema_leaves_it_where_it_was(
+    async def test_a_script_that_replaces_the_schema_of_the_history_fails_and_leaves_it_there(
         self, dsn: str, write: Write
     ) -> None:
         folder = write({"001_good.sql": GOOD, "002_bad.sql": "DROP SCHEMA public CASCADE; CREATE SCHEMA public;"})
@@ -231,7 +231,7 @@ class TestATransactionControlThatTheReaderMissed:
 
     @every_lock
     @pytest.mark.parametrize("sql", ESCAPES.values(), ids=ESCAPES.keys())
-    async def test_is_noticed_and_stops_every_run_until_a_person_has_looked(
+    async def test_a_missed_commit_is_noticed_and_stops_every_run_until_a_person_has_looked(
         self, dsn: str, write: Write, sql: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, "002_bad.sql": sql, "003_after.sql": "CREATE TABLE after ();"})
@@ -253,7 +253,7 @@ class TestATransactionControlThatTheReaderMissed:
 
     @every_lock
     @pytest.mark.parametrize("sql", UNDONE.values(), ids=UNDONE.keys())
-    async def test_that_undoes_the_transaction_is_a_failure_like_any_other(
+    async def test_a_missed_rollback_fails_its_migration_like_any_other_error(
         self, dsn: str, write: Write, sql: str, lock: Lock
     ) -> None:
         folder = write({"001_good.sql": GOOD, "002_bad.sql": sql, "003_after.sql": "CREATE TABLE after ();"})
@@ -266,7 +266,7 @@ class TestATransactionControlThatTheReaderMissed:
 
     @every_lock
     @pytest.mark.parametrize("command", ["COMMIT", "ROLLBACK", "ABORT", "END", "COMMIT; BEGIN", "ROLLBACK; BEGIN"])
-    async def test_is_noticed_in_a_Python_migration(  # noqa: N802 - the language's name
+    async def test_a_missed_commit_is_noticed_in_a_python_migration(
         self, dsn: str, write: Write, command: str, lock: Lock
     ) -> None:
         code = f"async def up(connection):\n    await connection.execute('CREATE TABLE bad (); {command}')\n"
@@ -288,7 +288,7 @@ async def test_a_procedure_cannot_end_the_transaction(dsn: str, write: Write, bl
     await Migrator(dsn, folder).up()
 
 
-async def test_locks_that_a_script_forgets_do_not_outlive_the_run(dsn: str, write: Write) -> None:
+async def test_locks_that_a_script_forgets_end_with_the_run(dsn: str, write: Write) -> None:
     await Migrator(dsn, write({"001_a.sql": "SELECT pg_advisory_lock(42);", "002_b.sql": "SELECT 1;"})).up()
     async with connected(dsn) as connection:
         assert await connection.fetchval("SELECT pg_try_advisory_lock(42)")

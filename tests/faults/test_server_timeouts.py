@@ -62,14 +62,14 @@ async def defaults(dsn: str, timeouts: tuple[str, ...], whose: str) -> None:
         assert [await connection.fetchval(f"SHOW {name}") for name in timeouts] == [SHORT] * len(timeouts)
 
 
-async def test_of_a_role_do_not_end_a_run(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+async def test_timeouts_of_a_role_do_not_end_a_run(dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     async with a_role(dsn, "SUPERUSER") as role:
         await defaults(as_role(dsn, role), TIMEOUTS, f"ROLE {role}")
         await survived(Migrator(as_role(dsn, role), write(FILES | BY_STATEMENT)), dsn, caplog)
 
 
 @pytest.mark.parametrize("factory", [False, True], ids=["by DSN", "by factory"])
-async def test_of_a_database_do_not_end_a_run_and_neither_does_that_of_a_transaction(
+async def test_timeouts_of_a_database_and_transaction_timeout_do_not_end_a_run(
     newest: str, write: Write, caplog: pytest.LogCaptureFixture, *, factory: bool
 ) -> None:
     async def connect() -> Connection:
@@ -86,7 +86,7 @@ async def test_of_a_database_do_not_end_a_run_and_neither_does_that_of_a_transac
 
 
 @pytest.mark.parametrize("size", [1, 3])
-async def test_of_a_role_do_not_end_a_run_through_a_pooler(
+async def test_timeouts_of_a_role_do_not_end_a_run_through_a_pooler(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     async with a_role(dsn, "SUPERUSER") as role:
@@ -94,7 +94,7 @@ async def test_of_a_role_do_not_end_a_run_through_a_pooler(
         await survived_through_a_pooler(as_role(dsn, role), dsn, write, caplog, size)
 
 
-async def test_of_whole_transactions_do_not_end_a_run_through_a_pooler(
+async def test_transaction_timeout_does_not_end_a_run_through_a_pooler(
     newest: str, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected(newest, statement_timeout="0", transaction_timeout="0") as connection:
@@ -135,7 +135,7 @@ async def survived(migrator: Migrator, dsn: str, caplog: pytest.LogCaptureFixtur
     assert [await exists(dsn, name) for name in ("t", "b", "c", "i", "f")] == [True] * 5
 
 
-async def test_of_idle_sessions_do_not_end_one_that_waits(dsn: str, write: Write) -> None:
+async def test_timeouts_of_idle_sessions_do_not_end_a_waiter(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     # Of the role alone: whoever looks on would be ended as well.
     async with a_role(dsn, "SUPERUSER") as role:

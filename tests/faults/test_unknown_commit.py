@@ -13,7 +13,7 @@ from pgratchet.postgres.link.session import SETTINGS
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.traps import Harm, Way
 from tests.poolers import pgbouncer
-from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, without_tls
+from tests.support import PASS_GATE, Write, ask, column, deserted, gate, states, tell, waiters, without_tls
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +57,7 @@ async def applied_once(dsn: str, versions: int) -> None:
 @both_ways
 @pytest.mark.parametrize("count", [1, 5])
 class TestAMessage:
-    async def test_that_did_not_reach_the_server_is_sent_again(
+    async def test_a_message_that_did_not_reach_the_server_is_sent_again(
         self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
     ) -> None:
         folder = write(dict(list(FIVE.items())[:count]))
@@ -67,7 +67,7 @@ class TestAMessage:
         assert trap.sprung.is_set()
         await applied_once(dsn, count)
 
-    async def test_that_reached_the_server_and_was_not_answered_is_looked_up(
+    async def test_a_message_that_reached_the_server_and_was_not_answered_is_looked_up(
         self, dsn: str, between: Proxy, write: Write, harm: Harm, count: int
     ) -> None:
         folder = write(dict(list(FIVE.items())[:count]))
@@ -162,7 +162,7 @@ MESSAGES = {
 @both_ways
 @pytest.mark.parametrize("forward", [False, True], ids=["withheld", "not answered"])
 @pytest.mark.parametrize(("end", "skip"), MESSAGES.values(), ids=MESSAGES)
-async def test_what_a_script_commits_around_a_bare_statement_is_looked_up(  # noqa: PLR0913, PLR0917 - where the cut is
+async def test_each_commit_around_a_bare_statement_is_looked_up(  # noqa: PLR0913, PLR0917 - where the cut is
     dsn: str, between: Proxy, write: Write, harm: Harm, end: bytes, skip: int, *, forward: bool
 ) -> None:
     await tell(dsn, "CREATE TABLE t (n int)")
@@ -220,7 +220,7 @@ async def through_a_pooler(dsn: str, *, behind: bool) -> AsyncIterator[tuple[Pro
     ("way", "at", "forward"), [place for name, place in PLACES.items() if "message" not in name], ids=str
 )
 @pytest.mark.parametrize("suffix", ["sql", "py"])
-async def test_through_a_pooler_is_looked_up_too(  # noqa: PLR0913 - where the cut is
+async def test_an_unknown_commit_through_a_pooler_is_looked_up_too(  # noqa: PLR0913 - where the cut is
     dsn: str, write: Write, suffix: str, way: Way, at: bytes, *, forward: bool, behind: bool
 ) -> None:
     await tell(dsn, "CREATE TABLE ledger (n int)")
@@ -267,12 +267,8 @@ async def test_a_server_that_finishes_after_its_client_is_back_applies_nothing_t
     async with anyio.create_task_group() as tasks, gate(dsn) as closed:
         tasks.start_soon(run)
         await closed.reached()
-        connections = between.connections
         between.cut(harm)
-
-        while between.connections == connections:  # noqa: ASYNC110 - of the proxy
-            await anyio.sleep(0.02)
-        await anyio.sleep(0.5)  # the new session polls for the lock meanwhile
+        await waiters(dsn)
         await closed.open()
     assert done == [1, 2, 3]
     await applied_once(dsn, 3)

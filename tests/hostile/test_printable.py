@@ -184,7 +184,7 @@ def test_an_error_is_told_in_one_line(error: PgratchetError) -> None:
 
 
 def test_line_breaks_of_our_own_stay() -> None:
-    files = FilesError([Problem("1.sql", EVIL, "mend it"), Problem("2.sql", EVIL, "mend it")])
+    files = FilesError([Problem("1.sql", EVIL, "fix it"), Problem("2.sql", EVIL, "fix it")])
 
     assert len(str(files).split("\n")) == 2
     assert str(HistoryError("1 was edited\n2 is late")).split("\n") == ["1 was edited", "2 is late"]
@@ -219,7 +219,7 @@ def test_an_event_is_one_line_of_the_log_and_whole_for_its_listener(
 
 
 def test_a_failure_of_several_lines_keeps_them_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    text = str(FilesError([Problem("1.sql", EVIL, "mend it"), Problem("2.sql", EVIL, "mend it")]))
+    text = str(FilesError([Problem("1.sql", EVIL, "fix it"), Problem("2.sql", EVIL, "fix it")]))
 
     tell_event(Failed("FilesError", text), None)
 

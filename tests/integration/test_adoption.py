@@ -59,7 +59,7 @@ async def test_a_dry_run_says_what_would_be_adopted_and_changes_nothing(old_hist
     assert await states(old_history, write(FILES)) == {"1": State.PENDING, "2": State.PENDING}
 
 
-async def test_what_was_applied_before_is_not_applied_again_after_adoption(old_history: str, write: Write) -> None:
+async def test_adopted_migrations_are_not_applied_again(old_history: str, write: Write) -> None:
     folder = write(FILES)
 
     adoption = await Migrator(old_history, folder).adopt(dry_run=False)
@@ -129,6 +129,6 @@ async def test_a_table_of_another_form_is_not_adopted(dsn: str, write: Write) ->
         await Migrator(dsn, write(FILES)).adopt()
 
 
-async def test_a_table_that_is_not_there_cannot_be_adopted(dsn: str, write: Write) -> None:
+async def test_a_missing_table_cannot_be_adopted(dsn: str, write: Write) -> None:
     with pytest.raises(UsageError, match="no table"):
         await Migrator(dsn, write(FILES)).adopt()

@@ -46,7 +46,7 @@ async def block(connection: Connection) -> int:
 
 
 @pytest.mark.parametrize("lock", ["session", "transaction", "none"])
-async def test_those_who_block_are_named_with_all_that_is_known_of_them(
+async def test_a_failure_names_the_blockers_with_all_that_is_known_of_them(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture, lock: Literal["session", "transaction", "none"]
 ) -> None:
     await tell(dsn, "CREATE TABLE busy (n int)")
@@ -63,7 +63,7 @@ async def test_those_who_block_are_named_with_all_that_is_known_of_them(
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_a_role_that_may_not_see_what_they_do_is_told_which_grant_shows_it(
+async def test_a_role_that_cannot_see_the_blockers_queries_is_told_which_grant_shows_them(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with a_role(dsn) as role:

@@ -48,7 +48,7 @@ async def test_the_order_of_columns_does_not_count(dsn: str, table: str) -> None
     assert await changed(dsn, table, *COLUMN_AGAIN) == []
 
 
-async def test_neither_does_the_order_of_what_is_set_for_columns(dsn: str) -> None:
+async def test_the_order_of_settings_of_columns_does_not_count(dsn: str) -> None:
     setup = (
         "CREATE TABLE p (a text, b text);"
         "ALTER TABLE p ALTER a SET STORAGE external; ALTER TABLE p ALTER b SET STORAGE external"
@@ -69,7 +69,7 @@ async def test_the_order_of_grants_does_not_count(dsn: str, setup: str, on: str)
     assert await changed(dsn, f"{setup};{';'.join(grants)}", revoked, grants[0]) == []
 
 
-async def test_who_granted_what_counts(dsn: str) -> None:
+async def test_the_grantor_of_a_right_counts(dsn: str) -> None:
     def grants(first: str, second: str) -> str:
         return (
             f"GRANT SELECT, INSERT ON p TO {ONE}, {OTHER} WITH GRANT OPTION;"
@@ -122,11 +122,11 @@ async def test_who_granted_what_counts(dsn: str) -> None:
         ),
     ],
 )
-async def test_what_is_left_otherwise_is_found(dsn: str, setup: str, change: str, line: str) -> None:
+async def test_every_other_leftover_is_found(dsn: str, setup: str, change: str, line: str) -> None:
     assert f"    {line}" in await changed(dsn, setup, change)
 
 
-async def test_only_what_differs_is_named(dsn: str) -> None:
+async def test_a_comparison_names_only_the_differences(dsn: str) -> None:
     setup = "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE VIEW v AS SELECT 1 AS a"
 
     found = await changed(dsn, setup, "CREATE TABLE p (id int); CREATE TABLE q (id int); GRANT SELECT ON v TO PUBLIC")

@@ -109,7 +109,7 @@ async def test_the_way_down_is_told_as_such(dsn: str, write: Write, events: list
     assert migrator.readiness == Readiness(Condition.PENDING, pending=("1",))
 
 
-async def test_who_waits_tells_for_whom(dsn: str, write: Write, events: list[Event]) -> None:
+async def test_a_waiter_tells_for_whom_it_waits(dsn: str, write: Write, events: list[Event]) -> None:
     async with runner_lock(dsn), anyio.create_task_group() as tasks:
         tasks.start_soon(Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), listener=events.append).up)
 
@@ -125,7 +125,7 @@ async def test_who_waits_tells_for_whom(dsn: str, write: Write, events: list[Eve
     assert events[-1].error == "CancelledError"
 
 
-async def test_a_retry_tells_who_was_in_the_way(
+async def test_a_retry_names_its_blocker(
     dsn: str, write: Write, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgratchet.postgres.wire.sending.LOOK_AFTER", 0.1)
@@ -166,9 +166,7 @@ async def test_files_that_cannot_be_read_are_told_as_a_failure_too(dsn: str, wri
     assert migrator.readiness.state is Condition.FAILED
 
 
-async def test_who_waits_for_somebody_else_is_ready_when_that_one_is_done(
-    dsn: str, write: Write, events: list[Event]
-) -> None:
+async def test_a_waiter_is_ready_when_the_other_runner_is_done(dsn: str, write: Write, events: list[Event]) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
     reader = Migrator(dsn, folder, listener=events.append)
     async with anyio.create_task_group() as tasks:
@@ -183,9 +181,7 @@ async def test_who_waits_for_somebody_else_is_ready_when_that_one_is_done(
     assert events[-1] == Done(())
 
 
-async def test_who_waits_for_somebody_else_follows_what_that_one_does(
-    dsn: str, write: Write, events: list[Event]
-) -> None:
+async def test_a_waiter_follows_the_steps_of_the_other_runner(dsn: str, write: Write, events: list[Event]) -> None:
     reader = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "002_b.sql": "SELECT 1/0;"}), listener=events.append)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(reader.wait)
@@ -216,7 +212,7 @@ async def test_a_look_does_not_open_the_gate_in_the_middle_of_a_way_down(dsn: st
     assert migrator.readiness == Readiness(Condition.PENDING, pending=("1",))
 
 
-async def test_who_only_looks_or_rehearses_tells_nothing(dsn: str, write: Write, events: list[Event]) -> None:
+async def test_a_look_and_a_rehearsal_tell_nothing(dsn: str, write: Write, events: list[Event]) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
     migrator = Migrator(dsn, folder, listener=events.append)
     await migrator.up()

@@ -37,7 +37,7 @@ def five(broken: int, sql: str) -> Mapping[str, str]:
 
 
 class TestOneTransaction:
-    async def test_holds_claim_script_and_record(self, dsn: str, write: Write) -> None:
+    async def test_one_transaction_holds_claim_script_and_record(self, dsn: str, write: Write) -> None:
         look = "CREATE TABLE seen AS SELECT version, state, token, pg_current_xact_id()::xid AS id FROM {};"
         folder = write({"001_look.sql": look.format("public.schema_migrations")})
 
@@ -49,7 +49,9 @@ class TestOneTransaction:
         assert await ask(dsn, same)
 
     @pytest.mark.parametrize("suffix", ["sql", "py"])
-    async def test_is_undone_when_the_record_is_refused(self, dsn: str, write: Write, suffix: str) -> None:
+    async def test_the_transaction_is_undone_when_the_record_is_refused(
+        self, dsn: str, write: Write, suffix: str
+    ) -> None:
         write({"001_first.sql": "CREATE TABLE first ();"})
         second = {
             "sql": "CREATE TABLE second ();",
@@ -72,12 +74,12 @@ class TestOneTransaction:
         await tell(dsn, "DROP TRIGGER refuse ON schema_migrations")
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
 
-    async def test_lets_savepoints_pass(self, dsn: str, write: Write) -> None:
+    async def test_a_script_may_use_savepoints(self, dsn: str, write: Write) -> None:
         sql = "CREATE TABLE a (); SAVEPOINT s; CREATE TABLE b (); ROLLBACK TO SAVEPOINT s; RELEASE SAVEPOINT s;"
         await Migrator(dsn, write({"001_s.sql": sql, "002_t.sql": "SELECT 1;"})).up()
         assert (await exists(dsn, "a"), await exists(dsn, "b")) == (True, False)
 
-    async def test_is_the_one_that_the_file_itself_opens(self, dsn: str, write: Write) -> None:
+    async def test_the_transaction_that_a_file_opens_is_the_one_of_its_record(self, dsn: str, write: Write) -> None:
         look = "CREATE TABLE seen AS SELECT pg_current_xact_id()::xid AS id;"
         await Migrator(dsn, write({"001_own.sql": f"-- head\nBEGIN;\n{look}\nCOMMIT; -- done"})).up()
         assert await ask(dsn, "SELECT id = (SELECT xmin FROM schema_migrations) FROM seen")
@@ -92,7 +94,7 @@ class TestOneTransaction:
             ("{}", "read committed"),
         ],
     )
-    async def test_has_the_isolation_that_the_file_asks_for(
+    async def test_the_transaction_has_the_isolation_that_the_file_asks_for(
         self, dsn: str, write: Write, text: str, level: str
     ) -> None:
         look = "CREATE TABLE seen{} AS SELECT current_setting('transaction_isolation');"
@@ -116,7 +118,9 @@ class TestOneTransaction:
             "DateStyle = 'German'",
         ],
     )
-    async def test_comes_about_whatever_the_role_has_as_defaults(self, dsn: str, write: Write, setting: str) -> None:
+    async def test_a_step_runs_in_a_transaction_whatever_defaults_the_role_has(
+        self, dsn: str, write: Write, setting: str
+    ) -> None:
         files = {
             "001_a.sql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; CREATE TABLE public.a (t text);",
             "002_b.sql": "INSERT INTO public.a VALUES ('\\'); INSERT INTO public.nope VALUES (1);",
@@ -144,7 +148,7 @@ class TestAFailure:
     @pytest.mark.parametrize(
         "at", [("SELECT 1/0;", "22012", 1), ("SELECT nope;", "42703", 8), ("  SELEC 1;", "42601", 3)]
     )
-    async def test_stops_the_run_where_it_happened(
+    async def test_a_failure_stops_the_run_where_it_happened(
         self, dsn: str, write: Write, broken: int, at: tuple[str, str, int]
     ) -> None:
         sql, sqlstate, column_ = at
@@ -166,7 +170,7 @@ class TestAFailure:
         assert [step.version for step in await Migrator(dsn, folder).up()] == [str(n) for n in range(broken, 6)]
         assert (await history(dsn))[str(broken)]["error"] is None
 
-    async def test_is_recorded_with_all_that_is_known(self, dsn: str, write: Write) -> None:
+    async def test_a_failure_is_recorded_with_all_that_is_known(self, dsn: str, write: Write) -> None:
         folder = write({"001_broken.sql": "SELECT 1;\nSELECT 1/0;"})
         await failure_of(Migrator(dsn, folder))
         (entry,) = await Migrator(dsn, folder).status()
@@ -179,7 +183,7 @@ class TestAFailure:
         assert row["finished_at"] is not None
         assert row["token"] is not None
 
-    async def test_is_tried_again_by_the_next_run_as_it_is(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_tries_a_failed_migration_again_as_it_is(self, dsn: str, write: Write) -> None:
         migrator = Migrator(dsn, write({"001_late.sql": "INSERT INTO missing VALUES (1);"}))
         await failure_of(migrator)
         await failure_of(migrator)
@@ -187,7 +191,7 @@ class TestAFailure:
         await migrator.up()
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_of_the_fifth_of_ten_lets_the_four_before_it_through(self, dsn: str, write: Write) -> None:
+    async def test_a_failure_of_the_fifth_of_ten_keeps_the_four_before_it(self, dsn: str, write: Write) -> None:
         files = {f"{n:02}_t.sql": f"CREATE TABLE t{n} ();" for n in range(1, 11)} | {"05_t.sql": "CREATE TABEL t5 ();"}
         error = await failure_of(Migrator(dsn, write(files)))
         assert [step.version for step in error.finished] == ["1", "2", "3", "4"]
@@ -213,14 +217,14 @@ class TestWhatWasFinished:
         files = {f"{n:03}_n.sql": self.NOTE for n in range(2, 8)}
         return files | {"001_t.sql": "CREATE TABLE lsn (at pg_lsn, mode text);"}
 
-    async def test_is_durable_at_the_end(self, lazy: str, write: Write, files: dict[str, str]) -> None:
+    async def test_finished_steps_are_durable_at_the_end(self, lazy: str, write: Write, files: dict[str, str]) -> None:
         async with connected(lazy) as connection:
             await Migrator(lazy, write(files)).up()
             assert await connection.fetchval(self.FLUSHED, 6)
         assert await column(lazy, "SELECT mode FROM lsn ORDER BY at") == ["off"] * 5 + ["on"]
 
     @pytest.mark.parametrize("end", ["SELECT 1/0;", "SELEC", "COMMIT;"])
-    async def test_is_durable_when_the_next_one_fails(
+    async def test_finished_steps_are_durable_when_the_next_one_fails(
         self, lazy: str, write: Write, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, end: str
     ) -> None:
         monkeypatch.setattr("pgratchet.core.sql.scripts._forbidden_controls", lambda *_: [])
@@ -228,7 +232,7 @@ class TestWhatWasFinished:
             await failure_of(Migrator(lazy, write(files | {"005_n.sql": end})))
             assert await connection.fetchval(self.FLUSHED, 3)
 
-    async def test_is_durable_when_the_next_one_waits_in_vain(
+    async def test_finished_steps_are_durable_when_the_next_one_waits_in_vain(
         self, lazy: str, write: Write, files: dict[str, str]
     ) -> None:
         folder = write(files | {"005_n.sql": "LOCK TABLE busy;"})
@@ -276,7 +280,9 @@ PLACES = {
 class TestThePlaceOfAnError:
     @pytest.mark.parametrize("neighbours", ["alone", "in company"])
     @pytest.mark.parametrize("broken", PLACES.values(), ids=PLACES.keys())
-    async def test_is_found(self, dsn: str, write: Write, broken: Broken, neighbours: str) -> None:
+    async def test_the_place_of_an_error_is_found(
+        self, dsn: str, write: Write, broken: Broken, neighbours: str
+    ) -> None:
         files = {"002_broken.sql": broken.text}
         if neighbours == "in company":
             files |= {"001_before.sql": "SELECT 1; SELECT '😀';", "003_after.sql": "SELECT 1;"}
@@ -287,7 +293,7 @@ class TestThePlaceOfAnError:
         assert broken.column in {None, failure.column}
         assert broken.line in dict(failure.excerpt)
 
-    async def test_is_the_end_of_the_script_where_a_deferred_constraint_fails(self, dsn: str, write: Write) -> None:
+    async def test_an_error_of_a_deferred_constraint_is_at_the_end_of_the_script(self, dsn: str, write: Write) -> None:
         sql = (
             "CREATE TABLE p (id int PRIMARY KEY);\n"
             "CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
@@ -301,14 +307,16 @@ class TestThePlaceOfAnError:
         assert not await exists(dsn, "c")
 
     @pytest.mark.parametrize("broken", [1, 2, 200, 201])
-    async def test_is_exact_in_files_of_up_to_201_statements(self, dsn: str, write: Write, broken: int) -> None:
+    async def test_the_place_of_an_error_is_exact_in_files_of_up_to_201_statements(
+        self, dsn: str, write: Write, broken: int
+    ) -> None:
         lines = ["SELECT 1;"] * 201
         lines[broken - 1] = "SELECT 1/0;"
         failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
         assert (failure.line, failure.statement, failure.statements) == (broken, broken, 201)
 
     @pytest.mark.parametrize("broken", [1, 333, 450])
-    async def test_is_close_by_in_longer_files(self, dsn: str, write: Write, broken: int) -> None:
+    async def test_the_place_of_an_error_is_close_by_in_longer_files(self, dsn: str, write: Write, broken: int) -> None:
         lines = ["SELECT 1;"] * 450
         lines[broken - 1] = "SELECT 1/0;"
         failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
@@ -317,13 +325,17 @@ class TestThePlaceOfAnError:
         assert failure.statement in {None, broken}
         assert failure.statements == 450
 
-    async def test_is_exact_in_longer_files_where_the_server_names_it(self, dsn: str, write: Write) -> None:
+    async def test_the_place_of_an_error_is_exact_in_longer_files_where_the_server_names_it(
+        self, dsn: str, write: Write
+    ) -> None:
         lines = ["SELECT 1;"] * 450
         lines[332] = "SELECT nope;"
         failure = (await failure_of(Migrator(dsn, write({"001_many.sql": "\n".join(lines)})))).failure
         assert (failure.line, failure.column, failure.statement) == (333, 8, 333)
 
-    async def test_is_known_without_plpgsql_as_far_as_the_server_names_it(self, dsn: str, write: Write) -> None:
+    async def test_the_place_of_an_error_is_known_without_plpgsql_as_far_as_the_server_names_it(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(dsn, "DROP EXTENSION plpgsql")
         folder = write({"001_a.sql": "SELECT 1; SELECT 2;", "002_b.sql": "SELECT 1;\nSELECT 1/0;"})
         failure = (await failure_of(Migrator(dsn, folder))).failure
@@ -331,7 +343,7 @@ class TestThePlaceOfAnError:
         write({"002_b.sql": "SELECT 1;\nSELECT nope;"})
         assert (await failure_of(Migrator(dsn, folder))).failure.line == 2
 
-    async def test_comes_with_context_and_hint(self, dsn: str, write: Write) -> None:
+    async def test_an_error_comes_with_context_and_hint(self, dsn: str, write: Write) -> None:
         sql = (
             "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\n"
             "BEGIN RAISE 'no' USING DETAIL = 'the detail', HINT = 'the hint', ERRCODE = 'ZZ001'; END $$;\n"
@@ -345,7 +357,9 @@ class TestThePlaceOfAnError:
         assert "function f()" in failure.context
         assert (failure.line, failure.statement) == (3, 2)
 
-    async def test_of_a_statement_that_refuses_transactions_comes_with_the_cure(self, dsn: str, write: Write) -> None:
+    async def test_an_error_of_a_statement_that_refuses_transactions_comes_with_the_cure(
+        self, dsn: str, write: Write
+    ) -> None:
         sql = "CREATE TABLE p (n int) PARTITION BY RANGE (n); REINDEX TABLE p;"
         failure = (await failure_of(Migrator(dsn, write({"001_p.sql": sql})))).failure
         assert failure.sqlstate == "25001"
@@ -360,7 +374,7 @@ class TestALargeFile:
     def text(self, end: str = "") -> str:
         return "CREATE TABLE big (t text);\n" + self.ROW * self.ROWS + end
 
-    async def test_is_applied_whole(self, dsn: str, write: Write) -> None:
+    async def test_a_large_file_is_applied_whole(self, dsn: str, write: Write) -> None:
         files = {"001_big.sql": self.text("-- the end"), "002_small.sql": "CREATE TABLE small ();"}
         finished = await Migrator(dsn, write(files)).up()
         assert [step.statements for step in finished] == [self.ROWS + 1, 1]
@@ -368,7 +382,7 @@ class TestALargeFile:
         assert await ask(dsn, "SELECT count(DISTINCT xmin::text) FROM big") == 1
 
     @pytest.mark.parametrize(("end", "sqlstate"), [("SELECT 1/0;", "22012"), ("SELECT nope", "42703")])
-    async def test_is_undone_whole(self, dsn: str, write: Write, end: str, sqlstate: str) -> None:
+    async def test_a_large_file_is_undone_whole(self, dsn: str, write: Write, end: str, sqlstate: str) -> None:
         folder = write({"001_big.sql": self.text(end), "002_small.sql": "CREATE TABLE small ();"})
         failure = (await failure_of(Migrator(dsn, folder))).failure
         assert (failure.sqlstate, failure.statements) == (sqlstate, self.ROWS + 2)
@@ -381,7 +395,7 @@ class TestALargeFile:
         write({"001_big.sql": self.text()})
         assert len(await Migrator(dsn, folder).up()) == 2
 
-    async def test_has_no_transaction_left_open_between_its_parts(self, dsn: str, write: Write) -> None:
+    async def test_a_large_file_leaves_no_transaction_open_between_its_parts(self, dsn: str, write: Write) -> None:
         folder = write({"001_big.sql": self.text("ALTER TABLE big ADD n int; SELECT nope"), "002_s.sql": "SELECT 1;"})
         await failure_of(Migrator(dsn, folder))
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start < now()"
@@ -390,7 +404,7 @@ class TestALargeFile:
 
 class TestAFileWithoutAStatement:
     @pytest.mark.parametrize("text", ["", "\n", ";", ";;\n;", "-- a comment", "/* a\ncomment */ -- and one", "\ufeff"])
-    async def test_is_a_migration_too(self, dsn: str, write: Write, text: str) -> None:
+    async def test_a_file_without_a_statement_is_a_migration_too(self, dsn: str, write: Write, text: str) -> None:
         folder = write({"001_a.sql": "CREATE TABLE a ();", "002_empty.sql": text, "003_c.sql": "CREATE TABLE c ();"})
         finished = await Migrator(dsn, folder).up()
         assert [step.statements for step in finished] == [1, 0, 1]
@@ -398,13 +412,13 @@ class TestAFileWithoutAStatement:
         assert (await history(dsn))["2"]["state"] == "applied"
 
     @pytest.mark.parametrize("text", ["", "-- pgratchet: no-transaction", "BEGIN; COMMIT;"])
-    async def test_may_be_alone(self, dsn: str, write: Write, text: str) -> None:
+    async def test_a_file_without_a_statement_may_be_alone(self, dsn: str, write: Write, text: str) -> None:
         await Migrator(dsn, write({"001_empty.sql": text})).up()
         assert await states(dsn) == {"1": "applied"}
 
 
 @pytest.mark.parametrize("end", ["-- the end", "/* the end */", "; -- the end", "", ";;", "\\restrict x"])
-async def test_what_a_file_ends_in_swallows_nothing(dsn: str, write: Write, end: str) -> None:
+async def test_the_end_of_a_file_swallows_nothing(dsn: str, write: Write, end: str) -> None:
     files = {"001_a.sql": f"CREATE TABLE a () {end}", "002_b.sql": f"CREATE TABLE b ();\nSELECT 1 {end}"}
     if "\\" in end:
         files = {name: f"{text.removesuffix(end)};\n{end}" for name, text in files.items()}
@@ -452,7 +466,7 @@ def leaking(kind: str, sql: str) -> dict[str, str]:
 class TestNothingLeaks:
     @pytest.mark.parametrize("kind", ["file", "statements", "Python"])
     @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS.keys())
-    async def test_into_the_next_migration(self, dsn: str, write: Write, leak: str, kind: str) -> None:
+    async def test_nothing_leaks_into_the_next_migration(self, dsn: str, write: Write, leak: str, kind: str) -> None:
         async with a_role(dsn) as role:
             files = leaking(kind, leak.format(role=role))
             await Migrator(dsn, write(files | {"002_look.sql": LOOK, "003_c.sql": "CREATE TABLE c ();"})).up()
@@ -464,7 +478,9 @@ class TestNothingLeaks:
             assert await exists(dsn, "public.c")
 
     @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS.keys())
-    async def test_into_another_try_of_the_same_migration(self, dsn: str, write: Write, leak: str) -> None:
+    async def test_nothing_leaks_into_another_try_of_the_same_migration(
+        self, dsn: str, write: Write, leak: str
+    ) -> None:
         await tell(dsn, SEQUENCE + "; GRANT ALL ON SEQUENCE tries TO public")
         again = "DO $$BEGIN IF nextval('public.tries') < 3 THEN RAISE 'no' USING ERRCODE = '55P03'; END IF; END$$;"
         async with a_role(dsn) as role:
@@ -491,7 +507,7 @@ class TestATemporaryError:
             (3, f"'duplicate key' USING ERRCODE = '23505'{CATALOG}"),
         ],
     )
-    async def test_is_tried_again(self, dsn: str, write: Write, position: int, error: str) -> None:
+    async def test_a_temporary_error_is_tried_again(self, dsn: str, write: Write, position: int, error: str) -> None:
         await tell(dsn, SEQUENCE)
         sql = f"DO $$BEGIN IF nextval('tries') < 3 THEN RAISE {error}; END IF; END$$;"
         finished = await Migrator(dsn, write(five(position, sql))).up()
@@ -500,14 +516,16 @@ class TestATemporaryError:
         assert set((await states(dsn)).values()) == {"applied"}
 
     @pytest.mark.parametrize("code", ["P0001", "23505", "57014", "XX000", "53100", "25P02"])
-    async def test_is_no_other(self, dsn: str, write: Write, code: str) -> None:
+    async def test_any_other_error_is_not_tried_again(self, dsn: str, write: Write, code: str) -> None:
         await tell(dsn, SEQUENCE)
         sql = f"SELECT nextval('tries'); DO $$BEGIN RAISE 'no' USING ERRCODE = '{code}'; END$$;"
         assert (await failure_of(Migrator(dsn, write({"001_a.sql": sql})))).failure.sqlstate == code
         assert await ask(dsn, "SELECT last_value FROM tries") == 1
 
     @pytest.mark.parametrize("code", ["08001", "57P01"])
-    async def test_is_no_lost_connection_that_the_script_speaks_of(self, dsn: str, write: Write, code: str) -> None:
+    async def test_a_lost_connection_that_the_script_itself_reports_is_not_tried_again(
+        self, dsn: str, write: Write, code: str
+    ) -> None:
         """As dblink and postgres_fdw do when they cannot reach another server."""
         await tell(dsn, SEQUENCE)
         sql = f"SELECT nextval('tries'); DO $$BEGIN RAISE 'no' USING ERRCODE = '{code}'; END$$;"
@@ -515,7 +533,7 @@ class TestATemporaryError:
         assert (await failure_of(migrator)).failure.sqlstate == code
         assert await ask(dsn, "SELECT last_value FROM tries") == 1
 
-    async def test_is_a_lock_that_another_session_holds_for_a_while(
+    async def test_a_lock_that_another_session_holds_for_a_while_is_tried_again(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
     ) -> None:
         await tell(dsn, "CREATE TABLE busy (n int)")
@@ -529,7 +547,7 @@ class TestATemporaryError:
                 await batch.execute("COMMIT")
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_is_told_with_the_blocker_when_it_is_tried_again(
+    async def test_a_retry_of_a_temporary_error_is_told_with_its_blocker(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pgratchet.postgres.wire.sending.LOOK_AFTER", 0.1)
@@ -542,7 +560,7 @@ class TestATemporaryError:
                     await Migrator(dsn, folder, lock_timeout=0.5, budget=0.6).up()
         assert [message for message in messages(caplog) if "55P03" in message and "night batch" in message]
 
-    async def test_is_given_up_when_the_budget_is_used_up(self, dsn: str, write: Write) -> None:
+    async def test_a_temporary_error_fails_when_the_budget_is_used_up(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE busy (n int)")
         folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "ALTER TABLE busy ADD m int;"})
         async with connected(dsn) as batch:
@@ -552,7 +570,7 @@ class TestATemporaryError:
             assert await exists(dsn, "a")
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
 
-    async def test_is_a_deadlock(self, dsn: str, write: Write) -> None:
+    async def test_a_deadlock_is_tried_again(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE one (); CREATE TABLE two (); CREATE SEQUENCE tries")
         sql = (
             f"SET deadlock_timeout = '20ms'; SELECT nextval('tries'); LOCK TABLE one; {PASS_GATE} LOCK TABLE two;"
@@ -569,7 +587,7 @@ class TestATemporaryError:
         assert await exists(dsn, "done")
         assert await ask(dsn, "SELECT last_value FROM tries") > 1
 
-    async def test_is_a_conflict_of_serializable_transactions(self, dsn: str, write: Write) -> None:
+    async def test_a_conflict_of_serializable_transactions_is_tried_again(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE counter AS SELECT 0 AS n; CREATE SEQUENCE tries")
         sql = (
             "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT nextval('tries'), n FROM counter;"
@@ -595,7 +613,7 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
 
 
 class TestLimits:
-    async def test_of_the_directives_are_in_effect(self, dsn: str, write: Write) -> None:
+    async def test_limits_of_the_directives_are_in_effect(self, dsn: str, write: Write) -> None:
         look = (
             "CREATE TABLE {} AS SELECT current_setting('lock_timeout') AS l, current_setting('statement_timeout') AS s;"
         )
@@ -610,7 +628,7 @@ class TestLimits:
         assert limits == ["(3s,1min)", "(750ms,2min)", "(3s,1min)"]
 
     @pytest.mark.parametrize("text", ["SELECT pg_sleep(60);", "BEGIN; SELECT 1; SELECT pg_sleep(60); COMMIT;"])
-    async def test_stop_a_statement_that_takes_too_long(self, dsn: str, write: Write, text: str) -> None:
+    async def test_a_limit_stops_a_statement_that_takes_too_long(self, dsn: str, write: Write, text: str) -> None:
         folder = write({"001_a.sql": f"-- pgratchet: statement-timeout=50ms\n{text}"})
         assert (await failure_of(Migrator(dsn, folder))).failure.sqlstate == "57014"
         write({"001_a.sql": "SELECT 1;"})

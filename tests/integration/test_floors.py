@@ -17,7 +17,9 @@ def image(write: Write, name: str, versions: int) -> str:
 
 class TestAnImageBelowTheFloor:
     @pytest.mark.parametrize("verb", ["up", "down", "redo", "wait", "check", "plan", "rehearse"])
-    async def test_is_refused_by_every_verb_that_starts_something(self, dsn: str, write: Write, verb: str) -> None:
+    async def test_every_verb_that_starts_something_refuses_an_image_below_the_floor(
+        self, dsn: str, write: Write, verb: str
+    ) -> None:
         await Migrator(dsn, image(write, "new", 3)).up()
         old = Migrator(dsn, image(write, "old", 1))
 
@@ -30,14 +32,18 @@ class TestAnImageBelowTheFloor:
         assert [entry.state for entry in await old.status()] == [State.APPLIED, State.UNKNOWN, State.UNKNOWN]
         await Migrator(dsn, image(write, "middle", 2)).check()
 
-    async def test_may_start_again_when_the_version_is_reverted(self, dsn: str, write: Write) -> None:
+    async def test_an_image_below_the_floor_may_start_again_when_the_version_is_reverted(
+        self, dsn: str, write: Write
+    ) -> None:
         write({"new/003_c.down.sql": "DROP TABLE c;"})
         new = Migrator(dsn, image(write, "new", 3))
         await new.up()
         await new.down(to=2)
         await Migrator(dsn, image(write, "old", 1)).check()
 
-    async def test_is_refused_while_the_version_is_half_done(self, dsn: str, write: Write) -> None:
+    async def test_an_image_below_the_floor_is_refused_while_the_version_is_half_done(
+        self, dsn: str, write: Write
+    ) -> None:
         """Statement by statement: what is committed of it may already be what old code cannot live with."""
         sql = f"-- pgratchet: no-transaction\n{HEAD}CREATE TABLE c (); {PASS_GATE}"
         new = write({"new/001_a.sql": "SELECT 1;", "new/002_b.sql": "SELECT 1;", "new/003_c.sql": sql}) / "new"
@@ -49,7 +55,7 @@ class TestAnImageBelowTheFloor:
                 await Migrator(dsn, old).check()
             await closed.open()
 
-    async def test_that_waited_while_the_version_was_applied_is_refused(self, dsn: str, write: Write) -> None:
+    async def test_an_image_that_waited_while_its_floor_was_raised_is_refused(self, dsn: str, write: Write) -> None:
         async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
             refused: list[HistoryError] = []
 
@@ -64,7 +70,9 @@ class TestAnImageBelowTheFloor:
             holder.terminate()
         assert [error.versions for error in refused] == [("3",)]
 
-    async def test_is_refused_in_a_role_that_may_only_read(self, dsn: str, write: Write) -> None:
+    async def test_an_image_below_the_floor_is_refused_in_a_role_that_may_only_read(
+        self, dsn: str, write: Write
+    ) -> None:
         async with a_role(dsn) as role:
             await Migrator(dsn, image(write, "new", 3), readers=[role]).up()
             with pytest.raises(HistoryError):
@@ -77,7 +85,7 @@ async def as_if_applied(dsn: str, write: Write) -> None:
     await tell(dsn, "ALTER TABLE elsewhere RENAME TO schema_migrations")
 
 
-async def test_a_half_done_file_may_get_a_floor_when_it_is_mended(dsn: str, write: Write) -> None:
+async def test_a_half_done_file_may_get_a_floor_when_it_is_fixed(dsn: str, write: Write) -> None:
     head = "-- pgratchet: no-transaction\n"
     folder = write({"001_a.sql": f"{head}CREATE TABLE a ();\nCREATE TABLE missing.b ();"})
     with pytest.raises(Exception, match="missing"):

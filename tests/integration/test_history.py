@@ -75,7 +75,7 @@ def one(write: Write) -> Path:
 
 
 class TestARow:
-    async def test_says_what_was_done_by_whom_and_when(self, dsn: str, write: Write) -> None:
+    async def test_a_row_says_what_was_done_by_whom_and_when(self, dsn: str, write: Write) -> None:
         files = {"0001_a.sql": "-- pgratchet: compatible-with=1\nSELECT 1; SELECT 2; SELECT pg_sleep(0.01);"}
         folder = write(files | {"0002_b.py": "async def up(connection):\n    pass\n"})
         before = await ask(dsn, "SELECT clock_timestamp()")
@@ -102,7 +102,7 @@ class TestARow:
     @pytest.mark.parametrize(
         ("style", "zone"), [("SQL, DMY", "Asia/Kolkata"), ("Postgres, MDY", "Asia/Manila"), ("German", "Etc/GMT+3")]
     )
-    async def test_says_when_its_session_began_however_the_database_writes_dates(
+    async def test_a_row_says_when_its_session_began_however_the_database_writes_dates(
         self, dsn: str, write: Write, style: str, zone: str
     ) -> None:
         database = urlsplit(dsn).path[1:]
@@ -112,7 +112,7 @@ class TestARow:
         await Migrator(dsn, write({"001_a.sql": look})).up()
         assert (await history(dsn))["1"]["backend_start"] == await ask(dsn, "SELECT backend_start FROM seen")
 
-    async def test_says_by_which_login_others_see_its_session(self, dsn: str, write: Write) -> None:
+    async def test_a_row_says_by_which_login_others_see_its_session(self, dsn: str, write: Write) -> None:
         async with a_role(dsn) as role:
 
             async def connect() -> Connection:
@@ -124,7 +124,7 @@ class TestARow:
             user = await ask(dsn, "SELECT session_user")
             assert (await history(dsn))["1"]["applied_by"].startswith(f"{user}@")
 
-    async def test_has_every_column_of_the_first_release(self, dsn: str, write: Write) -> None:
+    async def test_a_row_has_every_column_of_the_first_release(self, dsn: str, write: Write) -> None:
         await Migrator(dsn, one(write)).up()
         assert await column(dsn, COLUMN_NAMES, HISTORY) == list(COLUMNS)
         assert list(COLUMNS) == [
@@ -133,7 +133,7 @@ class TestARow:
             "compatible_with", "reason", "error",
         ]  # fmt: skip
 
-    async def test_may_have_columns_of_a_later_release(self, dsn: str, write: Write) -> None:
+    async def test_a_row_may_have_columns_of_a_later_release(self, dsn: str, write: Write) -> None:
         folder = one(write)
         await Migrator(dsn, folder).up()
         await tell(dsn, "ALTER TABLE schema_migrations ADD later text, ADD even_later int DEFAULT 7")
@@ -141,7 +141,7 @@ class TestARow:
         await Migrator(dsn, folder).up()
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_in_a_state_of_a_later_release_is_refused(self, dsn: str, write: Write) -> None:
+    async def test_a_row_in_a_state_of_a_later_release_is_refused(self, dsn: str, write: Write) -> None:
         folder = one(write)
         await Migrator(dsn, folder).up()
         await tell(dsn, "UPDATE schema_migrations SET state = 'verified'")
@@ -151,14 +151,14 @@ class TestARow:
         await tell(dsn, "UPDATE schema_migrations SET state = 'applied'")
         await Migrator(dsn, folder).check()
 
-    async def test_keeps_its_meaning_when_the_file_is_renumbered_with_zeros(self, dsn: str, write: Write) -> None:
+    async def test_a_row_keeps_its_meaning_when_the_file_is_renumbered_with_zeros(self, dsn: str, write: Write) -> None:
         await Migrator(dsn, one(write)).up()
         folder = one(write)
         (folder / "001_one.sql").rename(folder / "1_one.sql")
         assert await Migrator(dsn, folder).up() == ()
 
     @pytest.mark.parametrize("change", ["CREATE TABLE public.one (n int);", "CREATE TABLE public.one ();\n\n"])
-    async def test_of_an_edited_file_is_a_disagreement(self, dsn: str, write: Write, change: str) -> None:
+    async def test_a_row_of_an_edited_file_is_a_disagreement(self, dsn: str, write: Write, change: str) -> None:
         folder = one(write)
         await Migrator(dsn, folder).up()
         write({"001_one.sql": change, "002_two.sql": "CREATE TABLE two ();"})
@@ -170,13 +170,13 @@ class TestARow:
         one(write)
         await Migrator(dsn, folder).up()
 
-    async def test_ignores_line_endings_and_byte_order_mark(self, dsn: str, write: Write) -> None:
+    async def test_a_row_ignores_line_endings_and_byte_order_mark(self, dsn: str, write: Write) -> None:
         folder = write({"001_one.sql": "-- head\nCREATE TABLE public.one ();\n"})
         await Migrator(dsn, folder).up()
         write({"001_one.sql": "\ufeff-- head\r\nCREATE TABLE public.one ();\r\n"})
         assert await Migrator(dsn, folder).up() == ()
 
-    async def test_below_which_a_version_is_missing_refuses_it_as_late(self, dsn: str, write: Write) -> None:
+    async def test_a_version_missing_below_a_row_is_refused_as_late(self, dsn: str, write: Write) -> None:
         folder = write({"001_one.sql": "SELECT 1;", "003_three.sql": "SELECT 3;"})
         await Migrator(dsn, folder).up()
         write({"002_two.sql": "CREATE TABLE two ();"})
@@ -187,7 +187,7 @@ class TestARow:
         assert not await exists(dsn, "two")
         assert [step.version for step in await Migrator(dsn, folder, allow_late=True).up()] == ["2"]
 
-    async def test_without_a_file_lets_an_older_image_start(self, dsn: str, write: Write) -> None:
+    async def test_a_row_without_a_file_lets_an_older_image_start(self, dsn: str, write: Write) -> None:
         folder = write({"001_one.sql": "SELECT 1;", "003_three.sql": "SELECT 3;"})
         await Migrator(dsn, folder).up()
         (folder / "003_three.sql").unlink()
@@ -213,7 +213,9 @@ FOREIGN = {
 
 class TestAnotherToolsTable:
     @pytest.mark.parametrize(("columns", "word"), FOREIGN.values(), ids=FOREIGN.keys())
-    async def test_is_refused_by_name_with_the_way_out(self, dsn: str, write: Write, columns: str, word: str) -> None:
+    async def test_another_tools_table_is_refused_by_name_with_the_way_out(
+        self, dsn: str, write: Write, columns: str, word: str
+    ) -> None:
         await tell(dsn, f"CREATE TABLE schema_migrations ({columns})")
         for verb in (Migrator.up, Migrator.check, Migrator.status, Migrator.wait, Migrator.rehearse, Migrator.down):
             with pytest.raises(ForeignTableError, match=word) as caught:
@@ -225,7 +227,7 @@ class TestAnotherToolsTable:
         assert await states(dsn, "public.pgratchet_migrations") == {"1": "applied"}
 
     @pytest.mark.parametrize("kind", ["VIEW schema_migrations AS SELECT 1 AS n", "SEQUENCE schema_migrations"])
-    async def test_may_be_no_table_at_all(self, dsn: str, write: Write, kind: str) -> None:
+    async def test_another_relation_of_that_name_is_refused(self, dsn: str, write: Write, kind: str) -> None:
         await tell(dsn, f"CREATE {kind}")
         with pytest.raises(ForeignTableError):
             await Migrator(dsn, one(write)).up()
@@ -244,7 +246,7 @@ NAMES = [
 
 class TestTheTable:
     @pytest.mark.parametrize("name", NAMES)
-    async def test_is_made_where_it_is_wanted(self, dsn: str, write: Write, name: str) -> None:
+    async def test_the_history_is_made_where_it_is_wanted(self, dsn: str, write: Write, name: str) -> None:
         table = Table.parse(name)
         folder = one(write)
         migrator = Migrator(dsn, folder, table=name)
@@ -259,7 +261,7 @@ class TestTheTable:
         assert not await exists(dsn, HISTORY)
 
     @pytest.mark.parametrize("schema", ["public", "ours"])
-    async def test_is_made_once_by_sessions_that_race_for_it(self, dsn: str, schema: str) -> None:
+    async def test_sessions_that_race_for_the_history_make_it_once(self, dsn: str, schema: str) -> None:
         """As replicas do whose lock lasts for a transaction. IF NOT EXISTS alone fails in one race of five."""
         async with AsyncExitStack() as stack:
             racing = [await stack.enter_async_context(connected(dsn)) for _ in range(8)]
@@ -270,7 +272,7 @@ class TestTheTable:
                         tasks.start_soon(table.ensure, connection, ["pg_monitor"], Budget(None))
                 assert await table.read(racing[0]) == ()
 
-    async def test_is_no_type_of_that_name(self, dsn: str, write: Write) -> None:
+    async def test_a_type_of_the_historys_name_is_an_error(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE DOMAIN schema_migrations AS int")
         migrator = Migrator(dsn, one(write))
         with pytest.raises(ServerError, match='type "schema_migrations" already exists'):
@@ -278,7 +280,7 @@ class TestTheTable:
         await tell(dsn, "DROP DOMAIN schema_migrations")
         assert len(await migrator.up()) == 1
 
-    async def test_is_one_of_several_in_one_database(self, dsn: str, write: Write) -> None:
+    async def test_one_database_may_have_several_histories(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         for table in ("a.history", "b.history"):
             assert len(await Migrator(dsn, folder, table=table).up()) == 1
@@ -296,7 +298,7 @@ class TestTheTable:
             ),
         ],
     )
-    async def test_that_may_not_be_made_is_an_error_that_names_the_right_needed(
+    async def test_a_history_that_may_not_be_made_is_an_error_that_names_the_right_needed(
         self, dsn: str, write: Write, case: tuple[str, str, str]
     ) -> None:
         table, prepare, right = case
@@ -312,7 +314,7 @@ class TestTheTable:
             await migrator.check()
 
     @pytest.mark.parametrize("schema", ["public", "ours"])
-    async def test_that_may_not_be_read_is_an_error_that_names_the_right_needed(
+    async def test_a_history_that_may_not_be_read_is_an_error_that_names_the_right_needed(
         self, dsn: str, write: Write, schema: str
     ) -> None:
         table = f"{schema}.history"
@@ -325,7 +327,7 @@ class TestTheTable:
             await Migrator(as_role(dsn, role), one(write), table=table).check()
 
     @pytest.mark.parametrize("table", [HISTORY, "ours.History"])
-    async def test_can_be_waited_for_and_checked_by_readers(self, dsn: str, write: Write, table: str) -> None:
+    async def test_readers_can_wait_for_the_history_and_check_it(self, dsn: str, write: Write, table: str) -> None:
         folder = one(write)
         async with a_role(dsn) as role:
             reader = Migrator(as_role(dsn, role), folder, table=table)
@@ -346,7 +348,7 @@ class TestTheTable:
                 await reader.up()
             assert await Migrator(dsn, folder, table=table, readers=[role, role]).up()
 
-    async def test_is_granted_to_readers_also_where_nothing_is_to_be_applied(self, dsn: str, write: Write) -> None:
+    async def test_readers_get_their_rights_also_where_nothing_is_to_be_applied(self, dsn: str, write: Write) -> None:
         folder = one(write)
         await Migrator(dsn, folder, table="ours.history").up()
         async with a_role(dsn) as role:
@@ -356,7 +358,7 @@ class TestTheTable:
             assert await Migrator(dsn, folder, table="ours.history", readers=[role]).up() == ()
             await reader.wait()
 
-    async def test_is_made_by_a_role_that_loses_a_race_and_then_its_rights_with_an_error(
+    async def test_a_role_that_loses_a_race_and_then_its_rights_is_told_the_right_needed(
         self, dsn: str, write: Write
     ) -> None:
         """The second attempt fails in another way than the first one."""
@@ -374,9 +376,7 @@ class TestTheTable:
         await Migrator(dsn, one(write), table="ours.history").up()
 
     @pytest.mark.parametrize("verb", ["up", "repair", "adopt"])
-    async def test_is_granted_beside_somebody_who_grants_at_the_same_time(
-        self, dsn: str, write: Write, verb: str
-    ) -> None:
+    async def test_two_runners_may_grant_the_history_at_the_same_time(self, dsn: str, write: Write, verb: str) -> None:
         folder = one(write)
         await tell(dsn, f"CREATE TABLE legacy ({LEGACY})")
         async with a_role(dsn) as role, connected(dsn) as other, anyio.create_task_group() as tasks:
@@ -394,7 +394,7 @@ class TestTheTable:
                 await other.execute("COMMIT")
         assert (await Migrator(dsn, folder).up() == ()) is (verb != "adopt")
 
-    async def test_for_readers_that_do_not_exist_is_an_error_before_anything_is_applied(
+    async def test_readers_that_do_not_exist_are_an_error_before_anything_is_applied(
         self, dsn: str, write: Write
     ) -> None:
         with pytest.raises(ServerError, match="nobody_at_all"):
@@ -404,13 +404,13 @@ class TestTheTable:
 
 
 class TestReading:
-    async def test_is_empty_where_there_is_no_table_or_no_schema(self, dsn: str) -> None:
+    async def test_a_history_without_a_table_or_a_schema_is_empty(self, dsn: str) -> None:
         async with connected(dsn) as connection:
             assert await History(Table("public", "nope")).read(connection) == ()
             assert await History(Table("nope", "nope")).read(connection) == ()
             assert await History(Table("nope", "nope")).read_some(connection, ["1"]) == ()
 
-    async def test_takes_all_or_some(self, dsn: str, write: Write) -> None:
+    async def test_a_reader_takes_all_rows_or_some(self, dsn: str, write: Write) -> None:
         folder = write({f"{n:03}_m.sql": "SELECT 1;" for n in range(1, 6)})
         await Migrator(dsn, folder).up()
         async with connected(dsn) as connection:
@@ -420,7 +420,7 @@ class TestReading:
             some = await History(Table.parse(HISTORY)).read_some(connection, ["2", "4", "9"])
             assert {row.version for row in some} == {"2", "4"}
 
-    async def test_waits_for_a_migration_that_has_locked_the_table(self, dsn: str, write: Write) -> None:
+    async def test_a_reader_waits_for_a_migration_that_has_locked_the_table(self, dsn: str, write: Write) -> None:
         migrator = Migrator(dsn, one(write), lock_timeout=0.1)
         await migrator.up()
         async with connected(dsn) as connection:
@@ -431,14 +431,14 @@ class TestReading:
                     await anyio.wait_all_tasks_blocked()
                     await connection.execute("COMMIT")
 
-    async def test_fails_for_a_connection_that_is_none(self, dsn: str) -> None:
+    async def test_a_reader_on_a_closed_connection_fails(self, dsn: str) -> None:
         async with connected(dsn) as connection:
             await connection.close()
             with pytest.raises(asyncpg.InterfaceError):
                 await History(Table.parse(HISTORY)).read(connection)
 
     @pytest.mark.parametrize("pooled", [False, True])
-    async def test_gives_up_with_the_budget(self, dsn: str, write: Write, *, pooled: bool) -> None:
+    async def test_a_reader_gives_up_with_the_budget(self, dsn: str, write: Write, *, pooled: bool) -> None:
         folder = one(write)
         await Migrator(dsn, folder).up()
         async with (
@@ -451,7 +451,7 @@ class TestReading:
             await somebody.execute("ROLLBACK")
             assert await Migrator(between.dsn, folder).up() == ()
 
-    async def test_in_a_transaction_waits_as_well(self, dsn: str, write: Write) -> None:
+    async def test_a_reader_in_a_transaction_waits_as_well(self, dsn: str, write: Write) -> None:
         migrator = Migrator(dsn, one(write))
         await migrator.rehearse()
         async with connected(dsn) as somebody, anyio.create_task_group() as tasks:

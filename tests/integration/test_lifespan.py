@@ -41,12 +41,12 @@ def inner(dsn: str, events: list[str]) -> Callable[[Any], AbstractAsyncContextMa
 
 @anyio_test
 class TestModes:
-    async def test_apply_migrates(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_mode_apply_migrates(self, dsn: str, migrator: Migrator) -> None:
         async with migrated(migrator, mode="apply")() as state:
             assert state is None
             assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_wait_leaves_it_to_others(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_mode_wait_leaves_migrating_to_others(self, dsn: str, migrator: Migrator) -> None:
         entered = anyio.Event()
 
         async def serve() -> None:
@@ -63,11 +63,11 @@ class TestModes:
                 await migrator.up()
                 await entered.wait()
 
-    async def test_wait_ends_with_its_budget(self, dsn: str, folder: Path) -> None:
+    async def test_the_mode_wait_ends_with_its_budget(self, dsn: str, folder: Path) -> None:
         with anyio.fail_after(5), pytest.raises(BudgetExceededError):
             await migrated(Migrator(dsn, folder, budget=0.2), mode="wait").__aenter__()
 
-    async def test_check_fails_at_once_where_the_schema_is_behind(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_mode_check_fails_at_once_where_the_schema_is_behind(self, dsn: str, migrator: Migrator) -> None:
         events: list[str] = []
         hook = migrated(migrator, mode="check", inner=inner(dsn, events))
         with anyio.fail_after(5), pytest.raises(BehindError):
@@ -78,14 +78,14 @@ class TestModes:
         async with hook():
             assert events == ["start of NoneType"]
 
-    async def test_are_three(self, migrator: Migrator) -> None:
+    async def test_there_are_three_modes(self, migrator: Migrator) -> None:
         with pytest.raises(UsageError):
             migrated(migrator, mode="aply")  # type: ignore[arg-type]  # that is the mistake
 
 
 @anyio_test
 class TestTheHook:
-    async def test_is_a_context_manager_as_it_is(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_hook_is_a_context_manager_as_it_is(self, dsn: str, migrator: Migrator) -> None:
         events: list[str] = []
         hook = migrated(migrator, inner=inner(dsn, events))
         for _ in range(2):
@@ -93,7 +93,7 @@ class TestTheHook:
                 assert state == {"found": 7}
         assert events == ["start of NoneType", "end"] * 2
 
-    async def test_passes_errors_of_the_application_through(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_hook_passes_errors_of_the_application_through(self, dsn: str, migrator: Migrator) -> None:
         seen: list[BaseException] = []
 
         @asynccontextmanager
@@ -110,11 +110,11 @@ class TestTheHook:
         assert len(seen) == 1
         await deserted(dsn, 2)
 
-    async def test_holds_no_session_while_the_application_serves(self, dsn: str, migrator: Migrator) -> None:
+    async def test_the_hook_holds_no_session_while_the_application_serves(self, dsn: str, migrator: Migrator) -> None:
         async with migrated(migrator)():
             await deserted(dsn, 1)
 
-    async def test_changes_neither_logging_nor_signal_handlers(
+    async def test_the_hook_changes_neither_logging_nor_signal_handlers(
         self, write: Write, migrator: Migrator, capfd: pytest.CaptureFixture[str]
     ) -> None:
         def taken() -> list[object]:
@@ -132,7 +132,7 @@ class TestTheHook:
         assert taken() == before
         assert capfd.readouterr().out == ""
 
-    async def test_cancelled_at_start_up_leaves_nothing_behind(self, dsn: str, write: Write) -> None:
+    async def test_a_hook_cancelled_at_start_up_leaves_nothing_behind(self, dsn: str, write: Write) -> None:
         """As gunicorn does after 30 s of start-up."""
         folder = write({"001_a.sql": "CREATE TABLE a (); " + PASS_GATE})
         events: list[str] = []
@@ -148,7 +148,9 @@ class TestTheHook:
         assert not await exists(dsn, "a")
         await Migrator(dsn, folder).up()
 
-    async def test_cancelled_while_another_migrates_leaves_nothing_behind(self, dsn: str, migrator: Migrator) -> None:
+    async def test_a_hook_cancelled_while_another_migrates_leaves_nothing_behind(
+        self, dsn: str, migrator: Migrator
+    ) -> None:
         async with runner_lock(dsn):
             with anyio.move_on_after(0.3) as scope:
                 await migrated(migrator).__aenter__()
@@ -156,7 +158,7 @@ class TestTheHook:
             await deserted(dsn, 3)
         await migrator.up()
 
-    async def test_of_many_applications_at_once_migrates_once(self, dsn: str, write: Write) -> None:
+    async def test_the_hooks_of_many_applications_at_once_migrate_once(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE SEQUENCE runs")
         folder = write({"001_a.sql": "SELECT nextval('runs'); SELECT pg_sleep(0.1);"})
 
@@ -172,7 +174,7 @@ class TestTheHook:
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
 
     @pytest.mark.parametrize("ending", [RuntimeError, asyncio.CancelledError])
-    async def test_shuts_the_gate_where_the_applications_own_lifespan_does_not_start(
+    async def test_the_hook_shuts_the_gate_where_the_applications_own_lifespan_does_not_start(
         self, migrator: Migrator, ending: type[BaseException]
     ) -> None:
         @asynccontextmanager
@@ -188,14 +190,14 @@ class TestTheHook:
         async with migrated(migrator):
             assert migrator.readiness.ready
 
-    async def test_warns_of_a_folder_without_migrations(
+    async def test_the_hook_warns_of_a_folder_without_migrations(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
     ) -> None:
         folder = write({"readme.txt": "lost: the migrations"})
         async with migrated(Migrator(dsn, folder)):
             assert f"there is no migration in {folder}" in caplog.text
 
-    async def test_has_the_next_application_look_for_itself(self, migrator: Migrator) -> None:
+    async def test_the_hook_has_the_next_application_look_for_itself(self, migrator: Migrator) -> None:
         async with migrated(migrator), migrated(migrator):
             assert migrator.readiness.ready
         assert not migrator.readiness.ready

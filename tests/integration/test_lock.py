@@ -36,7 +36,7 @@ AND (classid::int8 << 32 | objid::int8) = $1
 """
 
 
-async def test_only_one_session_gets_it_and_its_end_frees_it(dsn: str) -> None:
+async def test_only_one_session_gets_the_lock_and_its_end_frees_it(dsn: str) -> None:
     async with connected(dsn) as one, connected(dsn) as two:
         assert await lock.acquire(one, LOCK_KEY)
         with anyio.fail_after(5):
@@ -45,7 +45,7 @@ async def test_only_one_session_gets_it_and_its_end_frees_it(dsn: str) -> None:
         assert await until(partial(lock.acquire, two, LOCK_KEY))
 
 
-async def test_is_held_by_the_session_that_works_for_as_long_as_it_works(dsn: str, write: Write) -> None:
+async def test_the_session_that_works_holds_the_lock_for_as_long_as_it_works(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": PASS_GATE, "002_b.py": "async def up(c): pass\n"}), lock_timeout=0)
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
         tasks.start_soon(migrator.up)
@@ -58,7 +58,7 @@ async def test_is_held_by_the_session_that_works_for_as_long_as_it_works(dsn: st
     assert await column(dsn, HELD, LOCK_KEY) == []
 
 
-async def test_is_not_needed_where_nothing_is_pending(dsn: str, write: Write) -> None:
+async def test_a_run_with_nothing_pending_needs_no_lock(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;"}))
     await migrator.up()
     async with runner_lock(dsn):
@@ -70,7 +70,7 @@ async def test_is_not_needed_where_nothing_is_pending(dsn: str, write: Write) ->
             await migrator.plan()
 
 
-async def test_nothing_at_all_is_made_without_it(dsn: str, write: Write) -> None:
+async def test_a_run_without_the_lock_makes_nothing_at_all(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}), table="ours.history")
     async with runner_lock(dsn, "ours.history") as holder, anyio.create_task_group() as tasks:
         tasks.start_soon(migrator.up)
@@ -82,7 +82,7 @@ async def test_nothing_at_all_is_made_without_it(dsn: str, write: Write) -> None
     assert await states(dsn, "ours.history") == {"1": "applied"}
 
 
-async def test_one_that_the_server_does_not_know_of_is_none(
+async def test_a_lock_that_the_server_does_not_know_of_is_refused(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a pooler in transaction mode, or where advisory locks are a stub."""
@@ -107,7 +107,9 @@ async def test_two_histories_do_not_queue_behind_each_other(dsn: str, write: Wri
 
 
 class TestAWaiter:
-    async def test_goes_on_without_it_when_all_is_applied_meanwhile(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_goes_on_without_the_lock_when_all_is_applied_meanwhile(
+        self, dsn: str, write: Write
+    ) -> None:
         folder = write({"001_a.sql": "SELECT 1;", "002_b.sql": "CREATE TABLE b ();", "003_c.sql": "CREATE TABLE c ();"})
         migrator = Migrator(dsn, folder)
         await migrator.up(to=1)
@@ -132,7 +134,7 @@ class TestAWaiter:
         assert finished == [()]
         assert not await exists(dsn, "c")
 
-    async def test_compares_again_and_applies_only_what_is_left(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_compares_again_and_applies_only_the_rest(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE SEQUENCE runs")
         folder = write({"001_a.sql": COUNTED + PASS_GATE})
         async with gate(dsn) as closed, anyio.create_task_group() as tasks:
@@ -150,7 +152,7 @@ class TestAWaiter:
         assert finished == [["2"]]
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
 
-    async def test_returns_the_failure_of_the_one_it_waited_for(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_returns_the_failure_of_the_runner_that_it_waited_for(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE SEQUENCE runs")
         folder = write({"001_a.sql": COUNTED + PASS_GATE + "SELECT 1/0;", "002_b.sql": "CREATE TABLE b ();"})
         migrators = [Migrator(dsn, folder, lock_timeout=0) for _ in range(3)]
@@ -173,7 +175,7 @@ class TestAWaiter:
         assert [step.version for step in await migrators[1].up()] == ["1", "2"]
         assert await ask(dsn, "SELECT last_value FROM runs") == 2
 
-    async def test_does_not_take_an_old_failure_for_a_new_one(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_does_not_take_an_old_failure_for_a_new_one(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "INSERT INTO missing VALUES (1);"})
         await failure_of(Migrator(dsn, folder))
         await tell(dsn, "CREATE TABLE missing (n int)")
@@ -183,7 +185,7 @@ class TestAWaiter:
             holder.terminate()
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_that_waits_for_somebody_else_runs_nothing_itself(self, dsn: str, write: Write) -> None:
+    async def test_a_wait_runs_nothing_itself(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;", "002_b.sql": PASS_GATE})
         async with gate(dsn) as closed, anyio.create_task_group() as tasks:
             tasks.start_soon(Migrator(dsn, folder).wait)
@@ -195,7 +197,7 @@ class TestAWaiter:
             await closed.open()
 
     @pytest.mark.parametrize("verb", [Migrator.up, Migrator.down, Migrator.redo, Migrator.rehearse])
-    async def test_gives_up_when_its_budget_is_used_up(
+    async def test_a_waiter_gives_up_when_its_budget_is_used_up(
         self, dsn: str, write: Write, verb: Callable[[Migrator], Awaitable[object]]
     ) -> None:
         migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "001_a.down.sql": ""}), budget=0.5)
@@ -204,11 +206,13 @@ class TestAWaiter:
                 await verb(migrator)
         await migrator.up()
 
-    async def test_for_somebody_else_gives_up_when_its_budget_is_used_up(self, dsn: str, write: Write) -> None:
+    async def test_a_wait_gives_up_when_its_budget_is_used_up(self, dsn: str, write: Write) -> None:
         with anyio.fail_after(5), pytest.raises(BudgetExceededError):
             await Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), budget=0.3).wait()
 
-    async def test_tells_whom_it_waits_for(self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_waiter_tells_whom_it_waits_for(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
         folder = write({"007_long.sql": PASS_GATE})
 
         async def told() -> str:
@@ -224,7 +228,7 @@ class TestAWaiter:
                 await closed.open()
         assert all(part in message for part in ("up 7 long", str(pid), "since"))
 
-    async def test_blocks_nobody_and_keeps_no_snapshot(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_blocks_nobody_and_keeps_no_snapshot(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
             for _ in range(3):
@@ -238,7 +242,7 @@ class TestAWaiter:
                 await anyio.sleep(0.02)
             holder.terminate()
 
-    async def test_does_not_stand_in_the_way_of_an_index_built_concurrently(self, dsn: str, write: Write) -> None:
+    async def test_a_waiter_does_not_block_an_index_built_concurrently(self, dsn: str, write: Write) -> None:
         files = {
             "001_t.sql": "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n;",
             "002_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);",

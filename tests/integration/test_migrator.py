@@ -43,7 +43,7 @@ async def migrator(dsn: str, write: Write) -> Migrator:
 
 
 class TestUp:
-    async def test_applies_in_the_order_of_numbers(self, dsn: str, write: Write) -> None:
+    async def test_up_applies_in_the_order_of_numbers(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE log (id serial, what text)")
         numbers = [10, 9, 100, 8, 11]
         files = {f"{n}_m.sql": f"INSERT INTO log (what) VALUES ('{n}');" for n in numbers}
@@ -52,29 +52,31 @@ class TestUp:
         assert await logged(dsn) == ["8", "9", "10", "11", "100"]
 
     @pytest.mark.parametrize("to", [2, "2", "002"])
-    async def test_stops_where_it_is_told_to(self, dsn: str, migrator: Migrator, to: str | int) -> None:
+    async def test_up_stops_where_it_is_told_to(self, dsn: str, migrator: Migrator, to: str | int) -> None:
         assert [step.version for step in await migrator.up(to=to)] == ["1", "2"]
         assert await migrator.up(to=to) == ()
         assert await states(dsn) == {"1": "applied", "2": "applied"}
         assert [step.version for step in await migrator.up()] == ["3"]
 
     @pytest.mark.parametrize("to", ["nope", "-1", 99])
-    async def test_refuses_a_version_that_does_not_exist(self, dsn: str, migrator: Migrator, to: str | int) -> None:
+    async def test_up_refuses_a_version_that_does_not_exist(self, dsn: str, migrator: Migrator, to: str | int) -> None:
         with pytest.raises(UsageError):
             await migrator.up(to=to)
         assert not await exists(dsn, "t1")
 
-    async def test_with_nothing_pending_writes_nothing(self, dsn: str, migrator: Migrator) -> None:
+    async def test_up_with_nothing_pending_writes_nothing(self, dsn: str, migrator: Migrator) -> None:
         await migrator.up()
         before = await history(dsn)
         assert await migrator.up() == ()
         assert await history(dsn) == before
 
-    async def test_of_an_empty_folder_makes_no_table(self, dsn: str, write: Write) -> None:
+    async def test_up_of_an_empty_folder_makes_no_table(self, dsn: str, write: Write) -> None:
         assert await Migrator(dsn, write({"README.md": "nothing yet"})).up() == ()
         assert not await exists(dsn, HISTORY)
 
-    async def test_reads_files_that_are_packed(self, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_up_reads_files_that_are_packed(
+        self, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         package = tmp_path / "packed_migrations_of_a_test"
         package.mkdir()
         (package / "__init__.py").touch()
@@ -84,13 +86,13 @@ class TestUp:
         assert await exists(dsn, "a")
         sys.modules.pop(package.name, None)
 
-    async def test_reads_the_files_again_at_each_call(self, dsn: str, write: Write, migrator: Migrator) -> None:
+    async def test_up_reads_the_files_again_at_each_call(self, dsn: str, write: Write, migrator: Migrator) -> None:
         await migrator.up()
         write({"004_m.sql": "SELECT 1;"})
         assert [step.version for step in await migrator.up()] == ["4"]
         assert set((await states(dsn)).values()) == {"applied"}
 
-    async def test_with_a_bad_file_anywhere_runs_nothing(self, dsn: str, write: Write) -> None:
+    async def test_up_with_a_bad_file_anywhere_runs_nothing(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "CREATE TABLE a ();", "003_c.sql": "SELECT 'open;", "002_b.sql": "COMMIT;"})
         with pytest.raises(FilesError) as caught:
             await Migrator(dsn, folder).up()
@@ -100,7 +102,9 @@ class TestUp:
         ]
         assert not await exists(dsn, "a")
 
-    async def test_makes_a_transaction_of_each_of_many_small_ones(self, dsn: str, write: Write) -> None:
+    async def test_up_runs_each_of_many_small_migrations_in_a_transaction_of_its_own(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(dsn, "CREATE TABLE ids (id xid DEFAULT pg_current_xact_id()::xid)")
         finished = await Migrator(
             dsn, write({f"{n:04}_m.sql": "INSERT INTO ids DEFAULT VALUES;" for n in range(300)})
@@ -123,7 +127,7 @@ class TestDown:
             ({"to": 3}, []),
         ],
     )
-    async def test_goes_backwards(
+    async def test_down_goes_backwards(
         self, dsn: str, migrator: Migrator, arguments: dict[str, int], reverted: list[str]
     ) -> None:
         await migrator.up()
@@ -137,16 +141,18 @@ class TestDown:
         assert [step.version for step in await migrator.up()] == sorted(reverted)
 
     @pytest.mark.parametrize("arguments", [{"to": 1, "steps": 1}, {"to": 99}, {"to": "x"}])
-    async def test_refuses_what_means_nothing(self, dsn: str, migrator: Migrator, arguments: dict[str, int]) -> None:
+    async def test_down_refuses_arguments_that_mean_nothing(
+        self, dsn: str, migrator: Migrator, arguments: dict[str, int]
+    ) -> None:
         await migrator.up()
         with pytest.raises(UsageError):
             await migrator.down(**arguments)
         assert len(await states(dsn)) == 3
 
-    async def test_on_an_empty_database_does_nothing(self, migrator: Migrator) -> None:
+    async def test_down_on_an_empty_database_does_nothing(self, migrator: Migrator) -> None:
         assert await migrator.down() == ()
 
-    async def test_is_refused_while_the_database_is_ahead_of_the_files(self, dsn: str, migrator: Migrator) -> None:
+    async def test_down_is_refused_while_the_database_is_ahead_of_the_files(self, dsn: str, migrator: Migrator) -> None:
         await migrator.up()
         folder = Path(str(migrator.migrations))
         for name in ("003_m.sql", "003_m.down.sql"):
@@ -157,7 +163,7 @@ class TestDown:
             assert caught.value.versions == ("3",)
         assert len(await states(dsn)) == 3
 
-    async def test_without_a_down_file_in_the_way_goes_nowhere(self, dsn: str, migrator: Migrator) -> None:
+    async def test_down_reverts_nothing_where_a_down_file_is_missing(self, dsn: str, migrator: Migrator) -> None:
         await migrator.up()
         folder = Path(str(migrator.migrations))
         (folder / "002_m.down.sql").unlink()
@@ -167,7 +173,7 @@ class TestDown:
         assert len(await states(dsn)) == 3
         assert [step.version for step in await migrator.down(to=2)] == ["3"]
 
-    async def test_that_fails_is_rolled_back_and_may_be_tried_again(
+    async def test_a_down_that_fails_is_rolled_back_and_may_be_tried_again(
         self, dsn: str, write: Write, migrator: Migrator
     ) -> None:
         await migrator.up()
@@ -184,7 +190,7 @@ class TestDown:
         assert [step.version for step in await migrator.down(to=0)] == ["2", "1"]
         assert await states(dsn) == {}
 
-    async def test_takes_its_row_first_and_it_alone(self, dsn: str, write: Write, migrator: Migrator) -> None:
+    async def test_down_claims_its_own_row_first_and_no_other(self, dsn: str, write: Write, migrator: Migrator) -> None:
         look = "CREATE TABLE seen AS SELECT version, state FROM schema_migrations;"
         write({"003_m.down.sql": look})
         await migrator.up()
@@ -192,7 +198,7 @@ class TestDown:
         assert await column(dsn, "SELECT state FROM seen WHERE version = '3'") != ["applied"]
         assert await column(dsn, "SELECT state FROM seen WHERE version <> '3'") == ["applied", "applied"]
 
-    async def test_cannot_lie_about_its_row(self, dsn: str, write: Write, migrator: Migrator) -> None:
+    async def test_a_down_file_cannot_delete_its_row(self, dsn: str, write: Write, migrator: Migrator) -> None:
         write({"003_m.down.sql": "DELETE FROM schema_migrations WHERE version = '3'; DROP TABLE t3;"})
         await migrator.up()
         with pytest.raises(MigrationFailedError):
@@ -202,7 +208,7 @@ class TestDown:
         write(three())
         await migrator.down()
 
-    async def test_of_a_failed_version_forgets_nothing_that_is_applied(self, dsn: str, write: Write) -> None:
+    async def test_down_past_a_failed_version_forgets_nothing_that_is_applied(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE log (id serial, what text)")
         folder = write(three(**{"003_m.sql": "SELECT 1/0;"}))
         migrator = Migrator(dsn, folder)
@@ -213,7 +219,7 @@ class TestDown:
 
 class TestRedo:
     @pytest.mark.parametrize("steps", [1, 2, 3])
-    async def test_reverts_and_applies_again(self, dsn: str, migrator: Migrator, steps: int) -> None:
+    async def test_redo_reverts_and_applies_again(self, dsn: str, migrator: Migrator, steps: int) -> None:
         await migrator.up()
         finished = await migrator.redo(steps)
         versions = [str(n) for n in range(4 - steps, 4)]
@@ -222,15 +228,15 @@ class TestRedo:
         assert (await logged(dsn))[3:] == [" ".join(each) for each in expected]
         assert await states(dsn) == dict.fromkeys("123", "applied")
 
-    async def test_applies_nothing_that_was_not_applied(self, dsn: str, migrator: Migrator) -> None:
+    async def test_redo_applies_nothing_that_was_not_applied(self, dsn: str, migrator: Migrator) -> None:
         await migrator.up(to=2)
         await migrator.redo()
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_of_nothing_does_nothing(self, migrator: Migrator) -> None:
+    async def test_redo_of_nothing_does_nothing(self, migrator: Migrator) -> None:
         assert await migrator.redo() == ()
 
-    async def test_is_no_way_round_an_edited_file(self, write: Write, migrator: Migrator) -> None:
+    async def test_redo_refuses_an_edited_file(self, write: Write, migrator: Migrator) -> None:
         await migrator.up()
         write({"003_m.sql": "CREATE TABLE t3 (edited int);"})
         for verb in (migrator.up, migrator.redo):
@@ -283,7 +289,7 @@ class TestLooking:
         found = {entry.version: entry.state for entry in await migrator.status()}
         assert found == {"1": "unknown", "2": "applied", "3": "changed", "4": "late", "5": "unknown", "6": "pending"}
 
-    async def test_needs_no_right_to_write(self, dsn: str, migrator: Migrator) -> None:
+    async def test_a_look_needs_no_right_to_write(self, dsn: str, migrator: Migrator) -> None:
         await migrator.up(to=2)
         before = await ask(dsn, "SELECT pg_current_xact_id()::text")
         await migrator.status()
@@ -292,7 +298,7 @@ class TestLooking:
 
 
 class TestTheJournal:
-    async def test_gets_a_line_for_each_finished_step(self, dsn: str, write: Write, tmp_path: Path) -> None:
+    async def test_the_journal_gets_a_line_for_each_finished_step(self, dsn: str, write: Write, tmp_path: Path) -> None:
         journal = tmp_path / "journal"
         folder = write({"001_a.sql": "SELECT 1;", "001_a.down.sql": "", "002_b.sql": "SELECT 1/0;"})
         migrator = Migrator(dsn, folder, journal=journal)
@@ -301,7 +307,7 @@ class TestTheJournal:
         lines = [json.loads(line) for line in journal.read_text().splitlines()]
         assert [(line["version"], line["direction"]) for line in lines] == [("1", "up"), ("1", "down")]
 
-    async def test_that_cannot_be_written_is_a_warning(
+    async def test_a_journal_that_cannot_be_written_is_a_warning(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.WARNING, "pgratchet"):
@@ -340,7 +346,7 @@ async def test_extensions_can_be_created_and_used(dsn: str, write: Write) -> Non
     assert await exists(dsn, "t")
 
 
-async def test_a_migration_may_drop_what_the_next_start_needs(dsn: str, write: Write) -> None:
+async def test_a_dropped_history_is_made_again_and_a_missing_database_is_an_error(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;"}))
     await migrator.up()
     await tell(dsn, "DROP TABLE schema_migrations")

@@ -76,7 +76,7 @@ async def refuses_ddl(dsn: str) -> bool:
     return False
 
 
-async def test_everything_is_the_owners_the_history_too(dsn: str, write: Write) -> None:
+async def test_the_owner_owns_everything_and_the_history_too(dsn: str, write: Write) -> None:
     async with roles(dsn) as (owner, login):
         assert await refuses_ddl(login)
         migrator = Migrator(login, write(FILES), owner=owner)
@@ -85,7 +85,7 @@ async def test_everything_is_the_owners_the_history_too(dsn: str, write: Write) 
         assert await refuses_ddl(login)
 
 
-async def test_the_history_says_who_logged_in(dsn: str, write: Write) -> None:
+async def test_the_history_names_the_login_role(dsn: str, write: Write) -> None:
     async with roles(dsn) as (owner, login):
         await Migrator(login, write(FILES), owner=owner).up()
         user = owner.removesuffix(" Owner")
@@ -102,7 +102,7 @@ async def test_the_way_down_is_the_owners_as_well(dsn: str, write: Write) -> Non
         assert await states(dsn) == {}
 
 
-async def test_who_logs_in_may_wait_and_check_without_the_owner(dsn: str, write: Write) -> None:
+async def test_a_login_role_may_wait_and_check_without_the_owner(dsn: str, write: Write) -> None:
     async with roles(dsn) as (owner, login):
         folder = write(FILES)
         await Migrator(login, folder, owner=owner).up()
@@ -174,7 +174,7 @@ async def test_an_owner_that_the_role_is_no_member_of_is_refused_with_the_grant_
                 await migrator(migrations=write({}), owner="nobody here").up()
 
 
-async def test_what_is_adopted_or_repaired_first_can_be_read_by_who_logs_in(dsn: str, write: Write) -> None:
+async def test_a_login_role_can_read_a_history_that_began_with_an_adoption_or_a_repair(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     async with roles(dsn) as (owner, login):
         await Migrator(login, folder, owner=owner).repair(1, Verdict.APPLIED, "made by hand")
@@ -242,7 +242,7 @@ async def test_a_hidden_session_that_has_logged_in_as_a_runner_did_is_waited_for
         await closed.open()
 
 
-async def test_a_history_that_is_somebody_elses_says_whom_it_has_to_let_write(dsn: str, write: Write) -> None:
+async def test_a_history_of_another_role_names_the_role_that_needs_the_right_to_write(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     await Migrator(dsn, folder).up()
     async with roles(dsn) as (owner, login):
@@ -274,7 +274,7 @@ async def roles_of_the_page(dsn: str) -> AsyncIterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-async def test_the_roles_of_the_page_are_enough_from_the_first_look_on(dsn: str, write: Write, *, pooled: bool) -> None:
+async def test_the_roles_of_the_page_suffice_from_the_first_look_on(dsn: str, write: Write, *, pooled: bool) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();"})
     async with roles_of_the_page(dsn) as names, AsyncExitStack() as stack:
         table, owner, reader = "pgratchet.schema_migrations", names["orders_owner"], names["app"]

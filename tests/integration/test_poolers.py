@@ -23,7 +23,7 @@ async def test_a_query_goes_through_in_every_mode(dsn: str, mode: Mode) -> None:
         assert await ask(pooler.dsn, "SELECT inet_server_port()") != pooler.port
 
 
-async def test_nobody_is_let_in_without_the_poolers_password(dsn: str) -> None:
+async def test_the_pooler_lets_nobody_in_without_its_password(dsn: str) -> None:
     async with pgbouncer(dsn) as pooler:
         parts = urlsplit(pooler.dsn)
         for password in ("", ":", f":{PASSWORD}"):
@@ -68,7 +68,7 @@ async def test_settings_reach_pgbouncer(dsn: str) -> None:
         assert await client.fetchval("SHOW lock_timeout") == "0"
 
 
-async def test_it_leads_to_other_databases_too(dsn: str) -> None:
+async def test_a_pooler_leads_to_other_databases_too(dsn: str) -> None:
     async with pgbouncer(dsn) as pooler:
         assert await ask(pooler.dsn_for("template1"), "SELECT current_database()") == "template1"
 
@@ -93,7 +93,7 @@ async def test_a_paused_pool_serves_nobody_until_it_resumes(dsn: str) -> None:
             assert await query == 1
 
 
-async def test_nothing_is_left_of_it(dsn: str) -> None:
+async def test_nothing_is_left_of_a_pooler(dsn: str) -> None:
     async with pgbouncer(dsn) as pooler, connected(pooler.dsn) as client:
         folder, pid = pooler.log.parent, pooler.pid
         backend = await client.fetchval(BACKEND)
@@ -110,7 +110,7 @@ async def test_nothing_is_left_of_it(dsn: str) -> None:
         os.kill(pid, 0)
 
 
-async def test_where_it_is_missing_a_test_is_skipped_or_fails(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_test_is_skipped_or_fails_where_pgbouncer_is_missing(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     monkeypatch.delenv(REQUIRED, raising=False)
     with pytest.raises(pytest.skip.Exception, match="apt-get install pgbouncer"):

@@ -13,14 +13,14 @@ def python(body: str, down: str = "pass") -> str:
     return f"async def up(connection):\n{lines}\n\n\nasync def down(connection):\n    {down}\n"
 
 
-async def test_runs_in_the_transaction_of_its_record(dsn: str, write: Write) -> None:
+async def test_a_python_migration_runs_in_the_transaction_of_its_record(dsn: str, write: Write) -> None:
     body = "await connection.execute('CREATE TABLE seen AS SELECT pg_current_xact_id()::xid AS id')"
     (finished,) = await Migrator(dsn, write({"001_a.py": python(body)})).up()
     assert (finished.version, finished.statements) == ("1", 1)
     assert await ask(dsn, "SELECT id = (SELECT xmin FROM schema_migrations) FROM seen")
 
 
-async def test_may_use_all_of_asyncpg(dsn: str, write: Write) -> None:
+async def test_a_python_migration_may_use_all_of_asyncpg(dsn: str, write: Write) -> None:
     body = """
 await connection.execute("CREATE TABLE t (n int, s text)")
 await connection.copy_records_to_table("t", records=[(n, str(n)) for n in range(100)])
@@ -35,7 +35,7 @@ await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decode
     assert await ask(dsn, "SELECT count(*) FROM t") == 100
 
 
-async def test_nests_transactions_as_savepoints(dsn: str, write: Write) -> None:
+async def test_a_python_migration_nests_transactions_as_savepoints(dsn: str, write: Write) -> None:
     body = """
 async with connection.transaction():
     await connection.execute("CREATE TABLE kept ()")
@@ -57,7 +57,7 @@ await transaction.rollback()
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_goes_down_as_well(dsn: str, write: Write) -> None:
+async def test_a_python_migration_goes_down_as_well(dsn: str, write: Write) -> None:
     code = python("await connection.execute('CREATE TABLE a ()')", "await connection.execute('DROP TABLE a')")
     migrator = Migrator(dsn, write({"001_a.py": code}))
     await migrator.up()
@@ -87,7 +87,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS.keys())
-async def test_failing_says_where_and_is_rolled_back(
+async def test_a_python_migration_that_fails_says_where_and_is_rolled_back(
     dsn: str, write: Write, case: tuple[str, str, str | None, int | None]
 ) -> None:
     body, word, sqlstate, line = case
@@ -108,7 +108,7 @@ async def test_failing_says_where_and_is_rolled_back(
 
 
 @pytest.mark.parametrize("word", ["sys.exit(3)", "exit()"])
-async def test_that_exits_is_a_failed_migration_and_not_the_end_of_its_process(
+async def test_a_python_migration_that_exits_fails_without_ending_the_process(
     dsn: str, write: Write, word: str
 ) -> None:
     folder = write({"001_a.py": "import sys\n" + python(word)})
@@ -120,7 +120,9 @@ async def test_that_exits_is_a_failed_migration_and_not_the_end_of_its_process(
 
 
 @pytest.mark.parametrize("code", ["import nonexistent_module_of_ours\n", "1/0\n"])
-async def test_whose_top_level_fails_is_a_failed_migration(dsn: str, write: Write, code: str) -> None:
+async def test_a_python_migration_whose_top_level_fails_is_a_failed_migration(
+    dsn: str, write: Write, code: str
+) -> None:
     folder = write({"001_a.py": code + "async def up(connection): pass\n"})
     failure = (await failure_of(Migrator(dsn, folder))).failure
     assert failure.line == 1
@@ -131,13 +133,15 @@ async def test_whose_top_level_fails_is_a_failed_migration(dsn: str, write: Writ
 @pytest.mark.parametrize(
     "code", ["def up(connection): pass\n", "async def upp(connection): pass\n", "async def up(:\n"]
 )
-async def test_that_cannot_be_run_is_refused_before_anything_is(dsn: str, write: Write, code: str) -> None:
+async def test_a_python_migration_that_cannot_be_run_is_refused_before_anything_runs(
+    dsn: str, write: Write, code: str
+) -> None:
     with pytest.raises(FilesError):
         await Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();", "002_b.py": code})).up()
     assert not await exists(dsn, "a")
 
 
-async def test_that_commits_by_itself_is_noticed(dsn: str, write: Write) -> None:
+async def test_a_python_migration_that_commits_by_itself_is_noticed(dsn: str, write: Write) -> None:
     folder = write({"001_a.py": python("await connection.execute('CREATE TABLE a (); COMMIT')")})
     await failure_of(Migrator(dsn, folder))
     assert await states(dsn) == {"1": "running"}
@@ -146,7 +150,9 @@ async def test_that_commits_by_itself_is_noticed(dsn: str, write: Write) -> None
 
 
 @pytest.mark.parametrize("call", ["close()", "terminate()"])
-async def test_that_closes_the_connection_fails_in_the_end(dsn: str, write: Write, call: str) -> None:
+async def test_a_python_migration_that_closes_the_connection_fails_in_the_end(
+    dsn: str, write: Write, call: str
+) -> None:
     body = f"r = connection.{call}\nif r: await r"
     folder = write({"001_a.py": python(body)})
     with anyio.fail_after(10), pytest.raises(Exception, match=r".+"):
@@ -156,7 +162,7 @@ async def test_that_closes_the_connection_fails_in_the_end(dsn: str, write: Writ
     await Migrator(dsn, folder).up()
 
 
-async def test_cancelled_leaves_nothing_behind(dsn: str, write: Write) -> None:
+async def test_a_cancelled_python_migration_leaves_nothing_behind(dsn: str, write: Write) -> None:
     body = "await connection.execute('CREATE TABLE a ()')\nawait connection.execute('SELECT pg_sleep(60)')"
     folder = write({"001_a.py": python(body)})
     sleeping = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
@@ -176,14 +182,14 @@ async def test_cancelled_leaves_nothing_behind(dsn: str, write: Write) -> None:
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "55P03"])
-async def test_is_tried_again_after_a_temporary_error(dsn: str, write: Write, code: str) -> None:
+async def test_a_python_migration_is_tried_again_after_a_temporary_error(dsn: str, write: Write, code: str) -> None:
     await tell(dsn, "CREATE SEQUENCE tries")
     sql = f"DO $$BEGIN IF nextval('tries') < 3 THEN RAISE 'x' USING ERRCODE = '{code}'; END IF; END$$"
     await Migrator(dsn, write({"001_a.py": python(f'await connection.execute("""{sql}""")')})).up()
     assert await ask(dsn, "SELECT last_value FROM tries") == 3
 
 
-async def test_hears_notices_and_leaves_no_listeners(dsn: str, write: Write) -> None:
+async def test_a_python_migration_hears_notices_and_leaves_no_listeners(dsn: str, write: Write) -> None:
     body = "connection.add_log_listener(print)\nawait connection.add_listener('x', print)"
     await Migrator(dsn, write({"001_a.py": python(body), "002_b.sql": "DO $$BEGIN RAISE NOTICE 'x'; END$$"})).up()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
@@ -202,26 +208,30 @@ SEES_NO_CODECS = "assert await connection.fetchval(\"SELECT '[1]'::jsonb\") == '
 
 
 class TestWhatOneSetsInItsConnection:
-    async def test_is_gone_for_the_next_one(self, dsn: str, write: Write) -> None:
+    async def test_settings_of_a_connection_are_gone_for_the_next_python_migration(
+        self, dsn: str, write: Write
+    ) -> None:
         files = {"001_a.py": python(SET_CODECS), "002_b.py": python(SEES_NO_CODECS)}
         migrator = Migrator(dsn, write(files | {"003_c.sql": "SELECT 1;", "004_d.sql": "SELECT 2;"}))
         await migrator.rehearse()
         report = await migrator.up()
         assert [step.version for step in report if step.seconds is not None] == ["1", "2", "3", "4"]
 
-    async def test_is_gone_when_it_is_tried_again(self, dsn: str, write: Write) -> None:
+    async def test_settings_of_a_connection_are_gone_when_a_python_migration_is_tried_again(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(dsn, "CREATE SEQUENCE tries")
         sql = "DO $$BEGIN IF nextval('tries') < 3 THEN RAISE 'x' USING ERRCODE = '40001'; END IF; END$$"
         body = f'{SEES_NO_CODECS}\n{SET_CODECS}\nawait connection.execute("""{sql}""")'
         await Migrator(dsn, write({"001_a.py": python(body)})).up()
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_may_be_of_a_type_that_it_drops(self, dsn: str, write: Write) -> None:
+    async def test_a_python_migration_may_set_a_codec_of_a_type_that_it_drops(self, dsn: str, write: Write) -> None:
         body = f"{SET_CODECS}\nawait connection.execute('DROP TYPE pair')"
         await Migrator(dsn, write({"001_a.py": python(body), "002_b.py": python(SEES_NO_CODECS)})).up()
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_listens_to_nothing_any_more(
+    async def test_listeners_of_a_python_migration_end_with_it(
         self, dsn: str, write: Write, capsys: pytest.CaptureFixture[str]
     ) -> None:
         body = """
@@ -236,7 +246,7 @@ await connection.add_listener("news", callback=print)
 
 
 @pytest.mark.parametrize("kind", ["timestamptz", "int4", "text"])
-async def test_codecs_of_a_factory_make_no_failure_of_what_is_committed(dsn: str, write: Write, kind: str) -> None:
+async def test_codecs_of_a_factory_do_not_fail_a_committed_migration(dsn: str, write: Write, kind: str) -> None:
     async def connect() -> Connection:
         connection = await asyncpg.connect(dsn)
         await connection.set_type_codec(kind, schema="pg_catalog", encoder=str, decoder=str, format="text")

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.anyio
 EVERYTHING = "SELECT count(*) FROM pg_class WHERE relnamespace::regnamespace::text NOT LIKE 'pg_%'"
 
 
-async def test_does_everything_and_leaves_nothing(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_does_everything_and_leaves_nothing(dsn: str, write: Write) -> None:
     code = "async def up(c):\n    async with c.transaction():\n        await c.execute('INSERT INTO a VALUES (1)')"
     files = {
         "001_a.sql": "CREATE TABLE a (n int); SET search_path = ''; CREATE TEMP TABLE x ();",
@@ -28,12 +28,12 @@ async def test_does_everything_and_leaves_nothing(dsn: str, write: Write) -> Non
     assert await migrator.rehearse() == ()
 
 
-async def test_goes_as_far_as_it_is_told(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_goes_as_far_as_it_is_told(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;", "002_b.sql": "SELECT 1;", "003_c.sql": "SELECT 1/0;"}))
     assert [step.version for step in await migrator.rehearse(to=2)] == ["1", "2"]
 
 
-async def test_changes_nothing_that_is_recorded_already(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_changes_nothing_that_is_recorded_already(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT 1/0;"})
     await failure_of(Migrator(dsn, folder))
     before = await history(dsn)
@@ -48,7 +48,7 @@ async def test_changes_nothing_that_is_recorded_already(dsn: str, write: Write) 
     ("sql", "line", "sqlstate"),
     [("SELECT 1;\nSELECT nope;", 2, "42703"), ("SELECT 1;\nSELEC;", 2, "42601"), ("SELECT 1/0;", 1, "22012")],
 )
-async def test_says_where_it_fails(dsn: str, write: Write, sql: str, line: int, sqlstate: str) -> None:
+async def test_a_rehearsal_says_where_it_fails(dsn: str, write: Write, sql: str, line: int, sqlstate: str) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": sql})
     with pytest.raises(MigrationFailedError) as caught:
         await Migrator(dsn, folder).rehearse()
@@ -58,7 +58,7 @@ async def test_says_where_it_fails(dsn: str, write: Write, sql: str, line: int, 
     assert not await exists(dsn, "a")
 
 
-async def test_says_where_a_python_migration_fails(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_says_where_a_python_migration_fails(dsn: str, write: Write) -> None:
     folder = write(
         {"001_a.py": "async def up(c):\n    await c.execute('CREATE TABLE a ()')\n    raise ValueError('x')\n"}
     )
@@ -68,7 +68,7 @@ async def test_says_where_a_python_migration_fails(dsn: str, write: Write) -> No
     assert not await exists(dsn, "a")
 
 
-async def test_notices_constraints_that_would_fail_at_the_end(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_notices_constraints_that_would_fail_at_the_end(dsn: str, write: Write) -> None:
     sql = (
         "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
         "INSERT INTO c VALUES (1);"
@@ -79,7 +79,7 @@ async def test_notices_constraints_that_would_fail_at_the_end(dsn: str, write: W
 
 
 @pytest.mark.parametrize("sql", ["CREATE INDEX CONCURRENTLY i ON a (n);", "-- pgratchet: no-transaction\nSELECT 1;"])
-async def test_is_refused_before_anything_is_done_where_a_step_cannot_be_undone(
+async def test_a_rehearsal_with_a_step_that_cannot_be_undone_is_refused_before_anything_is_done(
     dsn: str, write: Write, sql: str
 ) -> None:
     await tell(dsn, "CREATE SEQUENCE runs")
@@ -93,7 +93,9 @@ async def test_is_refused_before_anything_is_done_where_a_step_cannot_be_undone(
 
 
 @pytest.mark.parametrize("create", ["001_e.sql", "000_e.sql"])
-async def test_names_an_enum_value_as_the_one_thing_it_cannot_do(dsn: str, write: Write, create: str) -> None:
+async def test_a_rehearsal_names_an_enum_value_as_the_one_thing_it_cannot_do(
+    dsn: str, write: Write, create: str
+) -> None:
     files = {
         create: "CREATE TYPE mood AS ENUM ('ok');",
         "002_e.sql": "ALTER TYPE mood ADD VALUE 'new';",
@@ -111,7 +113,7 @@ async def test_names_an_enum_value_as_the_one_thing_it_cannot_do(dsn: str, write
     assert await column(dsn, "SELECT m::text FROM t") == ["new"]
 
 
-async def test_is_refused_where_files_and_history_disagree(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_is_refused_where_files_and_history_disagree(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
     await Migrator(dsn, folder).up()
     write({"001_a.sql": "SELECT 2;", "002_b.sql": "SELECT 1;"})
@@ -120,7 +122,7 @@ async def test_is_refused_where_files_and_history_disagree(dsn: str, write: Writ
 
 
 @pytest.mark.parametrize("end", ["COMMIT;", "COMMIT; BEGIN;", "ROLLBACK;"])
-async def test_is_not_left_by_a_script_that_ends_the_transaction(
+async def test_a_script_that_ends_the_transaction_commits_nothing_of_a_rehearsal(
     dsn: str, write: Write, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgratchet.core.sql.scripts._forbidden_controls", lambda *_: [])
@@ -131,7 +133,7 @@ async def test_is_not_left_by_a_script_that_ends_the_transaction(
     assert not await exists(dsn, "b")
 
 
-async def test_leaks_nothing_from_step_to_step(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_leaks_nothing_from_step_to_step(dsn: str, write: Write) -> None:
     leaked = "current_setting('search_path') = 'x' OR current_user <> session_user"
     look = f"DO $$BEGIN IF {leaked} THEN RAISE 'x'; END IF; END$$;"
     async with a_role(dsn) as role:
@@ -142,7 +144,7 @@ async def test_leaks_nothing_from_step_to_step(dsn: str, write: Write) -> None:
         assert len(await Migrator(dsn, write(files)).rehearse()) == 2
 
 
-async def test_shows_what_it_would_fail_at_again(dsn: str, write: Write) -> None:
+async def test_a_rehearsal_shows_what_would_fail_again(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "SELECT 1/0;"})
     await failure_of(Migrator(dsn, folder))
     with pytest.raises(MigrationFailedError):

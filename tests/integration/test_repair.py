@@ -101,7 +101,7 @@ async def test_a_reason_outlives_a_failure(dsn: str, write: Write) -> None:
     assert ((await history(dsn))["1"]["state"], (await history(dsn))["1"]["reason"]) == ("applied", reason)
 
 
-async def test_on_a_way_down_counts_the_statement_too(dsn: str, write: Write) -> None:
+async def test_a_repair_of_a_way_down_counts_the_statement_too(dsn: str, write: Write) -> None:
     await tell(dsn, PROCEDURE)
     migrator = Migrator(dsn, write({"001_work.sql": "SELECT 1", "001_work.down.sql": WORK}))
     await migrator.up()
@@ -120,7 +120,7 @@ async def test_on_a_way_down_counts_the_statement_too(dsn: str, write: Write) ->
     assert await states(dsn) == {}
 
 
-async def test_of_a_transaction_that_escaped(dsn: str, write: Write) -> None:
+async def test_a_repair_settles_a_transaction_that_escaped(dsn: str, write: Write) -> None:
     await tell(dsn, "CREATE TABLE ledger (n int)")
     escapes = "async def up(c):\n    await c.execute('INSERT INTO ledger VALUES (1); COMMIT')\n"
     folder = write({"001_a.py": escapes})
@@ -137,7 +137,7 @@ async def test_of_a_transaction_that_escaped(dsn: str, write: Write) -> None:
     assert await states(dsn) == {"1": "applied"}
 
 
-async def test_records_what_was_done_by_hand(dsn: str, write: Write) -> None:
+async def test_a_repair_records_what_was_done_by_hand(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "CREATE TABLE b ();"})
     await tell(dsn, "CREATE TABLE a ()")
     entry = await Migrator(dsn, folder).repair(1, Verdict.APPLIED, "by hand")
@@ -149,7 +149,7 @@ async def test_records_what_was_done_by_hand(dsn: str, write: Write) -> None:
     await Migrator(dsn, folder).check()
 
 
-async def test_puts_back_what_was_applied_below_newer_ones(dsn: str, write: Write) -> None:
+async def test_a_repair_puts_back_a_version_that_was_applied_below_newer_ones(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT 1;"})
     await Migrator(dsn, folder).up()
     await tell(dsn, "DROP TABLE a")
@@ -160,7 +160,7 @@ async def test_puts_back_what_was_applied_below_newer_ones(dsn: str, write: Writ
     assert await exists(dsn, "a")
 
 
-async def test_of_a_version_whose_file_is_gone(dsn: str, write: Write) -> None:
+async def test_a_repair_settles_a_version_whose_file_is_gone(dsn: str, write: Write) -> None:
     migrator = await in_doubt(dsn, write)
     assert isinstance(migrator.migrations, Path)
     for name in ("001_work.sql", "001_work.down.sql"):
@@ -174,7 +174,7 @@ async def test_of_a_version_whose_file_is_gone(dsn: str, write: Write) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", " \n"])
-async def test_needs_a_reason(dsn: str, write: Write, reason: str) -> None:
+async def test_a_repair_needs_a_reason(dsn: str, write: Write, reason: str) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;"}))
     with pytest.raises(UsageError, match="reason"):
         await migrator.repair(1, Verdict.APPLIED, reason)
@@ -182,14 +182,16 @@ async def test_needs_a_reason(dsn: str, write: Write, reason: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["2", 2, "one", "", "-1"])
-async def test_needs_a_version(dsn: str, write: Write, version: str | int) -> None:
+async def test_a_repair_needs_a_version(dsn: str, write: Write, version: str | int) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1;"}))
     with pytest.raises(UsageError, match="no version"):
         await migrator.repair(version, Verdict.APPLIED, "why")
     assert [step.version for step in await migrator.up()] == ["1"]
 
 
-async def test_waits_for_the_lock_and_is_refused_while_somebody_is_at_work_without_it(dsn: str, write: Write) -> None:
+async def test_a_repair_waits_for_the_lock_and_is_refused_while_somebody_works_without_it(
+    dsn: str, write: Write
+) -> None:
     folder = write({"001_a.sql": HEAD + PASS_GATE + "SELECT 2;"})
     migrator = Migrator(dsn, folder, lock_timeout=0)
     # A runner with another lock: as if its own had been taken away.
@@ -224,7 +226,7 @@ class Elsewhere(Table):
         return 42
 
 
-async def test_is_no_failure_to_those_who_wait(dsn: str, write: Write) -> None:
+async def test_a_repair_is_no_failure_to_waiters(dsn: str, write: Write) -> None:
     migrator = await in_doubt(dsn, write)
     async with runner_lock(dsn) as holder, anyio.create_task_group() as tasks:
         tasks.start_soon(migrator.up)
@@ -247,7 +249,7 @@ async def test_is_no_failure_to_those_who_wait(dsn: str, write: Write) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["Applied", "", "postgresql://app:hunter2@db/app", None])
-async def test_what_is_no_verdict_is_refused_and_not_repeated(dsn: str, write: Write, verdict: Any) -> None:
+async def test_an_invalid_verdict_is_refused_and_not_repeated(dsn: str, write: Write, verdict: Any) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1"}))
     with pytest.raises(UsageError, match="one of applied, not-applied, again, skip") as refused:
         await migrator.repair(1, verdict, "by hand")

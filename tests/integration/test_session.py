@@ -44,7 +44,7 @@ POOLERS_NOT_YET = (
 
 
 class TestASession:
-    async def test_has_settings_that_free_the_lock_of_a_dead_runner(self, dsn: str) -> None:
+    async def test_a_session_has_settings_that_free_the_lock_of_a_dead_runner(self, dsn: str) -> None:
         async with open_session(connector(dsn)) as connection:
             for name, value in SHOWN.items():
                 assert await connection.fetchval(SETTING, name) == value
@@ -52,7 +52,7 @@ class TestASession:
             assert await connection.fetchval("SHOW lock_timeout") == "1s"
             assert await connection.fetchval("SHOW application_name") == "pgratchet"
 
-    async def test_of_a_factory_gets_the_same_settings(self, dsn: str, write: Write) -> None:
+    async def test_a_factorys_session_gets_the_same_settings(self, dsn: str, write: Write) -> None:
         async def connect() -> Connection:
             return await asyncpg.connect(dsn, statement_cache_size=0)
 
@@ -64,15 +64,15 @@ class TestASession:
         await deserted(dsn)
 
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
-    async def test_opens_for_every_spelling_of_a_dsn(self, dsn: str, scheme: str) -> None:
+    async def test_a_session_opens_for_every_spelling_of_a_dsn(self, dsn: str, scheme: str) -> None:
         async with open_session(connector(f"{scheme}://{dsn.partition('://')[2]}")) as connection:
             assert await connection.fetchval("SELECT 1") == 1
 
-    async def test_keeps_the_application_name_of_the_dsn(self, dsn: str) -> None:
+    async def test_a_session_keeps_the_application_name_of_the_dsn(self, dsn: str) -> None:
         async with open_session(connector(f"{dsn}?application_name=billing")) as connection:
             assert await connection.fetchval("SHOW application_name") == "billing"
 
-    async def test_has_keepalives_in_its_socket(self, dsn: str) -> None:
+    async def test_a_session_has_keepalives_in_its_socket(self, dsn: str) -> None:
         async with open_session(connector(dsn)) as connection:
             transport: Any = connection._transport  # type: ignore[attr-defined]  # no public way
             plug = transport.get_extra_info("socket")
@@ -80,14 +80,14 @@ class TestASession:
             if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
                 assert plug.getsockopt(socket.IPPROTO_TCP, option) == VANISHED_AFTER * 1000
 
-    async def test_is_closed_whatever_happens_inside(self, dsn: str) -> None:
+    async def test_a_session_is_closed_whatever_happens_inside(self, dsn: str) -> None:
         for error in (KeyError("x"), asyncio.CancelledError(), KeyboardInterrupt()):
             with pytest.raises(type(error)):
                 async with open_session(connector(dsn)):
                     raise error
         await deserted(dsn, 2)
 
-    async def test_that_ends_inside_says_so(self, dsn: str) -> None:
+    async def test_a_session_that_ends_inside_says_so(self, dsn: str) -> None:
         async def lose() -> None:
             async with open_session(connector(dsn)) as connection:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
@@ -97,7 +97,7 @@ class TestASession:
         with pytest.raises(ConnectionLostError):
             await lose()
 
-    async def test_does_not_take_every_error_for_its_end(self, dsn: str) -> None:
+    async def test_a_session_does_not_take_every_error_for_its_end(self, dsn: str) -> None:
         for error in (OSError("disk"), TimeoutError("slow"), asyncpg.InterfaceError("misuse")):
             with pytest.raises(type(error)):
                 async with open_session(connector(dsn)):
@@ -111,14 +111,16 @@ class TestAServerThatIsNotThere:
             port = probe.getsockname()[1]
         return f"postgresql://me:geheim@127.0.0.1:{port}/x"
 
-    async def test_is_an_error_at_once_without_waiting_verbs(self, nowhere: str, write: Write) -> None:
+    async def test_a_missing_server_is_an_error_at_once_for_verbs_that_do_not_wait(
+        self, nowhere: str, write: Write
+    ) -> None:
         migrator = Migrator(nowhere, write({"001_a.sql": "SELECT 1;"}))
         for verb in (migrator.check, migrator.status, migrator.plan):
             with anyio.fail_after(5), pytest.raises(ServerError) as caught:
                 await verb()
             assert "geheim" not in str(caught.value)
 
-    async def test_is_waited_for_while_the_budget_lasts(
+    async def test_a_run_waits_for_a_missing_server_while_the_budget_lasts(
         self, nowhere: str, write: Write, caplog: pytest.LogCaptureFixture
     ) -> None:
         migrator = Migrator(nowhere, write({"001_a.sql": "SELECT 1;"}), budget=0.4)
@@ -128,7 +130,9 @@ class TestAServerThatIsNotThere:
             assert "geheim" not in str(caught.value)
         assert "geheim" not in caplog.text
 
-    async def test_is_found_when_it_comes_up(self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_run_finds_a_missing_server_when_it_comes_up(
+        self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         attempts = 0
         not_yet = (
             asyncpg.CannotConnectNowError("not yet"),
@@ -149,7 +153,7 @@ class TestAServerThatIsNotThere:
         assert attempts == len(not_yet) + 1
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_is_given_up_at_once_where_waiting_is_no_cure(self, dsn: str, write: Write) -> None:
+    async def test_a_run_gives_up_at_once_where_waiting_is_no_cure(self, dsn: str, write: Write) -> None:
         missing = Migrator(dsn + "_missing", write({"001_a.sql": "SELECT 1;"}))
         with anyio.fail_after(5), pytest.raises(ServerError, match="3D000"):
             await missing.up()
@@ -162,7 +166,7 @@ class TestAServerThatIsNotThere:
             ("sslmode=require&sslcert=/no/client.pem", "sslcert=/no/client.pem"),
         ],
     )
-    async def test_is_given_up_at_once_where_tls_cannot_be_had(
+    async def test_a_run_gives_up_at_once_where_the_server_has_no_tls(
         self, dsn: str, write: Write, more: str, word: str
     ) -> None:
         if await ask(dsn, "SHOW ssl") == "on" and "/no/" not in more:
@@ -172,7 +176,7 @@ class TestAServerThatIsNotThere:
             with anyio.fail_after(5), pytest.raises((ServerError, UsageError), match=word):
                 await verb()
 
-    async def test_is_given_up_at_once_where_a_factory_misses_a_file(self, write: Write) -> None:
+    async def test_a_run_gives_up_at_once_where_a_factory_misses_a_file(self, write: Write) -> None:
         async def connect() -> Connection:
             password = Path("/no/password").read_text()  # noqa: ASYNC240 - it does not come to that
             return await asyncpg.connect(password=password)
@@ -180,13 +184,15 @@ class TestAServerThatIsNotThere:
         with anyio.fail_after(5), pytest.raises(ServerError, match="/no/password"):
             await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
 
-    async def test_is_waited_for_where_its_socket_is_missing(self, write: Write, tmp_path: Path) -> None:
+    async def test_a_run_waits_for_a_server_whose_socket_is_missing(self, write: Write, tmp_path: Path) -> None:
         migrator = Migrator(f"postgresql://x@/x?host={tmp_path}", write({"001_a.sql": "SELECT 1;"}), budget=0.4)
         with anyio.fail_after(5), pytest.raises(BudgetExceededError):
             await migrator.up()
 
     @pytest.mark.parametrize("words", ["no such database: x", 'password authentication failed for user "x"'])
-    async def test_is_given_up_at_once_where_a_pooler_says_that_a_name_is_wrong(self, write: Write, words: str) -> None:
+    async def test_a_run_gives_up_at_once_where_a_pooler_says_that_a_name_is_wrong(
+        self, write: Write, words: str
+    ) -> None:
         for said in (words, f"server login has been failing, cached error: {words} (server_login_retry)"):
 
             async def connect(said: str = said) -> Connection:
@@ -195,7 +201,7 @@ class TestAServerThatIsNotThere:
             with anyio.fail_after(5), pytest.raises(ServerError, match="08P01"):
                 await Migrator(connect=connect, migrations=write({"001_a.sql": "SELECT 1;"})).up()
 
-    async def test_that_accepts_and_never_answers_uses_up_the_budget(self, write: Write) -> None:
+    async def test_a_server_that_accepts_and_never_answers_uses_up_the_budget(self, write: Write) -> None:
         async with deaf() as address:
             migrator = Migrator(f"postgresql://x@{address}/x", write({"001_a.sql": ""}), budget=0.5)
             with anyio.fail_after(10), pytest.raises(BudgetExceededError):

@@ -34,7 +34,7 @@ async def failed(migrator: Migrator) -> None:
     await until(condition)
 
 
-async def test_the_application_starts_without_it_and_it_gets_ready_meanwhile(dsn: str, write: Write) -> None:
+async def test_an_application_starts_before_a_slow_migration_and_gets_ready_behind_it(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write(SLOW), lock_timeout=0)
     events: list[str] = []
 
@@ -56,20 +56,22 @@ async def test_the_application_starts_without_it_and_it_gets_ready_meanwhile(dsn
     await deserted(dsn)
 
 
-async def test_one_that_is_ready_in_time_is_waited_for(dsn: str, write: Write) -> None:
+async def test_an_application_waits_for_a_migration_that_is_ready_in_time(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}))
     async with migrated(migrator, on_slow="serve-not-ready", slow_after=30):
         assert migrator.readiness.ready
 
 
-async def test_one_that_fails_in_time_fails_the_start(dsn: str, write: Write) -> None:
+async def test_a_migration_that_fails_in_time_fails_the_start(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1/0;"}))
     with pytest.raises(MigrationFailedError):
         async with migrated(migrator, on_slow="serve-not-ready", slow_after=30):
             raise AssertionError("entered")
 
 
-async def test_one_that_fails_later_leaves_it_not_ready_and_says_so(dsn: str, write: Write) -> None:
+async def test_a_migration_that_fails_later_leaves_the_application_not_ready_and_says_so(
+    dsn: str, write: Write
+) -> None:
     folder = write({"001_a.sql": PASS_GATE + "SELECT 1/0;"})
     migrator = Migrator(dsn, folder, lock_timeout=0)
     told: list[BaseException] = []
@@ -89,7 +91,7 @@ async def test_one_that_fails_later_leaves_it_not_ready_and_says_so(dsn: str, wr
         assert migrator.readiness.ready
 
 
-async def test_the_end_of_the_application_ends_it_too_and_nothing_is_left(dsn: str, write: Write) -> None:
+async def test_the_end_of_the_application_ends_its_migration_and_leaves_nothing(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write(SLOW), lock_timeout=0)
     async with gate(dsn) as closed:
         async with migrated(migrator, on_slow="serve-not-ready", slow_after=0.1):
@@ -130,7 +132,7 @@ async def answer(_: Request) -> PlainTextResponse:
     return PlainTextResponse("served")
 
 
-async def test_behind_the_gate_nothing_is_served_until_it_is_ready(dsn: str, write: Write) -> None:
+async def test_the_gate_serves_nothing_until_the_schema_is_ready(dsn: str, write: Write) -> None:
     migrator = Migrator(dsn, write(SLOW), lock_timeout=0)
     hook = migrated(migrator, on_slow="serve-not-ready", slow_after=0.1)
     app = Starlette(routes=[Route("/", answer), Route("/livez", answer)], lifespan=hook)

@@ -43,7 +43,9 @@ COUNTED = "SELECT nextval('runs');"
 
 
 class TestAFile:
-    async def test_that_only_builds_an_index_concurrently_needs_no_directive(self, dsn: str, write: Write) -> None:
+    async def test_a_file_that_only_builds_an_index_concurrently_needs_no_directive(
+        self, dsn: str, write: Write
+    ) -> None:
         sql = "CREATE INDEX CONCURRENTLY i ON t (n);\nCREATE UNIQUE INDEX CONCURRENTLY j ON t (n);"
         finished = await Migrator(dsn, write({"001_t.sql": TABLE, "002_i.sql": sql, "003_u.sql": "SELECT 1;"})).up()
         assert [step.statements for step in finished] == [1, 2, 1]
@@ -54,7 +56,7 @@ class TestAFile:
         assert row["finished_at"] > row["started_at"]
         assert row["error"] is None
 
-    async def test_that_mixes_both_kinds_without_directive_runs_nothing_of_the_directory(
+    async def test_a_file_that_mixes_both_kinds_without_directive_keeps_the_whole_directory_from_running(
         self, dsn: str, write: Write
     ) -> None:
         folder = write({"001_t.sql": TABLE, "002_i.sql": "SELECT 1; CREATE INDEX CONCURRENTLY i ON t (n);"})
@@ -63,7 +65,7 @@ class TestAFile:
         assert [problem.path for problem in caught.value.problems] == [str(folder / "002_i.sql")]
         assert not await exists(dsn, "t")
 
-    async def test_commits_each_statement_together_with_its_count(self, dsn: str, write: Write) -> None:
+    async def test_each_statement_commits_together_with_its_count(self, dsn: str, write: Write) -> None:
         look = "INSERT INTO seen SELECT pg_current_xact_id()::xid, statements_done FROM public.schema_migrations;"
         sql = HEAD + "CREATE TABLE seen (id xid, done int);" + look * 2 + "VACUUM seen;" + look
         async with connected(dsn) as connection:
@@ -72,7 +74,7 @@ class TestAFile:
         assert [row["done"] for row in rows] == [1, 2, 4]
         assert len({row["id"] for row in rows}) == 3
 
-    async def test_shows_how_far_it_is(self, dsn: str, write: Write) -> None:
+    async def test_a_file_shows_how_far_it_is(self, dsn: str, write: Write) -> None:
         sql = HEAD + "CREATE TABLE a (); CREATE TABLE b ();" + PASS_GATE + "CREATE TABLE c ();"
         migrator = Migrator(dsn, write({"001_a.sql": sql}), lock_timeout=0)
         async with gate(dsn) as closed, anyio.create_task_group() as tasks:
@@ -88,7 +90,7 @@ class TestAFile:
             await closed.open()
         assert (await history(dsn))["1"]["statements_done"] == 4
 
-    async def test_keeps_its_own_settings_from_statement_to_statement(self, dsn: str, write: Write) -> None:
+    async def test_a_file_keeps_its_own_settings_from_statement_to_statement(self, dsn: str, write: Write) -> None:
         look = "CREATE TABLE public.seen{} AS SELECT current_user::text || current_setting('{}') AS v;"
         async with a_role(dsn) as role:
             await tell(dsn, f"CREATE SCHEMA ours; GRANT CREATE, USAGE ON SCHEMA ours, public TO {role}")
@@ -105,7 +107,9 @@ class TestAFile:
             owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
             assert [await ask(dsn, owner, f"ours.{name}") for name in ("here", "there", "i")] == [role] * 3
 
-    async def test_keeps_a_session_authorization_from_statement_to_statement(self, dsn: str, write: Write) -> None:
+    async def test_a_file_keeps_a_session_authorization_from_statement_to_statement(
+        self, dsn: str, write: Write
+    ) -> None:
         async with a_role(dsn) as role:
             await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
             sql = f"{HEAD}SET SESSION AUTHORIZATION {role}; CREATE TABLE a (); VACUUM a; CREATE TABLE b ();"
@@ -113,7 +117,9 @@ class TestAFile:
             owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass($1)"
             assert [await ask(dsn, owner, name) for name in ("a", "b")] == [role, role]
 
-    async def test_checks_what_is_deferred_under_its_own_names_and_role(self, dsn: str, write: Write) -> None:
+    async def test_deferred_constraints_are_checked_under_the_files_own_names_and_role(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(
             dsn,
             "CREATE TABLE t (n int); CREATE TABLE audit (n int, path text);"
@@ -126,7 +132,9 @@ class TestAFile:
         await Migrator(dsn, write({"001_a.sql": sql})).up()
         assert await column(dsn, "SELECT n || path FROM audit") == ["1public"]
 
-    async def test_keeps_temporary_tables_and_prepared_statements_for_itself(self, dsn: str, write: Write) -> None:
+    async def test_a_file_keeps_temporary_tables_and_prepared_statements_for_itself(
+        self, dsn: str, write: Write
+    ) -> None:
         sql = f"{HEAD}CREATE TEMP TABLE x AS SELECT 7 AS n; PREPARE p AS SELECT n FROM x; CREATE TABLE y AS EXECUTE p;"
         await Migrator(dsn, write({"001_a.sql": sql})).up()
         assert await column(dsn, "SELECT n FROM y") == [7]
@@ -143,7 +151,7 @@ class TestAFile:
         ],
         ids=["REINDEX of a partitioned table", "CALL of a procedure that commits", "DO that commits"],
     )
-    async def test_may_hold_what_only_the_server_knows_to_refuse_a_transaction(
+    async def test_a_file_may_hold_a_statement_that_only_the_server_knows_to_refuse_a_transaction(
         self, dsn: str, write: Write, sql: str, statements: int
     ) -> None:
         (finished,) = await Migrator(dsn, write({"001_p.sql": HEAD + sql})).up()
@@ -151,7 +159,7 @@ class TestAFile:
         assert (await history(dsn))["1"]["statements_done"] == statements
         assert await exists(dsn, "p")
 
-    async def test_waits_as_long_as_it_takes_for_older_transactions(self, dsn: str, write: Write) -> None:
+    async def test_a_file_waits_as_long_as_it_takes_for_older_transactions(self, dsn: str, write: Write) -> None:
         await tell(dsn, TABLE)
         migrator = Migrator(dsn, write({"001_i.sql": "CREATE INDEX CONCURRENTLY i ON t (n);"}), lock_timeout=0.05)
         waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
@@ -167,13 +175,13 @@ class TestAFile:
             await old.execute("COMMIT")
         assert await ask(dsn, VALID, "i")
 
-    async def test_whose_index_comes_out_invalid_is_no_success(self, dsn: str, write: Write) -> None:
+    async def test_a_file_whose_index_comes_out_invalid_fails(self, dsn: str, write: Write) -> None:
         await tell(dsn, "CREATE TABLE t AS SELECT 1 AS n FROM generate_series(1, 2)")
         folder = write({"001_i.sql": "CREATE UNIQUE INDEX CONCURRENTLY i ON t (n);", "002_b.sql": "SELECT 1;"})
         error = await failure_of(Migrator(dsn, folder))
         assert error.failure.sqlstate == "23505"
         assert "(n)=(1)" in str(error.failure.detail)
-        assert "mend the data; the invalid index public.i that it left was dropped" in str(error.failure.hint)
+        assert "fix the data; the invalid index public.i that it left was dropped" in str(error.failure.hint)
         assert not await exists(dsn, "i")
         row = (await history(dsn))["1"]
         assert (row["state"], row["statements_done"]) == ("failed", 0)
@@ -194,7 +202,9 @@ class TestAFailureAtStatementThree:
         assert (failure.line, failure.column, failure.statement, failure.statements) == (3, 23, 3, 4)
         return migrator
 
-    async def test_is_recorded_with_what_is_done(self, dsn: str, write: Write) -> None:
+    async def test_a_failure_at_statement_three_is_recorded_with_the_finished_statements(
+        self, dsn: str, write: Write
+    ) -> None:
         await self.fail(dsn, write)
         row = (await history(dsn))["1"]
         assert (row["state"], row["statements_done"], row["statements_total"]) == ("failed", 2, 4)
@@ -205,7 +215,9 @@ class TestAFailureAtStatementThree:
         assert not await exists(dsn, "c")
         await deserted(dsn)
 
-    async def test_goes_on_from_there_when_only_the_rest_was_mended(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_goes_on_from_statement_three_when_only_the_rest_was_fixed(
+        self, dsn: str, write: Write
+    ) -> None:
         migrator = await self.fail(dsn, write)
         write({"001_a.sql": self.SQL.replace("VALUES (1)", "DEFAULT VALUES").replace("TABLE b", "TABLE bb")})
         assert [step.version for step in await migrator.up()] == ["1", "2"]
@@ -216,13 +228,17 @@ class TestAFailureAtStatementThree:
         assert await migrator.up() == ()
         await migrator.check()
 
-    async def test_goes_on_from_there_when_the_database_was_mended(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_goes_on_from_statement_three_when_the_database_was_fixed(
+        self, dsn: str, write: Write
+    ) -> None:
         migrator = await self.fail(dsn, write)
         await tell(dsn, "ALTER TABLE a ADD n int")
         await migrator.up()
         assert await ask(dsn, "SELECT last_value FROM runs") == 1
 
-    async def test_goes_on_from_there_with_the_settings_that_were_made(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_goes_on_from_statement_three_with_the_settings_that_were_made(
+        self, dsn: str, write: Write
+    ) -> None:
         async with a_role(dsn) as role:
             await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
             settings = (
@@ -237,7 +253,7 @@ class TestAFailureAtStatementThree:
             await Migrator(dsn, folder).up()
             assert await column(dsn, "SELECT v FROM seen") == [f"{role}xz"]
 
-    async def test_goes_on_from_there_when_what_was_made_of_the_session_ended_with_a_transaction(
+    async def test_the_next_run_goes_on_from_statement_three_when_the_sessions_state_ended_with_a_transaction(
         self, dsn: str, write: Write
     ) -> None:
         works = (
@@ -251,8 +267,10 @@ class TestAFailureAtStatementThree:
             assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
             await tell(dsn, "DROP TABLE schema_migrations")
 
-    async def test_stops_there_when_a_temporary_table_is_gone(self, dsn: str, write: Write) -> None:
-        """It may hide another of that name, which the mended rest would be let loose on."""
+    async def test_the_next_run_stops_at_the_failed_statement_when_a_temporary_table_is_gone(
+        self, dsn: str, write: Write
+    ) -> None:
+        """It may hide another of that name, which the fixed rest would be let loose on."""
         await tell(dsn, "CREATE TABLE orders AS SELECT 1 AS n")
         made = HEAD + "CREATE TEMP TABLE orders AS SELECT n FROM orders;"
         folder = write({"001_a.sql": made + "DELETE FROM order;"})
@@ -267,15 +285,17 @@ class TestAFailureAtStatementThree:
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
         assert await column(dsn, "SELECT n FROM orders") == [1]
 
-    async def test_goes_on_from_there_when_statements_were_added_or_taken_away(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_goes_on_from_statement_three_when_later_statements_were_added_or_removed(
+        self, dsn: str, write: Write
+    ) -> None:
         migrator = await self.fail(dsn, write)
-        write({"001_a.sql": HEAD + "\n-- mended\n" + COUNTED + "  CREATE TABLE a ();"})
+        write({"001_a.sql": HEAD + "\n-- fixed\n" + COUNTED + "  CREATE TABLE a ();"})
         await migrator.up()
         row = (await history(dsn))["1"]
         assert (row["statements_done"], row["statements_total"]) == (2, 2)
 
     @pytest.mark.parametrize("change", [("TABLE a", "TABLE aa"), (COUNTED, ""), (COUNTED, "SELECT 1;" + COUNTED)])
-    async def test_refuses_a_file_whose_finished_part_is_another(
+    async def test_the_next_run_refuses_a_file_whose_finished_part_was_edited(
         self, dsn: str, write: Write, change: tuple[str, str]
     ) -> None:
         migrator = await self.fail(dsn, write)
@@ -287,7 +307,9 @@ class TestAFailureAtStatementThree:
         write({"001_a.sql": self.SQL.replace("VALUES (1)", "DEFAULT VALUES")})
         await migrator.up()
 
-    async def test_refuses_a_file_that_now_wants_a_transaction(self, dsn: str, write: Write) -> None:
+    async def test_the_next_run_refuses_a_half_done_file_that_now_wants_a_transaction(
+        self, dsn: str, write: Write
+    ) -> None:
         migrator = await self.fail(dsn, write)
         write({"001_a.sql": "CREATE TABLE a (); CREATE TABLE b ();"})
         with pytest.raises(HistoryError):
@@ -302,7 +324,7 @@ class TestTheWayDown:
         "002_i.down.sql": "DROP INDEX CONCURRENTLY i;",
     }
 
-    async def test_takes_away_what_was_built(self, dsn: str, write: Write) -> None:
+    async def test_the_way_down_drops_what_was_built(self, dsn: str, write: Write) -> None:
         migrator = Migrator(dsn, write(self.FILES))
         await migrator.up()
         (finished,) = await migrator.down()
@@ -315,7 +337,7 @@ class TestTheWayDown:
         await migrator.down(to=0)
         assert await states(dsn) == {}
 
-    async def test_that_failed_halfway_goes_on_down(self, dsn: str, write: Write) -> None:
+    async def test_a_way_down_that_failed_halfway_goes_on_down(self, dsn: str, write: Write) -> None:
         down = HEAD + "SELECT nextval('runs');\nDROP INDEX CONCURRENTLY nope;"
         folder = write({**self.FILES, "002_i.down.sql": down})
         await tell(dsn, "CREATE SEQUENCE runs")

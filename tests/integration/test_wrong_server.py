@@ -47,7 +47,9 @@ def servers(memory: Path | None) -> Iterator[tuple[Server, Server]]:
 
 
 class TestAStandby:
-    async def test_answers_questions_and_refuses_all_else(self, servers: tuple[Server, Server], write: Write) -> None:
+    async def test_a_standby_answers_questions_and_refuses_all_else(
+        self, servers: tuple[Server, Server], write: Write
+    ) -> None:
         primary, standby = (server.dsn for server in servers)
         await tell(primary, LEGACY)
         folder = write(FILES)
@@ -68,7 +70,9 @@ class TestAStandby:
         await refuses_downwards(theirs, "standby")
         assert (await theirs.adopt("public.legacy")).already == ("1",)
 
-    async def test_is_told_where_a_primary_is_wanted(self, servers: tuple[Server, Server], write: Write) -> None:
+    async def test_a_run_that_wants_a_primary_is_told_that_this_is_a_standby(
+        self, servers: tuple[Server, Server], write: Write
+    ) -> None:
         migrator = Migrator(f"{servers[1].dsn}?target_session_attrs=primary", write({"009_new.sql": "SELECT 1;"}))
         for work in (migrator.up, migrator.check, migrator.status):
             with anyio.fail_after(5), pytest.raises(ServerError, match="primary"):
@@ -100,7 +104,7 @@ async def test_a_read_only_database_answers_questions_and_refuses_all_else(dsn: 
 
 
 @pytest.mark.parametrize("right", ["INSERT", "UPDATE", "DELETE"])
-async def test_a_right_to_write_the_history_that_is_missing_is_named(dsn: str, write: Write, right: str) -> None:
+async def test_a_missing_right_to_write_the_history_is_named(dsn: str, write: Write, right: str) -> None:
     folder = write({"001_a.sql": "SELECT 1;"})
     await Migrator(dsn, folder).up()
     write({"002_b.sql": "SELECT 2;"})

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 LEDGER = {"001_ledger.sql": "CREATE TABLE ledger (n int); CREATE SEQUENCE runs;"}
 FAILING = {"002_b.sql": f"SELECT nextval('runs'); {PASS_GATE} SELECT 1/0;"}
-MENDED = {"002_b.sql": "SELECT nextval('runs');"}
+FIXED = {"002_b.sql": "SELECT nextval('runs');"}
 SERVE = {"on_slow": "serve-not-ready", "slow_after": 0.3}
 EXIT = {
     "uvicorn": {3},
@@ -42,7 +42,7 @@ async def test_an_application_ends_when_the_work_beside_it_fails(
         assert await serving.ended() in EXIT[name]
     assert await ask(dsn, "SELECT last_value FROM runs") == 1
     assert await states(dsn) == {"1": "applied", "2": "failed"}
-    assert [step.version for step in await Migrator(dsn, write(MENDED)).up()] == ["2"]
+    assert [step.version for step in await Migrator(dsn, write(FIXED)).up()] == ["2"]
 
 
 async def test_a_signal_to_itself_ends_a_server_of_one_process(dsn: str, start: Start) -> None:

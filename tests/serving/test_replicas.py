@@ -22,7 +22,7 @@ BROKEN = {
     "002_b.sql": f"SELECT nextval('runs'); {PASS_GATE} SELECT 1/0;",
     "003_c.sql": "INSERT INTO ledger VALUES (3);",
 }
-MENDED = {"002_b.sql": "SELECT nextval('runs');"}
+FIXED = {"002_b.sql": "SELECT nextval('runs');"}
 ENDING = {
     "uvicorn": {3},
     "uvicorn --workers 4": {0},
@@ -36,7 +36,7 @@ ENDING = {
 
 
 @pytest.mark.parametrize("name", [*ENDING, "uvicorn --reload"])
-async def test_that_start_at_once_apply_each_migration_once_and_serve_nothing_before(
+async def test_replicas_that_start_at_once_apply_each_migration_once_and_serve_nothing_before(
     dsn: str, start: Start, name: str
 ) -> None:
     servers = start(WHOLE)
@@ -56,7 +56,7 @@ async def test_that_start_at_once_apply_each_migration_once_and_serve_nothing_be
 
 
 @pytest.mark.parametrize("name", ENDING)
-async def test_that_meet_a_failing_migration_run_it_once_and_end(
+async def test_replicas_that_meet_a_failing_migration_run_it_once_and_end(
     dsn: str, start: Start, write: Write, name: str
 ) -> None:
     servers = start(BROKEN)
@@ -70,12 +70,12 @@ async def test_that_meet_a_failing_migration_run_it_once_and_end(
     assert await ask(dsn, "SELECT last_value FROM runs") == 1
     assert await states(dsn) == {"1": "applied", "2": "failed"}
 
-    write(MENDED)
+    write(FIXED)
     async with servers.one("uvicorn") as serving:
         assert (await serving.answers(200)).json["rows"] == 1
 
 
-async def test_a_reloader_waits_for_the_mended_file(dsn: str, start: Start, write: Write) -> None:
+async def test_a_reloader_waits_for_the_fixed_file(dsn: str, start: Start, write: Write) -> None:
     broken = "async def up(connection):\n    await connection.execute('SELECT 1/0')\n"
     servers = start({"001_ledger.sql": "CREATE TABLE ledger (n int);", "002_b.py": broken})
 

@@ -52,7 +52,9 @@ class TestServedNotReady:
     """With a threshold below the server's patience."""
 
     @pytest.mark.parametrize("name", ["uvicorn --workers 2", "gunicorn", "hypercorn", "granian"])
-    async def test_says_so_until_it_is(self, dsn: str, start: Start, name: str) -> None:
+    async def test_a_served_application_says_that_it_is_not_ready_until_it_is(
+        self, dsn: str, start: Start, name: str
+    ) -> None:
         async with gate(dsn, PATIENCE) as closed, start(LEDGER | SLOW).one(name, hook=SERVE) as serving:
             assert (await serving.answers(503)).json["error"] == "the schema is not ready"
             await closed.reached(PATIENCE)
@@ -68,7 +70,9 @@ class TestServedNotReady:
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
     @pytest.mark.parametrize("name", ENDING)
-    async def test_ends_in_the_middle_when_it_is_told_to(self, dsn: str, start: Start, name: str) -> None:
+    async def test_a_served_application_ends_in_mid_migration_when_it_is_told_to(
+        self, dsn: str, start: Start, name: str
+    ) -> None:
         servers = start(LEDGER | SLOW)
         async with gate(dsn, PATIENCE) as closed, servers.one(name, hook=SERVE) as serving:
             await serving.answers(503)
@@ -83,7 +87,9 @@ class TestNotServed:
     """With `on_slow="wait"`."""
 
     @pytest.mark.parametrize("name", ["uvicorn", "gunicorn", "hypercorn", "granian"])
-    async def test_does_not_end_in_the_middle_when_it_is_told_to(self, dsn: str, start: Start, name: str) -> None:
+    async def test_a_server_that_still_starts_does_not_end_in_mid_migration_when_it_is_told_to(
+        self, dsn: str, start: Start, name: str
+    ) -> None:
         """No server looks at a signal before its application has started."""
         servers = start(LEDGER | SLOW)
         async with gate(dsn, PATIENCE) as closed, servers.one(name) as serving:
@@ -95,7 +101,7 @@ class TestNotServed:
             assert await serving.ended() == ENDING.get(name, 0)
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_is_killed_then_and_nothing_is_left(self, dsn: str, start: Start) -> None:
+    async def test_a_server_that_is_killed_while_it_starts_leaves_nothing(self, dsn: str, start: Start) -> None:
         servers = start(LEDGER | SLOW)
         async with gate(dsn, PATIENCE) as closed, servers.one("gunicorn --workers") as serving:
             await closed.reached(PATIENCE)
@@ -147,7 +153,9 @@ class TestNotServed:
 class TestReplacedWorkers:
     """With SIGHUP, when a file was added."""
 
-    async def test_uvicorn_kills_the_new_one_and_keeps_the_old_ones(self, dsn: str, start: Start, write: Write) -> None:
+    async def test_uvicorn_kills_the_new_worker_and_keeps_the_old_ones(
+        self, dsn: str, start: Start, write: Write
+    ) -> None:
         servers = start(LEDGER)
         async with servers.one("uvicorn --workers 2") as serving, gate(dsn, PATIENCE) as closed:
 
@@ -166,7 +174,7 @@ class TestReplacedWorkers:
             assert "was not ready in time; keeping worker" in serving.log.read_text()
         await goes_on(dsn, servers.folder)
 
-    async def test_granian_ends_the_old_ones_before_the_new_ones_serve(
+    async def test_granian_ends_the_old_workers_before_the_new_ones_serve(
         self, dsn: str, start: Start, write: Write
     ) -> None:
         servers = start(LEDGER)

@@ -544,7 +544,7 @@ def test_an_adoption_says_what_becomes_of_every_row(fake: FakeMigrator) -> None:
         (BehindError(["7"]), 3),
         (HistoryError("no", ["7"]), 4),
         (ForeignTableError("no"), 4),
-        (FilesError([Problem("7.sql", "is wrong", "mend it")]), 4),
+        (FilesError([Problem("7.sql", "is wrong", "fix it")]), 4),
         (ScriptError("no", 0), 4),
         (BudgetExceededError("no"), 5),
         (InterruptedBySignalError(signal.SIGINT), 130),
@@ -573,17 +573,17 @@ def test_the_interruption_is_one_line(fake: FakeMigrator) -> None:
 
 def test_every_problem_of_the_files_is_a_line_and_they_are_counted(fake: FakeMigrator) -> None:
     fake.answers["plan"] = FilesError(
-        [Problem("m/7.sql", "is wrong", "mend it"), Problem("m/8.sql", "is wrong too", "mend it", 3)]
+        [Problem("m/7.sql", "is wrong", "fix it"), Problem("m/8.sql", "is wrong too", "fix it", 3)]
     )
 
     assert invoke("plan").stderr.splitlines() == [
-        "m/7.sql: is wrong; mend it",
-        "m/8.sql:3: is wrong too; mend it",
+        "m/7.sql: is wrong; fix it",
+        "m/8.sql:3: is wrong too; fix it",
         "2 problems",
     ]
     assert json.loads(invoke("plan", "--json").stdout)["error"]["problems"] == [
-        {"path": "m/7.sql", "message": "is wrong", "cure": "mend it", "line": None},
-        {"path": "m/8.sql", "message": "is wrong too", "cure": "mend it", "line": 3},
+        {"path": "m/7.sql", "message": "is wrong", "cure": "fix it", "line": None},
+        {"path": "m/8.sql", "message": "is wrong too", "cure": "fix it", "line": 3},
     ]
 
 
@@ -623,7 +623,7 @@ def test_a_failed_migration_is_shown_where_it_failed(fake: FakeMigrator) -> None
         "context: a context",
         "",
         "finished before it: 5, 6; they stay",
-        "mend the file and run `pgratchet up` again: the failed migration was rolled back",
+        "fix the file and run `pgratchet up` again: the failed migration was rolled back",
     ]
 
 
@@ -646,7 +646,7 @@ def test_a_failure_without_a_place_names_its_file(fake: FakeMigrator) -> None:
         'relation "nope" does not exist',
         "",
         "finished before it: down 8; they stay",
-        "mend the file and run `pgratchet down` again: the failed migration was rolled back",
+        "fix the file and run `pgratchet down` again: the failed migration was rolled back",
     ]
 
 

@@ -506,7 +506,7 @@ def test_a_half_done_migration_goes_on_where_it_stopped(done: int) -> None:
         "-- now\nCREATE TABLE a ();CREATE INDEX CONCURRENTLY i ON a (b);SELECT 2",
     ],
 )
-def test_what_comes_after_the_committed_statements_may_be_mended(up: str) -> None:
+def test_statements_after_the_committed_ones_may_be_fixed(up: str) -> None:
     assert planning.plan_up(half_done(up)).steps[0].done == 2
 
 

@@ -111,7 +111,7 @@ def _label(step: Finished) -> str:
 
 
 def _advice(failure: Failure) -> str:
-    again = f"mend the file and run `pgratchet {failure.direction}` again"
+    again = f"fix the file and run `pgratchet {failure.direction}` again"
     if failure.mode is Mode.TRANSACTION:
         return f"{again}: the failed migration was rolled back"
     return f"{again}: the statements before this one stay committed, and the run goes on after them"

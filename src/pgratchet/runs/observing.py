@@ -66,7 +66,7 @@ class Observer:
         for row in rows:
             if row.state is RecordState.FAILED and self._told.get(row.version, "") != row.token:
                 self._told[row.version] = row.token
-                _log.warning("%s %s failed: %s; waiting for a fix", row.version, row.name, row.error)
+                _log.warning("%s %s failed: %s; waiting for it to be fixed", row.version, row.name, row.error)
 
     def raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:
         """Raise MigrationFailedError for a version that another run has failed at since the first look.

@@ -42,7 +42,7 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Ap
     if script.mode is Mode.TRANSACTION or digest_at(script, row.statements_done) != digest:
         message = (
             f"{script.source.path}: its first {row.statements_done} statement(s) are committed since an earlier run, "
-            "but are not the same any more, or would share a transaction now; restore them as they were, mend only "
+            "but are not the same any more, or would share a transaction now; restore them as they were, fix only "
             "what comes after"
         )
         raise HistoryError(printable(message), [entry.version])

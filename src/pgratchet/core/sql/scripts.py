@@ -39,7 +39,7 @@ def _compile_python(source: Source, direction: Direction) -> Script:
     try:
         tree = ast.parse(source.text, source.path)
     except SyntaxError as error:
-        raise FilesError([Problem(source.path, error.msg, "mend the syntax", error.lineno)]) from None
+        raise FilesError([Problem(source.path, error.msg, "fix the syntax", error.lineno)]) from None
     except (MemoryError, RecursionError):
         raise FilesError([Problem(source.path, "nested too deeply for Python", "write it flatter")]) from None
     cure = f"write 'async def {direction}(connection)'"

@@ -178,7 +178,7 @@ class Supervised:
         failure = from_server(self._claim, error, spot(message, error, message.parts[0]))
         hints = [failure.hint] if failure.hint else []
         if isinstance(error, asyncpg.UniqueViolationError) and self._about.nature is Nature.BUILD:
-            hints.append("mend the data")
+            hints.append("fix the data")
         if not self._in_doubt:
             hints += await self._clean_up()
         return failure._replace(hint="; ".join(hints) or None)
