@@ -212,7 +212,7 @@ class TestSanicsOwnServer:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    async def test_starts_on_its_schema(self, sanic: "subprocess.Popen[bytes]", socket: Path) -> None:
+    async def test_sanics_own_server_starts_on_its_schema(self, sanic: "subprocess.Popen[bytes]", socket: Path) -> None:
         transport = httpx2.AsyncHTTPTransport(uds=str(socket))
         # What has connected before there was a worker gets no answer.
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=1) as asking:
@@ -233,7 +233,9 @@ class TestSanicsOwnServer:
         (project / "migrations/versions/002_seeds.sql").write_text("SELECT 1/0;")
 
     @pytest.mark.usefixtures("broken")
-    def test_ends_where_a_migration_fails(self, sanic: "subprocess.Popen[bytes]", socket: Path, dsn: str) -> None:
+    def test_sanics_own_server_ends_where_a_migration_fails(
+        self, sanic: "subprocess.Popen[bytes]", socket: Path, dsn: str
+    ) -> None:
         assert sanic.wait(3 * PATIENCE) == 1
         assert not socket.exists()
         assert asyncio.run(states(dsn)) == {"1": "applied", "2": "failed"}

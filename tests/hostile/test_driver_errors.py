@@ -46,7 +46,7 @@ def surrogate() -> str:
 
 class TestAnError:
     @every_encoding
-    async def test_that_cannot_be_read_is_the_failure_of_its_migration(
+    async def test_an_error_that_cannot_be_read_is_the_failure_of_its_migration(
         self, dsn: str, write: Write, encoding: str
     ) -> None:
         files = {"001_a.sql": "CREATE TABLE a ();", "003_c.sql": "CREATE TABLE c ();"}
@@ -69,7 +69,9 @@ class TestAnError:
         assert [step.version for step in await migrator.up()] == ["2", "3"]
 
     @every_encoding
-    async def test_of_one_of_several_messages_is_its_migrations(self, dsn: str, write: Write, encoding: str) -> None:
+    async def test_an_unreadable_error_of_one_of_several_messages_fails_its_migration(
+        self, dsn: str, write: Write, encoding: str
+    ) -> None:
         folder = write({"001_a.sql": f'CREATE TABLE a ();\n{PADDING}{other(encoding)}DROP TABLE "café";\n'})
 
         error = await failure_of(Migrator(dsn, folder, budget=2))
@@ -81,7 +83,9 @@ class TestAnError:
         assert len(await Migrator(dsn, folder).up()) == 1
 
     @every_encoding
-    async def test_on_the_way_down_leaves_the_migration_applied(self, dsn: str, write: Write, encoding: str) -> None:
+    async def test_an_unreadable_error_on_the_way_down_leaves_the_migration_applied(
+        self, dsn: str, write: Write, encoding: str
+    ) -> None:
         files = {"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": f'{other(encoding)}DROP TABLE "café";'}
         migrator = Migrator(dsn, write(files), budget=2)
         await migrator.up()
@@ -94,7 +98,9 @@ class TestAnError:
         assert len(await migrator.down()) == 1
 
     @every_encoding
-    async def test_in_a_rehearsal_is_told_and_leaves_nothing(self, dsn: str, write: Write, encoding: str) -> None:
+    async def test_an_unreadable_error_in_a_rehearsal_is_told_and_leaves_nothing(
+        self, dsn: str, write: Write, encoding: str
+    ) -> None:
         migrator = Migrator(dsn, write({"001_a.sql": f'{other(encoding)}SELECT 1;\nDROP TABLE "café";'}), budget=2)
 
         with pytest.raises(MigrationFailedError, match=UNREADABLE) as caught:
@@ -106,7 +112,7 @@ class TestAnError:
         assert len(await migrator.rehearse()) == 1
 
     @pytest.mark.parametrize("lock", ["session", "transaction", "none"])
-    async def test_is_the_same_whatever_keeps_runners_apart(
+    async def test_an_unreadable_error_is_the_same_under_every_lock(
         self, dsn: str, write: Write, lock: Literal["session", "transaction", "none"]
     ) -> None:
         files = {"001_a.sql": other("LATIN1") + NOTICE, "002_b.sql": other("LATIN1") + ERROR}
@@ -119,7 +125,7 @@ class TestAnError:
         write({"002_b.sql": "SELECT 2;"})
         assert [step.version for step in await migrator.up()] == ["2"]
 
-    async def test_behind_a_notice_that_cannot_be_read_is_no_success(self, dsn: str, write: Write) -> None:
+    async def test_an_error_after_an_unreadable_notice_is_no_success(self, dsn: str, write: Write) -> None:
         cheat = f"{other('LATIN1')}{NOTICE}DELETE FROM public.schema_migrations;"
         migrator = Migrator(dsn, write({"001_a.sql": cheat}), budget=2)
 
@@ -129,7 +135,9 @@ class TestAnError:
         write({"001_a.sql": "CREATE TABLE a ();"})
         await migrator.up()
 
-    async def test_is_one_json_document_and_exit_code_1(self, dsn: str, write: Write, tmp_path: Path) -> None:
+    async def test_an_unreadable_error_is_one_json_document_and_exit_code_1(
+        self, dsn: str, write: Write, tmp_path: Path
+    ) -> None:
         folder = write({"001_a.sql": f'{other("LATIN1")}DROP TABLE "café";'})
         command = [sys.executable, "-m", "pgratchet", "up", "--json", "--dsn", dsn, "--dir", str(folder)]
 
@@ -145,7 +153,7 @@ class TestANotice:
     """A message that is carried out to its end, although nobody can read what the server says meanwhile."""
 
     @every_encoding
-    async def test_that_cannot_be_read_does_not_hide_what_was_committed(
+    async def test_a_notice_that_cannot_be_read_does_not_hide_a_commit(
         self, dsn: str, write: Write, encoding: str
     ) -> None:
         files = {f"00{number}_m.sql": f"CREATE TABLE t{number} ();" for number in (1, 3, 4)}
@@ -159,7 +167,9 @@ class TestANotice:
         assert set((await states(dsn)).values()) == {"applied"}
         assert await migrator.up() == ()
 
-    async def test_before_an_error_that_can_be_read_fails_the_right_migration(self, dsn: str, write: Write) -> None:
+    async def test_an_unreadable_notice_before_a_readable_error_fails_the_right_migration(
+        self, dsn: str, write: Write
+    ) -> None:
         files = {"001_a.sql": other("LATIN1") + NOTICE, "002_b.sql": "SELECT 1;\nSELECT 1/0;", "003_c.sql": "SELECT 3;"}
         migrator = Migrator(dsn, write(files), budget=2)
 
@@ -171,7 +181,9 @@ class TestANotice:
         write({"002_b.sql": "SELECT 2;"})
         assert [step.version for step in await migrator.up()] == ["2", "3"]
 
-    async def test_before_the_last_of_several_messages_fails_its_migration(self, dsn: str, write: Write) -> None:
+    async def test_an_unreadable_notice_before_the_last_of_several_messages_fails_its_migration(
+        self, dsn: str, write: Write
+    ) -> None:
         migrator = Migrator(dsn, write({"001_a.sql": f"CREATE TABLE a ();{other('LATIN1')}{NOTICE}{PADDING}"}))
 
         error = await failure_of(migrator)
@@ -185,7 +197,7 @@ class TestANotice:
 
 class TestStatementByStatement:
     @every_encoding
-    async def test_an_error_is_its_statements(self, dsn: str, write: Write, encoding: str) -> None:
+    async def test_an_unreadable_error_belongs_to_its_statement(self, dsn: str, write: Write, encoding: str) -> None:
         text = f"{HEAD}{other(encoding)}CREATE TABLE a ();\n{ERROR}CREATE TABLE b ();"
         migrator = Migrator(dsn, write({"001_a.sql": text}), budget=2)
 
@@ -199,7 +211,7 @@ class TestStatementByStatement:
         assert await exists(dsn, "b")
 
     @every_encoding
-    async def test_a_notice_does_not_hide_that_its_statement_is_counted(
+    async def test_an_unreadable_notice_does_not_hide_that_its_statement_is_counted(
         self, dsn: str, write: Write, encoding: str
     ) -> None:
         text = f"{HEAD}{other(encoding)}CREATE TABLE a (n int);\n{NOTICE}INSERT INTO a VALUES (1);\n{NOTICE}"
@@ -212,7 +224,9 @@ class TestStatementByStatement:
         assert await states(dsn) == {"1": "applied"}
 
     @every_encoding
-    async def test_an_error_of_an_index_is_settled_by_the_next_run(self, dsn: str, write: Write, encoding: str) -> None:
+    async def test_the_next_run_settles_an_unreadable_error_of_an_index(
+        self, dsn: str, write: Write, encoding: str
+    ) -> None:
         await tell(dsn, "CREATE TABLE a (name text); INSERT INTO a VALUES ('café'), ('café')")
         migrator = Migrator(
             dsn,
@@ -236,7 +250,7 @@ class TestStatementByStatement:
             "ALTER TABLE p DETACH PARTITION q CONCURRENTLY;",
         ],
     )
-    async def test_a_notice_of_what_can_be_looked_up_is_no_failure(
+    async def test_an_unreadable_notice_of_a_statement_that_can_be_looked_up_is_no_failure(
         self, dsn: str, write: Write, statement: str
     ) -> None:
         await tell(
@@ -253,7 +267,9 @@ class TestStatementByStatement:
         assert await states(dsn) == {"1": "applied"}
         assert await migrator.up() == ()
 
-    async def test_a_notice_of_what_nobody_can_look_up_is_left_to_a_person(self, dsn: str, write: Write) -> None:
+    async def test_an_unreadable_notice_of_a_statement_that_cannot_be_looked_up_is_left_to_a_person(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(
             dsn,
             "CREATE TABLE ledger (n int); CREATE PROCEDURE p() LANGUAGE plpgsql AS "
@@ -270,7 +286,7 @@ class TestStatementByStatement:
         assert len(await migrator.up()) == 1
         assert await column(dsn, "SELECT n FROM ledger") == [1]
 
-    async def test_names_that_cannot_be_read_are_its_failure(self, dsn: str, write: Write) -> None:
+    async def test_a_statement_with_names_that_cannot_be_read_fails(self, dsn: str, write: Write) -> None:
         await tell(dsn, 'CREATE TABLE a (n int); CREATE INDEX "café" ON a (n)')
         text = f"{HEAD}{other('SQL_ASCII')}CREATE INDEX CONCURRENTLY i ON a (n);"
         migrator = Migrator(dsn, write({"001_a.sql": text}), budget=2)
@@ -287,14 +303,18 @@ class TestStatementByStatement:
 
 class TestAnEncodingThatPythonDoesNotHave:
     @pytest.mark.parametrize("head", ["", HEAD])
-    async def test_is_no_reason_to_fail(self, dsn: str, write: Write, head: str) -> None:
+    async def test_an_encoding_that_python_does_not_have_is_no_reason_to_fail(
+        self, dsn: str, write: Write, head: str
+    ) -> None:
         migrator = Migrator(dsn, write({"001_a.sql": f"{head}{other('EUC_TW')}CREATE TABLE a ();"}), budget=2)
 
         assert len(await migrator.up()) == 1
 
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_is_set_again_where_a_file_goes_on(self, dsn: str, write: Write) -> None:
+    async def test_an_encoding_that_python_does_not_have_is_set_again_where_a_file_goes_on(
+        self, dsn: str, write: Write
+    ) -> None:
         text = f"{HEAD}{other('EUC_TW')}CREATE TABLE a ();\nSELECT 1/%d;"
         migrator = Migrator(dsn, write({"001_a.sql": text % 0}), budget=2)
         await failure_of(migrator)

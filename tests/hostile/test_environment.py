@@ -190,35 +190,35 @@ def shown(what: str, refuse: Callable[[], object]) -> str:
 class TestANameWithSomethingUnseen:
     @unseen
     @pytest.mark.parametrize("name", ["public.schema_migrations", "schema_migrations"])
-    def test_is_no_table(self, name: str, form: str) -> None:
+    def test_a_name_with_an_unseen_character_is_no_table(self, name: str, form: str) -> None:
         assert "which has" in shown("table", lambda: Migrator(NOWHERE, table=form.format(name)))
 
     @pytest.mark.parametrize("name", ["public. a", "public .a", ".  ", " . ", "public.\n", "a\n.b", "a.\u2800", "  "])
-    def test_is_no_part_of_a_table(self, name: str) -> None:
+    def test_a_name_with_an_unseen_character_is_no_part_of_a_table(self, name: str) -> None:
         shown("table", lambda: Table.parse(name))
 
     @unseen
-    def test_is_no_role(self, form: str) -> None:
+    def test_a_name_with_an_unseen_character_is_no_role(self, form: str) -> None:
         shown("owner", lambda: Migrator(NOWHERE, owner=form.format("app")))
         shown("readers", lambda: Migrator(NOWHERE, readers=["web", form.format("app")]))
 
     @pytest.mark.parametrize("form", [form for form in UNSEEN.values() if form.isprintable() or form.isascii()])
-    def test_is_no_application(self, form: str) -> None:
+    def test_a_name_with_an_unseen_character_is_no_application(self, form: str) -> None:
         shown("application_name|NUL", lambda: Migrator(f"{NOWHERE}?application_name={quote(form.format('app'))}"))
 
     @pytest.mark.parametrize("form", ["{}\n", "{}\r\n", " {}", "{}\t", "{}\0", "a\0{}", "{}\x1b[2J", "{}\x85", "\n{}"])
     @pytest.mark.parametrize("kind", [str, Path])
-    def test_is_no_path(self, form: str, kind: Callable[[str], Any]) -> None:
+    def test_a_name_with_an_unseen_character_is_no_path(self, form: str, kind: Callable[[str], Any]) -> None:
         shown("folder of the migrations", lambda: Migrator(NOWHERE, kind(form.format("m"))))
         shown("journal", lambda: Migrator(NOWHERE, journal=kind(form.format("j"))))
 
-    def test_is_shown_with_that_escaped_and_with_a_way_out(self) -> None:
+    def test_an_unseen_character_in_a_name_is_shown_escaped_and_with_a_way_out(self) -> None:
         message = shown("table", lambda: Migrator(NOWHERE, table="public.schema\u200b_migrations\n"))
 
         assert r"schema\u200b_migrations\n" in message
         assert "take it away" in message
 
-    def test_does_not_repeat_what_may_hold_a_password(self) -> None:
+    def test_an_error_about_an_unseen_character_does_not_repeat_a_possible_password(self) -> None:
         for refuse in (
             partial(Migrator, NOWHERE, owner=f"{NOWHERE}\n"),
             partial(Migrator, NOWHERE, readers=[f"host=x password={SECRET} "]),
@@ -226,7 +226,9 @@ class TestANameWithSomethingUnseen:
         ):
             assert SECRET not in shown("holds a password", refuse)
 
-    async def test_does_not_make_a_second_history(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_a_name_with_an_unseen_character_makes_no_second_history(
+        self, dsn: str, write: Write, program: Program
+    ) -> None:
         folder = write({"1_a.sql": "CREATE TABLE IF NOT EXISTS ledger (n int); INSERT INTO ledger VALUES (1);"})
         settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(folder)}
         name = "public.schema_migrations"
@@ -243,7 +245,9 @@ class TestANameWithSomethingUnseen:
         assert len(await column(dsn, "SELECT 1 FROM pg_class WHERE relkind = 'r' AND relname ~ 'migrations'")) == 1
 
     @pytest.mark.parametrize("setting", ["owner", "dir", "journal", "lock"])
-    def test_is_refused_from_the_environment(self, command: Command, setting: str) -> None:
+    def test_a_name_with_an_unseen_character_is_refused_from_the_environment(
+        self, command: Command, setting: str
+    ) -> None:
         value = {"lock": "session"}.get(setting, "app")
         result = command(
             "up", "--dry-run", "--json", "--dsn", NOWHERE, **{f"PGRATCHET_{setting.upper()}": f"{value}\n"}
@@ -253,36 +257,38 @@ class TestANameWithSomethingUnseen:
         assert rf"{value}\n" in result.stderr
         assert document(result)["error"]["type"] == "UsageError"
 
-    def test_makes_no_folder_of_new_migrations(self, command: Command, tmp_path: Path) -> None:
+    def test_a_name_with_an_unseen_character_makes_no_folder_of_new_migrations(
+        self, command: Command, tmp_path: Path
+    ) -> None:
         refused(command("new", "add users", PGRATCHET_DIR="migrations\n"))
         assert list(tmp_path.iterdir()) == []
 
 
 class TestANameThatIsOnlyUnusual:
     @pytest.mark.parametrize("table", ["Größe.A b", "public.tab'le", "шема.таблица", "日本.表", "e\u0301.x"])
-    def test_is_a_table(self, table: str) -> None:
+    def test_an_unusual_name_is_a_table(self, table: str) -> None:
         Migrator(NOWHERE, table=table)
 
-    def test_is_a_role(self) -> None:
+    def test_an_unusual_name_is_a_role(self) -> None:
         Migrator(NOWHERE, owner="Rôle mit Leerzeichen", readers=["none", "a'b", 'a"b', "x" * 63])
 
     @pytest.mark.parametrize("folder", ["My files", "\udcff\udcfe", "❤\N{VARIATION SELECTOR-16}", "a\u00a0b"])
-    def test_is_a_folder(self, folder: str) -> None:
+    def test_an_unusual_name_is_a_folder(self, folder: str) -> None:
         Migrator(NOWHERE, folder, journal=f"{folder}/journal")
 
 
 class TestARole:
     @pytest.mark.parametrize("name", ["x" * 64, "ö" * 32])
-    def test_is_refused_if_postgresql_would_cut_its_name(self, name: str) -> None:
+    def test_a_role_is_refused_if_postgresql_would_cut_its_name(self, name: str) -> None:
         shown("owner is 64 bytes long", lambda: Migrator(NOWHERE, owner=name))
         shown("readers is 64 bytes long", lambda: Migrator(NOWHERE, readers=[name]))
         shown("readers is 0 bytes long", lambda: Migrator(NOWHERE, readers=[""]))
 
-    def test_is_refused_if_its_name_means_no_role(self, command: Command) -> None:
+    def test_a_role_is_refused_if_its_name_means_no_role(self, command: Command) -> None:
         shown("owner is 'none'", lambda: Migrator(NOWHERE, owner="none"))
         assert "owner is 'none'" in refused(command("up", "--dry-run", "--owner", "none", "--dsn", NOWHERE))
 
-    async def test_is_itself_if_it_is_called_default(self, dsn: str, write: Write) -> None:
+    async def test_a_role_that_is_called_default_is_a_role_like_any_other(self, dsn: str, write: Write) -> None:
         migrator = Migrator(dsn, write(ONE), owner="default", table="ours.history")
         with pytest.raises(ServerError, match='role "default" does not exist'):
             await migrator.up()
@@ -297,23 +303,23 @@ class TestARole:
 
 class TestADsn:
     @pytest.mark.parametrize("form", ["{}\n", "{}\r\n", " {}", "{} ", "\t{}\n\n", "\N{ZERO WIDTH NO-BREAK SPACE}{}\n"])
-    async def test_may_have_blanks_around_it(self, dsn: str, write: Write, form: str) -> None:
+    async def test_a_dsn_may_have_blanks_around_it(self, dsn: str, write: Write, form: str) -> None:
         await Migrator(form.format(dsn), write(ONE), direct_dsn=form.format(dsn)).up()
         assert await states(dsn) == {"1": "applied"}
 
     @pytest.mark.parametrize("harm", ["\n", "\t", "\r\n", "\x00", "%00", "\x1b[2J", "\u200b", "\u00a0", "\udcff"])
     @pytest.mark.parametrize("place", ["somebody", SECRET, "127", "nothing"])
-    def test_with_something_unseen_inside_is_refused_and_not_shown(self, harm: str, place: str) -> None:
+    def test_a_dsn_with_an_unseen_character_inside_is_refused_and_not_shown(self, harm: str, place: str) -> None:
         dsn = NOWHERE.replace(place, place[:2] + harm + place[2:])
         for give in (lambda: Migrator(dsn), lambda: Migrator(NOWHERE, direct_dsn=dsn)):
             message = shown("the DSN has", give)
             assert not any(part in message for part in (SECRET[2:], "somebody", "127", "nothing"))
 
-    async def test_with_a_port_that_does_not_exist_is_refused(self, write: Write) -> None:
+    async def test_a_dsn_with_a_port_that_does_not_exist_is_refused(self, write: Write) -> None:
         with pytest.raises(UsageError, match="cannot read the DSN"):
             await Migrator(NOWHERE.replace(":1/", ":1,127.0.0.1:99999/"), write(ONE)).status()
 
-    def test_that_is_no_utf_8_is_refused_at_once(self, command: Command) -> None:
+    def test_a_dsn_that_is_no_utf_8_is_refused_at_once(self, command: Command) -> None:
         for name in ("PGRATCHET_DSN", "DATABASE_URL", "PGRATCHET_DIRECT_DSN"):
             variables = {"DATABASE_URL": NOWHERE, name: NOWHERE.replace("127", "\udcff127")}
             assert r"the DSN has the character \udcff" in refused(command("up", "--dry-run", "--json", **variables))
@@ -326,34 +332,36 @@ NO_SECONDS = (*map(float, ("nan", "inf", "-inf", "-1", "1e10", "2147484")), 10**
 class TestADuration:
     @pytest.mark.parametrize("name", SECONDS)
     @pytest.mark.parametrize("value", NO_SECONDS, ids=lambda value: str(value)[:9])
-    def test_is_a_number_of_seconds_that_a_server_takes(self, name: str, value: Any) -> None:
+    def test_a_duration_is_a_number_of_seconds_that_a_server_takes(self, name: str, value: Any) -> None:
         shown(f"{name} must be a number of seconds", lambda: Migrator(NOWHERE, **{name: value}))
 
     @pytest.mark.parametrize("name", SECONDS[1:])
-    def test_has_no_none_beside_zero(self, name: str) -> None:
+    def test_a_duration_without_a_limit_is_zero_and_not_none(self, name: str) -> None:
         given: Any = {name: None}
         shown(name, lambda: Migrator(NOWHERE, **given))
 
     @pytest.mark.parametrize("value", [0, -0.0, 1e-9, 5, 2147483, 2147483.647])
-    def test_may_be_as_long_as_the_server_takes(self, value: float) -> None:
+    def test_a_duration_may_be_as_long_as_the_server_takes(self, value: float) -> None:
         Migrator(NOWHERE, budget=value, lock_timeout=value, statement_timeout=value)
 
     @pytest.mark.parametrize("name", SECONDS)
     @pytest.mark.parametrize("value", ["nan", "inf", "1e10"])
-    def test_is_refused_wherever_it_is_given(self, command: Command, tmp_path: Path, name: str, value: str) -> None:
+    def test_a_wrong_duration_is_refused_wherever_it_is_given(
+        self, command: Command, tmp_path: Path, name: str, value: str
+    ) -> None:
         flag, variable = f"--{name.replace('_', '-')}", f"PGRATCHET_{name.upper()}"
         assert name in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE, flag, value))
         assert name in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE, **{variable: value}))
         (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\n{name} = {value}\n")
         assert name in refused(command("status", "--json", "--dsn", NOWHERE))
 
-    async def test_of_the_longest_kind_is_no_failure(self, dsn: str, write: Write) -> None:
+    async def test_the_longest_duration_is_no_failure(self, dsn: str, write: Write) -> None:
         longest = 2147483.647
         await Migrator(dsn, write(ONE), budget=longest, lock_timeout=longest, statement_timeout=longest).up()
         assert await states(dsn) == {"1": "applied"}
 
     @pytest.mark.parametrize("value", ["597h", "999999h", "99999min"])
-    def test_in_a_file_is_bounded_as_well(self, command: Command, write: Write, value: str) -> None:
+    def test_a_duration_in_a_file_is_bounded_as_well(self, command: Command, write: Write, value: str) -> None:
         folder = write({"1_a.sql": f"-- pgratchet: lock-timeout={value}\nSELECT 1;\n"})
         result = command("up", "--dry-run", "--dsn", NOWHERE, "--dir", str(folder))
 
@@ -383,11 +391,13 @@ class TestAProject:
             (b'[tool.pgratchet]\nowner = "none"', "owner is 'none'"),
         ],
     )
-    def test_that_cannot_be_right_is_refused(self, command: Command, tmp_path: Path, content: bytes, said: str) -> None:
+    def test_a_project_file_that_cannot_be_right_is_refused(
+        self, command: Command, tmp_path: Path, content: bytes, said: str
+    ) -> None:
         (tmp_path / "pyproject.toml").write_bytes(content)
         assert said in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))
 
-    def test_that_never_ends_is_refused_at_once(self, program: Program) -> None:
+    def test_a_project_file_that_never_ends_is_refused_at_once(self, program: Program) -> None:
         project = program.folder / "pyproject.toml"
         os.mkfifo(project)
         assert "only regular files" in refused(program.run("up", "--json", "--dsn", NOWHERE))
@@ -395,7 +405,7 @@ class TestAProject:
         project.symlink_to("/dev/zero")
         assert "only regular files" in refused(program.run("up", "--json", "--dsn", NOWHERE))
 
-    def test_that_cannot_be_read_is_refused(self, command: Command, tmp_path: Path) -> None:
+    def test_a_project_file_that_cannot_be_read_is_refused(self, command: Command, tmp_path: Path) -> None:
         project = tmp_path / "pyproject.toml"
         project.mkdir()
         assert "only regular files" in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))
@@ -404,7 +414,7 @@ class TestAProject:
         assert "cannot read pyproject.toml" in refused(command("up", "--dry-run", "--json", "--dsn", NOWHERE))
 
     @pytest.mark.usefixtures("command")
-    def test_with_a_byte_order_mark_is_read(self, tmp_path: Path) -> None:
+    def test_a_project_file_with_a_byte_order_mark_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text("[tool.pgratchet]\nstrict = true\n", encoding="utf-8-sig")
         assert settings.read({}) == {"strict": True}
 
@@ -412,10 +422,12 @@ class TestAProject:
 class TestAWorkingDirectoryThatIsGone:
     GONE = "import os, tempfile; gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)"
 
-    def test_is_no_traceback(self, program: Program) -> None:
+    def test_a_working_directory_that_is_gone_is_no_traceback(self, program: Program) -> None:
         assert "is gone" in refused(program.run("up", "--json", "--dsn", NOWHERE, code=self.GONE))
 
-    async def test_does_not_matter_for_an_absolute_folder(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_a_working_directory_that_is_gone_does_not_matter_for_an_absolute_folder(
+        self, dsn: str, write: Write, program: Program
+    ) -> None:
         assert program.run("up", "--dsn", dsn, "--dir", write(ONE), code=self.GONE).returncode == 0
 
 
@@ -446,7 +458,9 @@ class TestAnErrorThatNobodyHasForeseen:
         return run
 
     @pytest.mark.parametrize(("statement", "kind"), UNEXPECTED.values(), ids=UNEXPECTED.keys())
-    def test_has_an_exit_code_of_its_own_and_a_document(self, broken: Command, statement: str, kind: str) -> None:
+    def test_an_unexpected_error_has_an_exit_code_of_its_own_and_a_document(
+        self, broken: Command, statement: str, kind: str
+    ) -> None:
         result = broken(statement, "up", "--json")
 
         assert (result.returncode, document(result)["ok"], document(result)["error"]["type"]) == (6, False, kind)
@@ -455,7 +469,7 @@ class TestAnErrorThatNobodyHasForeseen:
         assert "Traceback" not in result.stderr
         assert SECRET not in result.stdout + result.stderr
 
-    def test_has_a_traceback_where_more_is_asked_for(self, broken: Command) -> None:
+    def test_an_unexpected_error_has_a_traceback_where_more_is_asked_for(self, broken: Command) -> None:
         result = broken(f"raise ZeroDivisionError('{NOWHERE}')", "status", "-v")
 
         assert (result.returncode, result.stdout) == (6, "")
@@ -463,12 +477,12 @@ class TestAnErrorThatNobodyHasForeseen:
         assert "in open_migrator" in result.stderr
         assert SECRET not in result.stderr
 
-    def test_is_no_interruption(self, broken: Command) -> None:
+    def test_an_unexpected_error_is_no_interruption(self, broken: Command) -> None:
         result = broken("raise KeyboardInterrupt", "up", "--json")
 
         assert (result.returncode, document(result)["error"]["signal"]) == (130, "SIGINT")
 
-    def test_is_one_for_a_process_too(self, program: Program) -> None:
+    def test_an_unexpected_error_ends_a_real_process_in_the_same_way(self, program: Program) -> None:
         code = "from pgratchet.cli import reports\nreports.created = lambda paths: 1 / 0"
         result = program.run("new", "add users", "--json", code=code)
 
@@ -479,7 +493,9 @@ class TestAnErrorThatNobodyHasForeseen:
 class TestADateThatPythonDoesNotHave:
     @pytest.mark.parametrize("date", ["0044-03-15 BC", "20000-01-01", "infinity", "-infinity"])
     @pytest.mark.parametrize("name", ["started_at", "finished_at", "backend_start"])
-    async def test_in_the_history_is_no_traceback(self, dsn: str, write: Write, date: str, name: str) -> None:
+    async def test_a_date_in_the_history_that_python_does_not_have_is_no_traceback(
+        self, dsn: str, write: Write, date: str, name: str
+    ) -> None:
         migrator = Migrator(dsn, write(ONE))
         await migrator.up()
         await tell(dsn, f"UPDATE schema_migrations SET {name} = '{date}'")
@@ -492,7 +508,7 @@ class TestADateThatPythonDoesNotHave:
         await tell(dsn, f"UPDATE schema_migrations SET {name} = now()")
         await migrator.up()
 
-    async def test_in_the_history_is_an_error_of_the_command_line(
+    async def test_a_date_in_the_history_that_python_does_not_have_is_an_error_of_the_command_line(
         self, dsn: str, write: Write, program: Program
     ) -> None:
         arguments = ("up", "--json", "--dsn", dsn, "--dir", write(ONE))
@@ -503,7 +519,9 @@ class TestADateThatPythonDoesNotHave:
         await tell(dsn, "UPDATE schema_migrations SET started_at = NULL")
         assert program.run(*arguments).returncode == 0
 
-    async def test_in_another_tools_table_is_no_traceback(self, dsn: str, write: Write) -> None:
+    async def test_a_date_in_another_tools_table_that_python_does_not_have_is_no_traceback(
+        self, dsn: str, write: Write
+    ) -> None:
         rest = "description text, filename text, executed_at timestamp, success bool, error_message text"
         await tell(dsn, f"CREATE TABLE old (version int, {rest})")
         await tell(dsn, "INSERT INTO old VALUES (1, 'a', '1_a.sql', '0044-03-15 BC', true)")
@@ -550,13 +568,17 @@ class TestWhatAMigrationPrints:
         )
 
     @pytest.mark.parametrize("arguments", [["up"], ["up", "--rehearse"], ["up", "-v"]])
-    async def test_is_not_in_the_document(self, dsn: str, write: Write, program: Program, arguments: list[str]) -> None:
+    async def test_prints_of_a_migration_are_not_in_the_document(
+        self, dsn: str, write: Write, program: Program, arguments: list[str]
+    ) -> None:
         result = program.run(*arguments, "--json", "--dsn", dsn, "--dir", self.loud(write))
 
         assert (result.returncode, document(result)["ok"]) == (0, True)
         assert [noise for noise in NOISES if noise not in result.stderr] == []
 
-    async def test_is_not_in_the_document_of_a_failure(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_prints_of_a_migration_are_not_in_the_document_of_a_failure(
+        self, dsn: str, write: Write, program: Program
+    ) -> None:
         folder = self.loud(write, "    sys.stdout.close()\n    raise LookupError('no')")
         result = program.run("up", "--json", "--dsn", dsn, "--dir", folder)
 
@@ -565,7 +587,9 @@ class TestWhatAMigrationPrints:
         reverted = [program.run(verb, "--json", "--dsn", dsn, "--dir", folder) for verb in ("up", "down")]
         assert [(result.returncode, document(result)["ok"]) for result in reverted] == [(0, True)] * 2
 
-    async def test_is_not_in_the_document_of_an_interruption(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_prints_of_a_migration_are_not_in_the_document_of_an_interruption(
+        self, dsn: str, write: Write, program: Program
+    ) -> None:
         folder = write(
             {"1_a.py": python("print('ready', flush=True)\nawait connection.execute('SELECT pg_sleep(600)')")}
         )
@@ -576,7 +600,9 @@ class TestWhatAMigrationPrints:
 
         assert (result.returncode, document(result)["error"]["signal"]) == (143, "SIGTERM")
 
-    async def test_is_on_stdout_without_a_document(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_prints_of_a_migration_are_on_stdout_without_a_document(
+        self, dsn: str, write: Write, program: Program
+    ) -> None:
         result = program.run("up", "--dsn", dsn, "--dir", self.loud(write))
 
         assert result.returncode == 0
@@ -632,7 +658,7 @@ class TestASecondSignal:
             for each, (name, body) in enumerate(BLOCKING.items())
         ],
     )
-    async def test_ends_whatever_blocks(
+    async def test_a_second_signal_ends_a_blocked_process(
         self, dsn: str, write: Write, program: Program, body: str, number: signal.Signals
     ) -> None:
         blocking = python(f"await connection.execute('CREATE TABLE a ()')\n{BLOCKED}{body}", IMPORTS)
@@ -652,7 +678,7 @@ class TestASecondSignal:
         assert await states(dsn) == {"1": "applied"}
 
     @pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
-    async def test_may_be_the_other_one(
+    async def test_a_second_signal_may_be_the_other_one(
         self, dsn: str, write: Write, program: Program, first: signal.Signals, second: signal.Signals
     ) -> None:
         folder = write({"1_a.py": python(f"{BLOCKED}time.sleep(600)", IMPORTS)})
@@ -668,7 +694,9 @@ class TestASecondSignal:
         assert program.run("up", "--dsn", dsn, "--dir", folder).returncode == 0
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    async def test_ends_a_read_of_files_that_never_ends(self, program: Program, number: signal.Signals) -> None:
+    async def test_a_second_signal_ends_a_read_of_files_that_never_ends(
+        self, program: Program, number: signal.Signals
+    ) -> None:
         os.mkfifo(program.folder / "pipe")
         read = f"import sys\nfrom pgratchet import directory\ndef read(_):\n    {BLOCKED}    open('pipe')"
         process = program.start("up", "--dsn", NOWHERE, code=f"{read}\ndirectory.read = read")
@@ -680,7 +708,7 @@ class TestASecondSignal:
         assert ended(process).returncode == -number
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    async def test_is_not_needed_where_nothing_blocks(
+    async def test_a_second_signal_is_not_needed_where_nothing_blocks(
         self, dsn: str, write: Write, program: Program, number: signal.Signals
     ) -> None:
         folder = write({"1_a.py": python(f"{BLOCKED}await connection.execute('SELECT pg_sleep(600)')", IMPORTS)})
@@ -700,7 +728,7 @@ REPORTS = [("--help",), ("--version",), ("up", "--help"), ("up",), ("up", "--jso
 class TestAFullDisk:
     @needs_full
     @pytest.mark.parametrize("arguments", REPORTS)
-    async def test_behind_stdout_is_told_and_is_no_failed_migration(
+    async def test_a_full_disk_behind_stdout_is_told_and_is_no_failed_migration(
         self, dsn: str, write: Write, program: Program, arguments: tuple[str, ...]
     ) -> None:
         settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(write(ONE))}
@@ -724,7 +752,7 @@ class TestAFullDisk:
             (("up", "--verbose"), 0),
         ],
     )
-    async def test_behind_stderr_leaves_the_exit_code_as_it_is(  # noqa: PLR0913 - fixtures, and the cases
+    async def test_a_full_disk_behind_stderr_leaves_the_exit_code_as_it_is(  # noqa: PLR0913 - fixtures, and the cases
         self, dsn: str, write: Write, program: Program, arguments: tuple[str, ...], code: int, *, both: bool
     ) -> None:
         settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(write(ONE))}
@@ -736,7 +764,7 @@ class TestAFullDisk:
         await Migrator(dsn, write(ONE)).up()
 
     @needs_full
-    async def test_does_not_hide_a_failed_migration(self, dsn: str, write: Write, program: Program) -> None:
+    async def test_a_full_disk_does_not_hide_a_failed_migration(self, dsn: str, write: Write, program: Program) -> None:
         noise = "print('x' * 100_000)\nraise LookupError('no')"
         settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(write({"1_a.py": python(noise)}))}
         with open(FULL, "wb") as full:  # noqa: ASYNC230, PTH123 - nothing else runs
@@ -752,7 +780,7 @@ class TestAFullDisk:
 class TestAStream:
     @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
     @pytest.mark.parametrize("flags", [(), ("--json",)])
-    async def test_that_is_closed_is_one_that_nobody_reads(
+    async def test_a_closed_stream_is_one_that_nobody_reads(
         self, dsn: str, write: Write, program: Program, closed: str, flags: tuple[str, ...]
     ) -> None:
         files = {"2_b.py": NOISE.replace("sys.__stdout__", "OUT")}
@@ -769,7 +797,7 @@ class TestAStream:
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
     @pytest.mark.parametrize("arguments", REPORTS)
-    async def test_whose_reader_has_gone_wants_no_more(
+    async def test_a_stream_whose_reader_has_gone_wants_no_more(
         self, dsn: str, write: Write, program: Program, arguments: tuple[str, ...]
     ) -> None:
         read, write_ = os.pipe()
@@ -784,7 +812,7 @@ class TestAStream:
         assert await exists(dsn, "a") == (arguments in REPORTS[3:])
 
     @pytest.mark.parametrize("encoding", ["ascii:strict", "cp1252", "utf-16"])
-    async def test_whose_encoding_lacks_a_character_shows_it_escaped(
+    async def test_a_stream_whose_encoding_lacks_a_character_shows_it_escaped(
         self, dsn: str, write: Write, program: Program, encoding: str
     ) -> None:
         folder = write({"1_größe_日本.sql": "DO $$BEGIN RAISE NOTICE '🦀 größe'; END$$;"})
@@ -796,7 +824,7 @@ class TestAStream:
 
 
 class TestReadiness:
-    def test_is_a_snapshot_in_every_thread(self) -> None:
+    def test_readiness_is_a_snapshot_in_every_thread(self) -> None:
         versions = tuple(map(str, range(2000)))
         course = Course()
         course.take(Looked(5, versions, (), (), ("9999",)))
@@ -830,7 +858,7 @@ class TestReadiness:
         assert wrong == []
         assert (course.readiness.applied, course.readiness.pending) == (5 + len(versions), ())
 
-    def test_is_summed_up_once_for_each_change(self) -> None:
+    def test_readiness_is_summed_up_once_for_each_change(self) -> None:
         course = Course()
         course.take(Looked(0, tuple(map(str, range(10_000))), (), (), ()))
         before = course.readiness
@@ -839,7 +867,7 @@ class TestReadiness:
         course.take(Started("1", "x", Direction.UP, 1))
         assert course.readiness.running == ("1",)
 
-    def test_may_be_asked_for_in_a_signal_handler(self) -> None:
+    def test_a_signal_handler_may_ask_for_readiness(self) -> None:
         """Which may interrupt the thread that has just begun to take an event into account."""
         course = Course()
         course.take(Looked(0, tuple(map(str, range(1000))), (), (), ()))
@@ -906,7 +934,7 @@ def error(code: str, **fields: str) -> asyncpg.PostgresError:
 class TestAnErrorThatMayPass:
     @pytest.mark.parametrize("files", RAISING.values(), ids=RAISING.keys())
     @pytest.mark.parametrize("code", CODES)
-    async def test_is_tried_again_a_few_times_where_code_raises_it(
+    async def test_a_temporary_error_that_code_raises_is_tried_again_a_few_times(
         self, dsn: str, write: Write, code: str, files: Callable[[str], Mapping[str, str]]
     ) -> None:
         await tell(dsn, COUNTED)
@@ -920,7 +948,9 @@ class TestAnErrorThatMayPass:
         await migrator.up()
         assert await states(dsn) == {"1": "applied"}
 
-    async def test_is_tried_again_for_as_long_as_somebody_has_the_lock(self, dsn: str, write: Write) -> None:
+    async def test_a_lock_timeout_is_tried_again_for_as_long_as_somebody_has_the_lock(
+        self, dsn: str, write: Write
+    ) -> None:
         """And one lost race after that is not taken for one of many."""
         lost = "'tuple concurrently updated' USING ERRCODE = 'XX000'"
         raced = f"DO $$BEGIN IF nextval('tries') = 1 THEN RAISE {lost}; END IF; END$$;"
@@ -945,7 +975,7 @@ class TestAnErrorThatMayPass:
         assert await ask(dsn, "SELECT last_value FROM tries") == 2
 
     @pytest.mark.parametrize("code", CODES)
-    async def test_that_a_trigger_raises_where_the_history_is_made_is_given_up(
+    async def test_a_temporary_error_that_a_trigger_raises_where_the_history_is_made_fails_in_the_end(
         self, dsn: str, write: Write, code: str
     ) -> None:
         raising = f"RETURNS event_trigger LANGUAGE plpgsql AS $f$BEGIN RAISE SQLSTATE '{code}'; END$f$"
@@ -974,7 +1004,7 @@ class TestAnErrorThatMayPass:
             (Cause.CODE, asyncpg.DeadlockDetectedError("by hand")),
         ],
     )
-    def test_is_tried_again_so_often(self, cause: Cause, failed: asyncpg.PostgresError) -> None:
+    def test_each_temporary_error_is_tried_again_so_often(self, cause: Cause, failed: asyncpg.PostgresError) -> None:
         tries, often = Tries(), min(1000, MOST[cause])
         count = 0
         while count < 1000 and tries.may_pass(failed):
@@ -985,12 +1015,12 @@ class TestAnErrorThatMayPass:
             assert tries.may_pass(error("55P03", R="ProcessInterrupts"))
 
     @pytest.mark.parametrize("code", ["57014", "P0001", "23505", "XX000", "42P07"])
-    def test_is_no_other(self, code: str) -> None:
+    def test_any_other_error_is_not_tried_again_at_all(self, code: str) -> None:
         assert not Tries().may_pass(error(code, R="exec_stmt_raise"))
 
 
 class TestAReadOnlyServer:
-    async def test_is_told_from_a_standby(self, dsn: str, write: Write) -> None:
+    async def test_a_read_only_server_is_told_from_a_standby(self, dsn: str, write: Write) -> None:
         async with a_role(dsn) as role:
             await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
             await tell(dsn, f"ALTER ROLE {role} SET default_transaction_read_only = on")
@@ -1007,7 +1037,7 @@ class TestAMigratorWhoseArgumentsWereRefused:
     @pytest.mark.parametrize(
         "given", [{"table": "a.b.c"}, {"budget": -1}, {"lock": "x"}, {"owner": "none"}, {"dsn": "x"}]
     )
-    def test_has_a_representation(self, given: dict[str, Any]) -> None:
+    def test_a_migrator_whose_arguments_were_refused_has_a_representation(self, given: dict[str, Any]) -> None:
         migrator = Migrator.__new__(Migrator)
         with pytest.raises(UsageError):
             migrator.__init__(**({"dsn": NOWHERE} | given))  # type: ignore[misc]  # what a call of the class does
@@ -1035,7 +1065,7 @@ async def test_a_websocket_whose_extensions_are_none_is_refused(extensions: dict
 
 class TestARepair:
     @pytest.mark.parametrize("reason", ["a\0b", "a\udcffb"])
-    async def test_takes_no_reason_that_cannot_be_stored(self, dsn: str, write: Write, reason: str) -> None:
+    async def test_a_repair_takes_no_reason_that_cannot_be_stored(self, dsn: str, write: Write, reason: str) -> None:
         migrator = Migrator(dsn, write(ONE))
         with pytest.raises(UsageError, match="reason"):
             await migrator.repair(1, "applied", reason)  # type: ignore[arg-type]  # as a caller without types has it

@@ -172,7 +172,7 @@ CURES = ("move it away, or rename it", "put the file in its place", "remove it, 
 
 @pytest.mark.parametrize("name", ["002_b.sql", "002_b.down.sql", "002_b.py"])
 @pytest.mark.parametrize(("make", "kind"), THINGS)
-def test_what_is_no_file_is_refused_with_its_path_its_kind_and_a_cure(
+def test_an_entry_that_is_no_file_is_refused_with_its_path_its_kind_and_a_cure(
     tmp_path: Path, make: Callable[[Path], None], kind: str, name: str
 ) -> None:
     make(tmp_path / name)
@@ -185,7 +185,9 @@ def test_what_is_no_file_is_refused_with_its_path_its_kind_and_a_cure(
 
 
 @pytest.mark.parametrize(("make", "kind"), THINGS)
-def test_nothing_is_written_beside_what_is_no_file(tmp_path: Path, make: Callable[[Path], None], kind: str) -> None:
+def test_nothing_is_written_beside_an_entry_that_is_no_file(
+    tmp_path: Path, make: Callable[[Path], None], kind: str
+) -> None:
     make(tmp_path / "002_b.sql")
     before = sorted(tmp_path.iterdir())
 
@@ -197,7 +199,7 @@ def test_nothing_is_written_beside_what_is_no_file(tmp_path: Path, make: Callabl
 
 @pytest.mark.parametrize("name", [".002_b.sql", "_002_b.sql", "002_b.txt", "README"])
 @pytest.mark.parametrize(("make", "_"), THINGS)
-def test_what_has_no_migrations_name_is_not_even_opened(
+def test_a_file_without_a_migrations_name_is_not_even_opened(
     tmp_path: Path, make: Callable[[Path], None], _: str, name: str
 ) -> None:
     make(tmp_path / name)
@@ -284,7 +286,7 @@ def test_a_file_that_comes_in_small_pieces_is_read_to_its_end(tmp_path: Path, mo
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="has no /proc")
-def test_a_link_to_what_only_looks_like_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_link_to_an_entry_that_only_looks_like_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "001_a.sql").symlink_to("/proc/self/environ")
 
     with pytest.raises(UsageError, match=r"001_a\.sql"):
@@ -422,7 +424,7 @@ def commit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "kind"), THINGS)
-def test_a_comparison_with_what_is_released_does_not_wait_for_what_is_no_file(
+def test_a_comparison_with_released_files_does_not_wait_for_an_entry_that_is_no_file(
     released: Path, make: Callable[[Path], None], kind: str
 ) -> None:
     make(released / "002_b.sql")
@@ -636,7 +638,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["001_a.down.sql"]
 
 
-def test_two_at_once_never_take_the_same_number(tmp_path: Path) -> None:
+def test_two_new_migrations_at_once_never_take_the_same_number(tmp_path: Path) -> None:
     folder = tmp_path / "versions"
     code = f"from pgratchet.migrator import new\nfor each in range(15): new({str(folder)!r}, 'same thing')"
 
@@ -648,7 +650,7 @@ def test_two_at_once_never_take_the_same_number(tmp_path: Path) -> None:
     assert all(migration.down for migration in catalogue.migrations)
 
 
-def test_without_locks_what_comes_in_between_is_not_written_over(
+def test_a_file_that_comes_in_between_without_locks_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -1032,7 +1034,7 @@ NO_VERSIONS = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("version", [*NO_VERSIONS, -1, 10**18, 10**5000, -(10**5000), True], ids=range(21))
-async def test_what_is_no_version_is_refused_before_anything_is_done(version: str | int) -> None:
+async def test_an_invalid_version_is_refused_before_anything_is_done(version: str | int) -> None:
     migrator = Migrator(NOWHERE)
 
     for work in (

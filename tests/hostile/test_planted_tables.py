@@ -104,7 +104,9 @@ async def has_run(dsn: str) -> bool:
 
 
 @pytest.mark.parametrize("planted", NO_TABLES.values(), ids=NO_TABLES)
-async def test_what_is_no_table_of_ours_is_refused_and_runs_nothing(dsn: str, write: Write, planted: str) -> None:
+async def test_a_relation_that_is_no_table_of_ours_is_refused_and_runs_nothing(
+    dsn: str, write: Write, planted: str
+) -> None:
     folder = write(FILES)
     async with mallory(dsn) as her:
         # The last is what asyncpg's own look at a type that it does not know would run.
@@ -179,7 +181,7 @@ async def test_a_view_that_takes_a_tables_place_and_leaves_it_again_runs_nothing
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
 
 
-async def test_who_has_made_a_role_does_not_trust_it_by_that(dsn: str, write: Write) -> None:
+async def test_the_creator_of_a_role_does_not_trust_it_by_that(dsn: str, write: Write) -> None:
     # Since PostgreSQL 16 a role is a member of those that it makes, which lets it act as none of them.
     folder = write(FILES)
     async with roles(dsn) as prefix:
@@ -196,7 +198,7 @@ async def test_who_has_made_a_role_does_not_trust_it_by_that(dsn: str, write: Wr
         assert [step.version for step in await Migrator(login, folder, budget=5).up()] == ["1"]
 
 
-async def test_who_waits_for_a_table_of_hers_runs_nothing(dsn: str, write: Write) -> None:
+async def test_a_wait_for_a_table_of_hers_runs_nothing(dsn: str, write: Write) -> None:
     folder = write(FILES)
     async with mallory(dsn) as her:
         planted = TABLES["an index of some rows"]
@@ -339,7 +341,7 @@ async def attaching(dsn: str, her: str, attached: str) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize(("following", "lock"), NEXT)
 @pytest.mark.parametrize(("hers", "attached"), LATER.values(), ids=LATER)
-async def test_what_is_attached_between_two_migrations_runs_nothing(  # noqa: PLR0913, PLR0917 - one of each
+async def test_code_attached_between_two_migrations_does_not_run(  # noqa: PLR0913, PLR0917 - one of each
     dsn: str, write: Write, hers: str, attached: str, following: Files, lock: Lock
 ) -> None:
     folder = write({"001_a.sql": RIGHTS + AUDIT, "002_b.sql": QUEUED} | following)
@@ -368,7 +370,7 @@ async def test_a_run_goes_on_where_the_owner_attaches_a_trigger_meanwhile(
 
 
 @pytest.mark.parametrize("place", range(3))
-async def test_what_is_attached_between_two_statements_runs_nothing(dsn: str, write: Write, place: int) -> None:
+async def test_code_attached_between_two_statements_does_not_run(dsn: str, write: Write, place: int) -> None:
     statements = ["SELECT 1;", "VACUUM;", "SELECT 3;"]
     # Meanwhile the history is not locked: it is there at once.
     there = f"SELECT FROM pg_trigger WHERE tgrelid = '{HISTORY}'::regclass AND tgname = 't'"
@@ -394,7 +396,7 @@ async def test_a_file_may_attach_a_trigger_of_its_own_statement_by_statement(dsn
 
 
 @pytest.mark.parametrize("change", ["repair", "rehearse", "adopt"])
-async def test_what_is_attached_behind_the_inspection_of_a_transaction_runs_nothing(
+async def test_code_attached_after_the_inspection_of_a_transaction_does_not_run(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     folder = write({"001_a.sql": "SELECT 1"})
@@ -561,7 +563,7 @@ async def test_an_owner_who_is_forced_to_heed_policies_migrates(dsn: str, write:
         assert [step.version for step in await migrator.up()] == ["2"]
 
 
-async def test_rows_of_hers_are_not_believed_by_who_would_migrate(dsn: str, write: Write) -> None:
+async def test_a_run_that_would_migrate_does_not_believe_rows_of_hers(dsn: str, write: Write) -> None:
     folder = write(FILES)
     migrator = Migrator(dsn, folder, budget=5)
     await migrator.up()

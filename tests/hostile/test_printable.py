@@ -130,14 +130,14 @@ def test_ordinary_text_of_every_script_stays_as_it_is(text: str) -> None:
         ("\ue000\U000f0000\U0010ffff\u0378", r"\ue000\U000f0000\U0010ffff\u0378"),
     ],
 )
-def test_what_controls_or_hides_is_escaped(text: str, shown: str | None) -> None:
+def test_controlling_and_hiding_characters_are_escaped(text: str, shown: str | None) -> None:
     expected = text.encode("unicode_escape").decode() if shown is None else shown
 
     assert printable(text) == expected
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_what_was_made_printable_stays_so_and_holds_nothing_that_is_hidden(text: str) -> None:
+def test_printable_text_stays_printable_and_holds_no_hidden_character(text: str) -> None:
     shown = printable(text)
 
     assert printable(shown) == shown
@@ -227,7 +227,7 @@ def test_a_failure_of_several_lines_keeps_them_in_the_log(caplog: pytest.LogCapt
     assert caplog.records[0].migration_message == text  # type: ignore[attr-defined]  # a field of ours
 
 
-def test_whatever_a_record_quotes_is_made_printable(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_quotation_of_a_record_is_made_printable(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("pgratchet")
 
     logger.warning("%s of %d in %g s: %s", EVIL, 3, 0.5, Path(EVIL))
@@ -400,7 +400,7 @@ async def test_a_value_of_a_row_controls_nothing_that_is_written_and_is_not_kept
 
 
 @pytest.mark.anyio
-async def test_who_runs_it_is_told_the_whole_value(dsn: str, write: Write, terminal: Terminal) -> None:
+async def test_the_failing_run_is_told_the_whole_value(dsn: str, write: Write, terminal: Terminal) -> None:
     await tell(dsn, f"CREATE TABLE users (name text); INSERT INTO users VALUES ({quoted(EVIL)}), ({quoted(EVIL)})")
     folder = write({"001_a.sql": "CREATE UNIQUE INDEX ON users (name);"})
 
@@ -458,7 +458,7 @@ async def logged_in(dsn: str, role: str) -> "asyncpg.Connection[asyncpg.Record]"
 
 
 @pytest.mark.anyio
-async def test_who_blocks_is_told_in_one_line(dsn: str, write: Write, terminal: Terminal) -> None:
+async def test_a_blocker_is_told_in_one_line(dsn: str, write: Write, terminal: Terminal) -> None:
     await tell(dsn, "CREATE TABLE busy (n int)")
     folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
     async with a_role(dsn) as name:

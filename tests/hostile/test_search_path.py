@@ -160,7 +160,7 @@ async def noted(dsn: str, write: Write) -> Statements:
     return statements
 
 
-async def test_no_statement_refers_to_what_others_have_planted(dsn: str, noted: Statements) -> None:
+async def test_no_statement_refers_to_a_planted_object(dsn: str, noted: Statements) -> None:
     assert len(noted) > 40
     await refuse_planted(dsn, noted)
 

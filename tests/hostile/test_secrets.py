@@ -129,7 +129,7 @@ class TestAConnectionThatFails:
             refuse_leaks(error, logged.text)
         logged.clear()
 
-    def test_at_an_unknown_host(
+    def test_a_connection_to_an_unknown_host_shows_no_password(
         self,
         dsn_of: Callable[[str], str],
         folder: Path,
@@ -142,13 +142,13 @@ class TestAConnectionThatFails:
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
         self.refuse_leaks_of(dsn_of("nowhere.example/x"), folder, logged, ServerError)
 
-    def test_at_a_port_where_nobody_listens(
+    def test_a_connection_to_a_port_where_nobody_listens_shows_no_password(
         self, dsn_of: Callable[[str], str], folder: Path, logged: pytest.LogCaptureFixture
     ) -> None:
         self.refuse_leaks_of(dsn_of(f"127.0.0.1:{port_of_nobody()}/x"), folder, logged)
         self.refuse_leaks_of(dsn_of(f"127.0.0.1:{port_of_nobody()},[::1]:{port_of_nobody()}/x"), folder, logged)
 
-    def test_at_a_socket_that_is_not_there(
+    def test_a_connection_to_a_missing_socket_shows_no_password(
         self, folder: Path, logged: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
         self.refuse_leaks_of(f"postgresql://somebody:{ENCODED}@/x?host={tmp_path}", folder, logged)
@@ -163,20 +163,20 @@ class TestAConnectionThatFails:
             b"S",
         ],
     )
-    def test_at_what_is_no_server_of_postgresql(
+    def test_a_connection_to_a_server_that_is_not_postgresql_shows_no_password(
         self, dsn_of: Callable[[str], str], folder: Path, logged: pytest.LogCaptureFixture, answer: bytes
     ) -> None:
         with answering(answer) as address:
             self.refuse_leaks_of(dsn_of(f"{address}/x"), folder, logged)
 
-    def test_at_a_server_that_never_answers(
+    def test_a_connection_to_a_server_that_never_answers_shows_no_password(
         self, dsn_of: Callable[[str], str], folder: Path, logged: pytest.LogCaptureFixture
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             made = Migrator(without_tls(dsn_of(f"127.0.0.1:{listener.getsockname()[1]}/x")), folder, budget=0.1)
             refuse_leaks(raised(partial(run, made.up)), logged.text)
 
-    def test_by_a_cancellation(
+    def test_a_connection_that_is_cancelled_shows_no_password(
         self, dsn_of: Callable[[str], str], folder: Path, logged: pytest.LogCaptureFixture
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -205,7 +205,7 @@ class TestAConnectionThatFails:
         ],
         ids=lambda error: type(error).__name__,
     )
-    def test_by_whatever_is_raised_inside_asyncpg(
+    def test_any_exception_inside_asyncpg_shows_no_password(
         self,
         dsn_of: Callable[[str], str],
         folder: Path,
@@ -226,7 +226,9 @@ class TestAConnectionThatFails:
         self.refuse_leaks_of(dsn_of("127.0.0.1/x"), folder, logged, BaseException)
 
     @pytest.mark.parametrize("more", ["sslmode=verify-full&sslrootcert=/no/root.pem", "sslmode=require&sslcert=/no/c"])
-    def test_by_a_file_for_tls_that_is_missing(self, folder: Path, logged: pytest.LogCaptureFixture, more: str) -> None:
+    def test_a_missing_file_for_tls_shows_no_password(
+        self, folder: Path, logged: pytest.LogCaptureFixture, more: str
+    ) -> None:
         self.refuse_leaks_of(f"{BY_USER_INFO.format('127.0.0.1/x')}?{more}", folder, logged, UsageError)
 
     @pytest.mark.parametrize(
@@ -242,13 +244,13 @@ class TestAConnectionThatFails:
             "nowhere/x?bare",
         ],
     )
-    def test_by_a_dsn_that_only_asyncpg_finds_unreadable(
+    def test_a_dsn_that_only_asyncpg_finds_unreadable_shows_no_password(
         self, folder: Path, logged: pytest.LogCaptureFixture, place: str
     ) -> None:
         self.refuse_leaks_of(f"postgresql://somebody:{ENCODED}@{place}", folder, logged, UsageError)
 
     @pytest.mark.parametrize("line", [f"dbname=%{PASSWORD}", PASSWORD], ids=["interpolation", "no setting"])
-    def test_by_a_service_file(
+    def test_a_connection_that_fails_by_a_service_file_shows_no_password(
         self,
         folder: Path,
         tmp_path: Path,
@@ -262,7 +264,7 @@ class TestAConnectionThatFails:
         self.refuse_leaks_of("postgresql://?service=it", folder, logged)
 
     @pytest.mark.parametrize("variable", ["PGPASSWORD", "PGPASSFILE", "passfile"])
-    def test_with_a_password_that_the_dsn_does_not_hold(
+    def test_a_connection_that_fails_shows_no_password_that_the_dsn_does_not_hold(
         self,
         folder: Path,
         tmp_path: Path,
@@ -280,7 +282,7 @@ class TestAConnectionThatFails:
             monkeypatch.setenv(variable, PASSWORD if variable == "PGPASSWORD" else str(passfile))
         self.refuse_leaks_of(dsn, folder, logged)
 
-    def test_leaves_the_callers_own_error_its_traceback(self, folder: Path) -> None:
+    def test_a_callers_own_error_keeps_its_traceback(self, folder: Path) -> None:
         made = Migrator(BY_USER_INFO.format(f"127.0.0.1:{port_of_nobody()}/x"), folder)
 
         async def while_handling() -> None:
@@ -323,7 +325,7 @@ class TestAServerThatRefuses:
             ("postgresql://somebody:{password}@{server}?target_session_attrs=standby", "postgres"),
         ],
     )
-    def test_is_told_without_the_password(
+    def test_a_refusal_of_the_server_is_told_without_the_password(
         self, guarded: embedded.Server, folder: Path, logged: pytest.LogCaptureFixture, form: str, database: str
     ) -> None:
         dsn = form.format(wrong=f"{ENCODED}x", password=ENCODED, server=address(guarded, database))
@@ -333,7 +335,7 @@ class TestAServerThatRefuses:
             refuse_leaks(error, logged.text)
         assert run(Migrator(f"postgresql://somebody:{ENCODED}@{address(guarded)}", folder).status)
 
-    def test_a_role_is_told_without_the_password(
+    def test_a_refused_role_is_told_without_the_password(
         self, guarded: embedded.Server, folder: Path, logged: pytest.LogCaptureFixture
     ) -> None:
         dsn = f"postgresql://somebody:{ENCODED}@{address(guarded)}"
@@ -427,7 +429,7 @@ BAD: list[dict[str, Any]] = [
 class TestAMigratorThatCannotBeMade:
     @pytest.mark.parametrize("dsn", UNREADABLE, ids=str)
     @pytest.mark.parametrize("name", ["dsn", "direct_dsn"])
-    def test_for_a_dsn_that_cannot_be_read_shows_nothing_of_it(self, dsn: Any, name: str) -> None:
+    def test_a_migrator_refused_for_an_unreadable_dsn_shows_nothing_of_it(self, dsn: Any, name: str) -> None:
         given = {"dsn": "postgresql://nowhere/x"} | {name: dsn}
         error = raised(partial(Migrator, **given))
 
@@ -435,23 +437,23 @@ class TestAMigratorThatCannotBeMade:
         refuse_leaks(error)
 
     @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
-    def test_for_another_argument_shows_nothing_of_the_dsn(self, bad: dict[str, Any]) -> None:
+    def test_a_migrator_refused_for_another_argument_shows_nothing_of_the_dsn(self, bad: dict[str, Any]) -> None:
         error = raised(partial(Migrator, DSN, **bad))
 
         assert isinstance(error, UsageError | TypeError)
         refuse_leaks(error)
 
-    def test_for_want_of_a_dsn_shows_nothing_of_the_direct_one(self) -> None:
+    def test_a_migrator_refused_for_want_of_a_dsn_shows_nothing_of_the_direct_one(self) -> None:
         refuse_leaks(raised(partial(Migrator, direct_dsn=DSN)))
 
-    def test_for_a_factory_that_is_none_shows_nothing_of_it(self) -> None:
+    def test_a_migrator_refused_for_an_invalid_factory_shows_nothing_of_it(self) -> None:
         for connect in (DSN, Address(DSN), [DSN]):
             error = raised(partial(Migrator, connect=connect))  # type: ignore[arg-type]  # as intended
             assert isinstance(error, UsageError)
             refuse_leaks(error)
 
     @pytest.mark.parametrize("text", [DSN, STRING])
-    def test_nor_does_a_verb_show_what_is_no_version(self, folder: Path, text: str) -> None:
+    def test_a_verb_shows_nothing_of_an_invalid_version(self, folder: Path, text: str) -> None:
         made = Migrator("postgresql://nobody@127.0.0.1:1/x", folder)
         for work in (
             partial(made.up, text),
@@ -465,7 +467,9 @@ class TestAMigratorThatCannotBeMade:
             refuse_leaks(error)
 
     @pytest.mark.parametrize("text", [DSN, STRING])
-    def test_nor_is_a_file_written_with_it(self, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_new_file_has_nothing_of_a_dsn_in_its_name(
+        self, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         for given in ((text, "a"), ("folder", f"add {text}")):
             error = raised(partial(migrator.new, *given))
@@ -474,7 +478,7 @@ class TestAMigratorThatCannotBeMade:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_its_repr_and_that_of_what_it_holds_show_nothing() -> None:
+def test_the_representations_of_a_migrator_and_its_parts_show_no_password() -> None:
     for made in (
         Migrator(DSN, direct_dsn=DSN),
         Migrator(connect=partial(connecting, DSN)),
@@ -551,7 +555,7 @@ class TestTheCommandLine:
     @pytest.mark.parametrize(
         "name", ["table", "owner", "reader", "journal", "dir", "to", "lock", "budget", "lock-timeout", "nonsense"]
     )
-    def test_masks_what_was_given_to_another_option(
+    def test_the_command_line_masks_a_dsn_given_to_another_option(
         self, capfd: pytest.CaptureFixture[str], name: str, text: str
     ) -> None:
         self.refuse_leaks_of(capfd, "up", f"--{name}", text)
@@ -559,14 +563,14 @@ class TestTheCommandLine:
 
     @pytest.mark.parametrize("text", MISPLACED)
     @pytest.mark.parametrize("name", ["TABLE", "OWNER", "READERS", "JOURNAL", "DIR", "LOCK", "BUDGET", "STRICT"])
-    def test_masks_what_was_given_to_another_variable(
+    def test_the_command_line_masks_a_dsn_given_to_another_variable(
         self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, text: str
     ) -> None:
         monkeypatch.setenv(f"PGRATCHET_{name}", text)
         self.refuse_leaks_of(capfd, "up")
 
     @pytest.mark.parametrize("text", MISPLACED)
-    def test_masks_what_was_given_to_another_setting(
+    def test_the_command_line_masks_a_dsn_given_to_another_setting(
         self, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
     ) -> None:
         for line in (
@@ -585,7 +589,7 @@ class TestTheCommandLine:
             self.refuse_leaks_of(capfd, "up")
 
     @pytest.mark.parametrize("text", MISPLACED)
-    def test_masks_what_is_an_argument_too_many(
+    def test_the_command_line_masks_a_dsn_that_is_an_argument_too_many(
         self, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
     ) -> None:
         for arguments in (
@@ -600,12 +604,14 @@ class TestTheCommandLine:
             self.refuse_leaks_of(capfd, *arguments)
         assert [path.name for path in tmp_path.iterdir()] == ["migrations"]
 
-    def test_shows_nothing_of_a_dsn_that_leads_nowhere(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_the_command_line_shows_nothing_of_a_dsn_that_leads_nowhere(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         self.refuse_leaks_of(capfd, "status")
         self.refuse_leaks_of(capfd, "up", "--budget", "0.1", code=5)
         self.refuse_leaks_of(capfd, "up", "--dsn", DSN.replace("nowhere", "127.0.0.1:0"))
 
-    def test_holds_every_dsn_hidden(self, tmp_path: Path) -> None:
+    def test_the_command_line_holds_every_dsn_hidden(self, tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\ndsn = '{DSN}'\ndirect_dsn = '{DSN}'\n")
         assert not leaks.shows(repr(settings.read({})), SECRETS)
         assert not leaks.shows(repr(settings.read({"dsn": Hidden(DSN), "direct_dsn": Hidden(DSN)})), SECRETS)
@@ -688,7 +694,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 
 class TestAProcessOfAnotherUser:
     @root_only
-    def test_that_has_no_name_is_told_to_give_one(
+    def test_a_process_whose_user_has_no_name_is_told_to_give_one(
         self, by_another: Callable[[str, Path | None], list[list[Any]]]
     ) -> None:
         for home in (None, Path("/root"), Path("/nowhere")):
@@ -699,7 +705,7 @@ class TestAProcessOfAnotherUser:
         assert [kind for kind, _ in named] == ["ServerError", "BudgetExceededError", 2]
 
     @root_only
-    def test_whose_home_is_not_for_it_is_told_so(
+    def test_a_process_that_may_not_read_its_home_is_told_so(
         self, by_another: Callable[[str, Path | None], list[list[Any]]]
     ) -> None:
         results = by_another("postgresql://somebody:x@127.0.0.1:1/x", Path("/root"))
@@ -714,7 +720,7 @@ class TestAProcessOfAnotherUser:
             assert results[0][0] == ("UsageError" if more == "sslmode=verify-full" else "ServerError")
 
     @root_only
-    def test_whose_password_file_is_not_for_it_is_told_so(
+    def test_a_process_that_may_not_read_its_password_file_is_told_so(
         self, by_another: Callable[[str, Path | None], list[list[Any]]], guarded: embedded.Server, tmp_path: Path
     ) -> None:
         home = tmp_path / "home"
@@ -735,7 +741,7 @@ class TestAProcessOfAnotherUser:
         finally:
             shutil.rmtree(shown.parent)
 
-    def test_whose_home_leads_nowhere_is_told_so(
+    def test_a_process_whose_home_leads_nowhere_is_told_so(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "home").mkdir()
@@ -745,7 +751,7 @@ class TestAProcessOfAnotherUser:
             with pytest.raises(UsageError, match=r"home/\.postgresql/.*HOME"):
                 run(partial(verb, Migrator(BY_USER_INFO.format(f"127.0.0.1:{port_of_nobody()}/x"), folder)))
 
-    def test_that_has_no_name_leaves_no_error_of_asyncpgs(
+    def test_a_process_whose_user_has_no_name_gets_no_error_of_asyncpgs(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         def unknown(uid: int) -> None:
@@ -778,7 +784,7 @@ class Foreign:
 class TestAFactory:
     @pytest.mark.parametrize("verb", [Migrator.up, Migrator.status, Migrator.wait])
     @pytest.mark.parametrize("way", ["method", "partial", "lambda", "coroutine"])
-    def test_of_a_pools_connections_is_refused_before_anything_is_done(
+    def test_a_factory_of_a_pools_connections_is_refused_before_anything_is_done(
         self, dsn: str, folder: Path, way: str, verb: Verb
     ) -> None:
         async def work() -> None:
@@ -812,7 +818,7 @@ class TestAFactory:
         [(None, "NoneType"), (42, "int"), (Foreign(), "Foreign"), ((1, 2), "tuple"), (DSN, "the type str")],
         ids=["nothing", "number", "foreign", "tuple", "dsn"],
     )
-    def test_that_makes_something_else_is_refused(self, folder: Path, made: object, words: str) -> None:
+    def test_a_factory_that_makes_something_else_is_refused(self, folder: Path, made: object, words: str) -> None:
         async def make_it() -> Any:
             return made
 
@@ -823,12 +829,12 @@ class TestAFactory:
             for verb in VERBS:
                 error = raised(partial(run, partial(verb, Migrator(connect=connect, migrations=folder))))
                 assert isinstance(error, UsageError)
-                assert f"TestAFactory.{self.test_that_makes_something_else_is_refused.__name__}" in str(error)
+                assert f"TestAFactory.{self.test_a_factory_that_makes_something_else_is_refused.__name__}" in str(error)
                 assert connect.__name__ in str(error)
                 assert words in str(error)
                 refuse_leaks(error)
 
-    def test_that_makes_one_connection_only_is_refused(
+    def test_a_factory_that_makes_one_connection_only_is_refused(
         self, dsn: str, folder: Path, logged: pytest.LogCaptureFixture
     ) -> None:
         (folder / "001_a.sql").write_text("CREATE TABLE t (a int);")
@@ -872,7 +878,7 @@ class TestAFactory:
         ],
         ids=lambda error: type(error).__name__,
     )
-    def test_that_raises_is_told_by_its_name(self, folder: Path, given: Exception) -> None:
+    def test_a_factory_that_raises_is_told_by_its_name(self, folder: Path, given: Exception) -> None:
         async def fetch_and_connect() -> Any:
             raise given
 
@@ -887,14 +893,14 @@ class TestAFactory:
             assert discreet(str(given)).split("\n")[0] in str(caught.value)
             assert not leaks.shows(str(caught.value), SECRETS)
 
-    def test_whose_error_is_ours_keeps_it(self, folder: Path) -> None:
+    def test_a_factory_whose_error_is_ours_keeps_it(self, folder: Path) -> None:
         async def connect() -> Any:
             raise UsageError("no token")
 
         with pytest.raises(UsageError, match=r"\Ano token\Z"):
             run(Migrator(connect=connect, migrations=folder).status)
 
-    def test_with_a_password_is_in_no_frame_of_ours(self, folder: Path) -> None:
+    def test_a_factorys_password_is_in_no_frame_of_ours(self, folder: Path) -> None:
         dsn = BY_USER_INFO.format(f"127.0.0.1:{port_of_nobody()}/x")
         for connect in (partial(connecting, dsn), partial(asyncpg.connect, dsn)):
             error = raised(partial(run, Migrator(connect=connect, migrations=folder).status))
@@ -910,7 +916,7 @@ class TestAFactory:
 
 
 class TestDatabasesForTests:
-    def test_are_not_made_with_the_password_in_a_traceback(self, guarded: embedded.Server) -> None:
+    def test_databases_for_tests_are_not_made_with_the_password_in_a_traceback(self, guarded: embedded.Server) -> None:
         refused = f"postgresql://somebody:{ENCODED}x@{address(guarded)}"
         powerless = f"postgresql://somebody:{ENCODED}@{address(guarded)}"
         for work in (
@@ -926,7 +932,9 @@ class TestDatabasesForTests:
             assert isinstance(error, PgratchetError)
             refuse_leaks(error)
 
-    def test_are_not_dumped_with_the_password_in_a_traceback(self, guarded: embedded.Server, tmp_path: Path) -> None:
+    def test_databases_for_tests_are_not_dumped_with_the_password_in_a_traceback(
+        self, guarded: embedded.Server, tmp_path: Path
+    ) -> None:
         pg_dump = tmp_path / "pg_dump"
         for dsn in (f"postgresql://somebody:{ENCODED}@{address(guarded)}", BY_QUERY.format(address(guarded))):
             dump = partial(dumps.dump, pg_dump, dsn, Table.parse("public.schema_migrations"))
@@ -942,7 +950,9 @@ class TestDatabasesForTests:
             refuse_leaks(raised(dump))
             pg_dump.unlink()
 
-    def test_are_shown_by_pytest_without_the_password(self, guarded: embedded.Server, tmp_path: Path) -> None:
+    def test_databases_for_tests_are_shown_by_pytest_without_the_password(
+        self, guarded: embedded.Server, tmp_path: Path
+    ) -> None:
         asyncio.run(tell(guarded.dsn, "ALTER ROLE somebody CREATEDB"))
         (tmp_path / "sql").mkdir()
         (tmp_path / "sql/001_a.sql").write_text("SELECT 1;")

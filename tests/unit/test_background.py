@@ -62,7 +62,7 @@ async def test_work_that_takes_longer_goes_on_beside_the_application() -> None:
     assert work.how == "done"
 
 
-async def test_what_it_fails_with_later_is_told_and_leaves_the_application_alone() -> None:
+async def test_a_later_failure_of_the_work_is_told_and_leaves_the_application_alone() -> None:
     error = LookupError("no schema")
     work = Work(error)
     told: list[BaseException] = []
@@ -76,7 +76,7 @@ async def test_what_it_fails_with_later_is_told_and_leaves_the_application_alone
     assert told == [error]
 
 
-async def test_it_is_cancelled_when_the_application_ends_and_nobody_is_told() -> None:
+async def test_the_work_is_cancelled_when_the_application_ends_and_nobody_is_told() -> None:
     work = Work()
     told: list[BaseException] = []
 
@@ -89,7 +89,7 @@ async def test_it_is_cancelled_when_the_application_ends_and_nobody_is_told() ->
     assert told == []
 
 
-async def test_an_error_of_the_application_passes_and_ends_it_too() -> None:
+async def test_an_error_of_the_application_passes_and_ends_the_work_too() -> None:
     work = Work()
 
     with pytest.raises(LookupError, match="in service"):
@@ -100,7 +100,7 @@ async def test_an_error_of_the_application_passes_and_ends_it_too() -> None:
 
 
 @pytest.mark.parametrize("anyio_cancels", [True, False])
-async def test_a_start_that_is_cancelled_ends_it_before_that_goes_on(anyio_cancels: bool) -> None:  # noqa: FBT001 - a parameter of the test
+async def test_a_cancelled_start_ends_the_work_before_the_cancellation_goes_on(anyio_cancels: bool) -> None:  # noqa: FBT001 - a parameter of the test
     work = Work()
 
     async def start() -> None:
@@ -136,7 +136,7 @@ async def test_work_that_ends_by_a_cancellation_of_its_own_is_told_too() -> None
     assert [type(error) for error in told] == [asyncio.CancelledError]
 
 
-async def test_a_second_cancellation_does_not_leave_it_behind() -> None:
+async def test_a_second_cancellation_does_not_leave_the_work_behind() -> None:
     cancelled, end, ended = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def work() -> None:
@@ -167,7 +167,7 @@ async def test_a_second_cancellation_does_not_leave_it_behind() -> None:
     assert ended.is_set()
 
 
-async def test_it_can_be_left_by_another_task_than_the_one_that_entered_it() -> None:
+async def test_another_task_than_the_one_that_entered_it_may_leave_the_work() -> None:
     work = Work()
     host = in_background(work, 0.0, None)
 

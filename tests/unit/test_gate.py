@@ -58,7 +58,7 @@ async def test_requests_are_told_to_come_again_in_every_other_state(state: Condi
     assert body == {"error": "the schema is not ready", "state": state}
 
 
-async def test_it_opens_when_the_schema_gets_ready_and_closes_when_it_is_not_any_more() -> None:
+async def test_the_gate_opens_when_the_schema_gets_ready_and_closes_when_it_is_not_any_more() -> None:
     ours = SimpleNamespace()
     app = Gate(application, cast("Migrator", ours))
 
@@ -111,7 +111,7 @@ async def test_readiness_need_not_be_answered() -> None:
 @pytest.mark.parametrize(
     ("outer", "inner", "status"), [(READY, READY, 200), (READY, NOT_READY, 503), (NOT_READY, READY, 503)]
 )
-async def test_of_several_gates_the_innermost_answers_for_all(outer: Readiness, inner: Readiness, status: int) -> None:
+async def test_the_innermost_of_several_gates_answers_for_all(outer: Readiness, inner: Readiness, status: int) -> None:
     gates = Gate(Gate(application, migrator(inner)), migrator(outer), ready=None)
 
     assert answer(await ask(gates, path="/readyz"))[0] == status
@@ -205,5 +205,5 @@ async def test_a_lifespan_that_has_answered_is_not_answered_for() -> None:
         await ask(Gate(answering, migrator(NOT_READY)), type="lifespan")
 
 
-def test_it_goes_by_both_names() -> None:
+def test_the_gate_goes_by_both_names() -> None:
     assert gate is Gate

@@ -92,7 +92,7 @@ def without_containers(document: Document) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("spoil", [misspelt, a_text_for_a_number, without_containers])
-def test_one_that_is_not_is_refused(spoil: Callable[[Document], None], version: str) -> None:
+def test_an_invalid_manifest_is_refused(spoil: Callable[[Document], None], version: str) -> None:
     broken = deepcopy(ALL["deployment.yaml#0"])
     spoil(broken)
     with pytest.raises(kubernetes.ValidationError):

@@ -114,14 +114,14 @@ async def test_the_schema_is_there_before_the_applications_own_lifespan_starts(e
     assert events == ["up", "inner starts", "inner stops"]
 
 
-async def test_it_can_be_entered_without_an_application(events: list[str]) -> None:
+async def test_the_hook_can_be_entered_without_an_application(events: list[str]) -> None:
     async with migrated(migrator(events), inner=lambda app: recorded(events if app is None else [])) as state:
         assert state == {"pool": 1}
 
     assert events == ["up", "inner starts", "inner stops"]
 
 
-async def test_it_can_be_entered_again(events: list[str]) -> None:
+async def test_the_hook_can_be_entered_again(events: list[str]) -> None:
     hook = migrated(migrator(events))
 
     async with hook:
