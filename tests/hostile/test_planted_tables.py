@@ -683,14 +683,14 @@ async def test_a_datestyle_keeps_nobody_from_reading(dsn: str, write: Write, sty
             dsn, f"GRANT SELECT ON {HISTORY} TO {prefix}_login; ALTER ROLE {prefix}_login SET DateStyle = '{style}'"
         )
         (entry,) = await reader.status()
-        assert entry.applied is not None
-        assert entry.applied.finished_at is not None
+        assert entry.row is not None
+        assert entry.row.finished_at is not None
 
         await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other")
         for look in (reader.check, reader.wait):
             await look()
         (entry,) = await reader.status()
-        assert (entry.state, entry.applied and entry.applied.finished_at) == (State.APPLIED, None)
+        assert (entry.state, entry.row and entry.row.finished_at) == (State.APPLIED, None)
 
 
 async def test_a_partitioned_history_of_ours_is_read_and_written(dsn: str, write: Write) -> None:

@@ -133,7 +133,7 @@ class Catalogue(NamedTuple):
     warnings: tuple[Problem, ...] = ()
 
 
-class AppliedMigration(NamedTuple):
+class HistoryRow(NamedTuple):
     """One version in the database: a history row."""
 
     version: str
@@ -166,14 +166,14 @@ class Entry(NamedTuple):
     version: str
     state: State
     migration: Migration | None = None
-    applied: AppliedMigration | None = None
+    row: HistoryRow | None = None
 
     @property
     def name(self) -> str:
         """What the file calls it, or the history where there is no file."""
         if self.migration is not None:
             return self.migration.name
-        return self.applied.name if self.applied is not None else ""
+        return self.row.name if self.row is not None else ""
 
 
 class Segment(NamedTuple):
@@ -209,7 +209,7 @@ class Step(NamedTuple):
     direction: Direction
     script: Script
     done: int = 0
-    over: AppliedMigration | None = None
+    over: HistoryRow | None = None
 
 
 class Plan(NamedTuple):

@@ -47,8 +47,8 @@ async def _record(
     connection: Connection, settings: Settings, entry: Entry, judgement: Judgement, facts: frames.Facts
 ) -> None:
     settled = settle(entry, judgement.verdict)
-    if entry.applied is not None and entry.state is State.RUNNING:
-        who = await backends.runner(connection, entry.applied, settings.owner)
+    if entry.row is not None and entry.state is State.RUNNING:
+        who = await backends.runner(connection, entry.row, settings.owner)
         if who:
             raise HistoryError(printable(f"{entry.version} {entry.name} is being worked on by {who}"), [entry.version])
     writer = facts.writer(settings.tool_version)

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.events import Locked, Tell, Waiting, looked
 from pgratchet.core.model import (
-    AppliedMigration,
     Catalogue,
     Direction,
     Entry,
     Failure,
+    HistoryRow,
     Lock,
     RecordState,
     State,
@@ -50,7 +50,7 @@ class Run:
         self._history = settings.history
         self._old_failures: dict[str, str | None] | None = None
         self._told: dict[str, str | None] = {}
-        self._rows: dict[str, AppliedMigration] = {}
+        self._rows: dict[str, HistoryRow] = {}
         self._safe: bool | None = None
 
     async def up(self, to: str | None = None) -> None:
@@ -114,7 +114,7 @@ class Run:
 
         await self._through_losses(work, self._settings.connect)
 
-    def _tell_failures(self, rows: Iterable[AppliedMigration]) -> None:
+    def _tell_failures(self, rows: Iterable[HistoryRow]) -> None:
         for row in rows:
             if row.state is RecordState.FAILED and self._told.get(row.version, "") != row.token:
                 self._told[row.version] = row.token
@@ -140,7 +140,7 @@ class Run:
         self.progress.tell(looked(entries))
         return entries
 
-    async def _follow(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
+    async def _follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:
         """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
         if self._safe is None:
             self._safe = await self._history.is_safe(connection)
@@ -275,7 +275,7 @@ class Run:
 
     def _forget_lost(self, entries: Iterable[Entry]) -> None:
         """Report no step whose COMMIT was answered by a server that another has taken over from without it."""
-        rows = (entry.applied for entry in entries if entry.applied)
+        rows = (entry.row for entry in entries if entry.row)
         applied = {row.version for row in rows if row.state is RecordState.APPLIED}
         for step in self.progress.drop_lost(applied):
             _log.warning("%s %s %s was committed, and the server has lost it", step.direction, step.version, step.name)
@@ -284,7 +284,7 @@ class Run:
         if not await lock.is_free(connection, self._settings.table.lock_key):
             raise lock.BusyError
 
-    def _raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:
+    def _raise_new_failure(self, rows: Iterable[HistoryRow]) -> None:
         """Raise for a version that another run has failed at since this one first looked.
 
         The same file would fail again, once for each replica that waited; a run that starts later tries it.
@@ -300,5 +300,5 @@ class Run:
                 raise MigrationFailedError(failure, self.progress.finished)
 
 
-def _all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:
+def _all_applied(versions: Sequence[str], rows: Iterable[HistoryRow]) -> bool:
     return {row.version for row in rows if row.state is RecordState.APPLIED} >= set(versions)

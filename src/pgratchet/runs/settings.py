@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
+from pgratchet.core.model import Direction, Entry, HistoryRow, Lock
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link.budget import Budget
@@ -56,5 +56,5 @@ class Held(NamedTuple):
     budget: Budget
     progress: Progress
     look: Callable[[Connection, Direction], Awaitable[tuple[Entry, ...]]]
-    heed: Callable[[Iterable[AppliedMigration]], None]
+    heed: Callable[[Iterable[HistoryRow]], None]
     ensure: Callable[[Connection, Sequence[str]], Awaitable[Records]]

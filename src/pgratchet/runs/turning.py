@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, Mode, RecordState, Step
 from pgratchet.core.plan.doubt import refuse_unjudged
 from pgratchet.core.plan.halfway import in_flight
 from pgratchet.core.plan.planning import Phase, failures, plan_up, replaceable
@@ -32,7 +32,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
     settings = held.settings
     readers = settings.readers_of(framing.facts.login)
     execution = Execution(_wire(held, framing.facts), framing, held.progress)
-    overtaken: list[tuple[AppliedMigration | None, ...]] = []
+    overtaken: list[tuple[HistoryRow | None, ...]] = []
     while waiting:
         records = await held.ensure(held.connection, readers)
         entries = await held.look(held.connection, waiting[0].direction)
@@ -45,7 +45,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         try:
             await execution.run(records, steps, _applied_numbers(entries), replaceable(entries))
         except OvertakenError:
-            overtaken.append(tuple(entry.applied for entry in entries))
+            overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)
             await held.budget.poll("another runner has been at work")
             continue
@@ -63,7 +63,7 @@ async def rehearse(held: Held, to: str | None) -> None:
     held.progress.finished += done
 
 
-def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -> None:
+def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None:
     """Raise HistoryError where a run has read the same so many times, and was told each time that it has changed."""
     last = seen[-MOST_CONTRADICTIONS:]
     if len(last) == MOST_CONTRADICTIONS and all(each == last[0] for each in last):
@@ -74,13 +74,13 @@ def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -
         )
 
 
-def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[AppliedMigration]:
+def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[HistoryRow]:
     """Return the rows of what has failed, of that which is to be done."""
     versions = {step.migration.version for step in steps}
     return failures(entry for entry in entries if entry.version in versions)
 
 
-async def _let_finish(held: Held, rows: Iterable[AppliedMigration]) -> bool:
+async def _let_finish(held: Held, rows: Iterable[HistoryRow]) -> bool:
     """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
     waited = False
     for row in rows:
@@ -110,7 +110,7 @@ async def _framing(held: Held) -> Framing:
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
-    return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
+    return (entry.row.number for entry in entries if entry.row and entry.row.state is RecordState.APPLIED)
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:

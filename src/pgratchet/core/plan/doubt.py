@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
-from pgratchet.core.model import AppliedMigration, Script, Segment, Step
+from pgratchet.core.model import HistoryRow, Script, Segment, Step
 from pgratchet.core.plan.halfway import MARK, cursor_at
 from pgratchet.core.printing import line_of, printable
 from pgratchet.core.sql.bare import read
@@ -27,7 +27,7 @@ class Doubt(NamedTuple):
     there: tuple[int, ...] | None = None
 
 
-def doubt(row: AppliedMigration | None) -> Doubt | None:
+def doubt(row: HistoryRow | None) -> Doubt | None:
     """Return which statement of a row is in doubt."""
     finished, mark, rest = ((row and row.cursor) or "").partition(MARK)
     after, _, begun = rest.partition(" ")

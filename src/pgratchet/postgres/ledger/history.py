@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
-from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
 from pgratchet.core.versions import LONGEST_VERSION, canonical
 from pgratchet.postgres.ledger import trust
 from pgratchet.postgres.link import own
@@ -55,7 +55,7 @@ COLUMNS = {
     "error": Column(_TEXT),
 }
 
-READ = AppliedMigration._fields
+READ = HistoryRow._fields
 _VERSION, _STATE = READ.index("version"), READ.index("state")
 _INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
 _MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
@@ -128,7 +128,7 @@ class History(NamedTuple):
 
     async def read(
         self, connection: Connection, patience: float | None = None, *, anybodys: bool = True
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return all rows, in no order; empty where there is no table yet. Nobody runs code by that.
 
         By the server's COPY of the table, in one round trip: a SELECT is planned, and the planner evaluates the code
@@ -210,7 +210,7 @@ class History(NamedTuple):
 
     async def read_some(
         self, connection: Connection, versions: Sequence[str], patience: float | None = None
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
         try:
             return await self._select(
@@ -221,7 +221,7 @@ class History(NamedTuple):
 
     async def _select(
         self, connection: Connection, where: str, arguments: Sequence[object], patience: float | None
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
         async with self._reading(connection):
             with self._dates():
@@ -253,7 +253,7 @@ class History(NamedTuple):
         versions: Sequence[str] | None = None,
         *,
         anybodys: bool = True,
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return what `read`, or `read_some` of the versions, returns, as soon as nobody has locked the table.
 
         Raises BudgetExceededError.
@@ -463,7 +463,7 @@ def _undated(texts: list[list[str | None]]) -> list[list[Any]]:
     return columns
 
 
-def _rows(columns: list[list[Any]], table: Table) -> tuple[AppliedMigration, ...]:
+def _rows(columns: list[list[Any]], table: Table) -> tuple[HistoryRow, ...]:
     if not columns:
         return ()
     for version in columns[_VERSION]:
@@ -477,7 +477,7 @@ def _rows(columns: list[list[Any]], table: Table) -> tuple[AppliedMigration, ...
     # In a table of somebody else's anything may be missing.
     for at in _TEXTS:
         columns[at] = [text or "" for text in columns[at]]
-    return tuple(map(AppliedMigration._make, zip(*columns, strict=True)))
+    return tuple(map(HistoryRow._make, zip(*columns, strict=True)))
 
 
 def _not_ours(version: object, table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Entry, HistoryRow, Migration, Mode, RecordState, Step
 from pgratchet.core.plan.halfway import MARK, Settled
 from pgratchet.postgres.ledger.trust import Seal
 from pgratchet.postgres.link.guards import Guard, Guards
@@ -166,7 +166,7 @@ class Records(NamedTuple):
 
     def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
         """Return the SQL that records a person's verdict, on a row that has not changed since it was read."""
-        migration, row = entry.migration, entry.applied
+        migration, row = entry.migration, entry.row
         values = {
             "state": literal(settled.state),
             "statements_done": literal(settled.statements_done),
@@ -282,7 +282,7 @@ class Records(NamedTuple):
         )
 
 
-def _as_read(row: AppliedMigration) -> str:
+def _as_read(row: HistoryRow) -> str:
     values = {"state": row.state, "token": row.token, "cursor": row.cursor}
     return " AND ".join(
         f"{name} IS NULL" if value is None else f"{name} {EQ} {literal(value)}" for name, value in values.items()
