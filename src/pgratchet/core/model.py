@@ -134,7 +134,10 @@ class Catalogue(NamedTuple):
 
 
 class HistoryRow(NamedTuple):
-    """One version in the database: a history row."""
+    """One version in the database: a row of the history, whose columns have these names.
+
+    None stands for NULL, and for a column that the table does not have.
+    """
 
     version: str
     name: str
@@ -143,16 +146,17 @@ class HistoryRow(NamedTuple):
     state: RecordState
     statements_done: int
     statements_total: int
-    cursor: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    applied_by: str | None
-    backend_pid: int | None
-    token: str | None
-    compatible_with: str | None
-    error: str | None
+    cursor: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    applied_by: str | None = None
+    backend_pid: int | None = None
     backend_start: datetime | None = None
+    token: str | None = None
+    tool_version: str | None = None
+    compatible_with: str | None = None
     reason: str | None = None
+    error: str | None = None
 
     @property
     def number(self) -> int:

@@ -22,6 +22,7 @@ from pgratchet.core.model import (
 )
 from pgratchet.core.plan import halfway, judging, planning
 from pgratchet.postgres.ledger import lock
+from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
@@ -172,7 +173,8 @@ class Run:
 
     async def _ensure(self, connection: Connection, readers: Sequence[str]) -> Records:
         """Have the history, and return the SQL that writes it as it is now."""
-        self._records = self._records._replace(seal=await self._history.ensure(connection, readers, self._budget))
+        seal = await self._history.ensure(connection, readers, self._budget, without=self._records.absent)
+        self._records = self._records._replace(seal=seal, absent=absent(seal.columns))
         return self._records
 
     async def _resolve(self, connection: Connection) -> None:
