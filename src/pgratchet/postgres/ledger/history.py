@@ -315,16 +315,16 @@ class History(NamedTuple):
             raise ForeignTableError(self._described(*await self._relation(connection)))
         adding = ", ".join(f"ADD COLUMN IF NOT EXISTS {column}" for column in defined(missing))
         alter = f"ALTER TABLE {self.table.quoted} {adding}"
-        try:
-            await through_races(connection, f"{self._as_owner}{alter};", budget)
-        except asyncpg.InsufficientPrivilegeError:
+        # Not found out by trying: that would be an error in the server's log at each start.
+        if not seal.alterable:
             names = [name for name in COLUMNS if name in missing]
             lack = f"the table {self.table} lacks {', '.join(names)}, and {self._role} may not add that"
             if any(COLUMNS[name].essential for name in names):
-                raise ServerError(f"{lack}; nothing can be recorded safely before its owner does: {alter}") from None
+                raise ServerError(f"{lack}; nothing can be recorded safely before its owner does: {alter}")
             if not missing.issubset(without):
                 _log.warning("%s; it is written without until its owner does: %s", lack, alter)
             return seal
+        await through_races(connection, f"{self._as_owner}{alter};", budget)
         return await self._made(connection)
 
     async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
