@@ -484,7 +484,7 @@ async def test_a_large_table_of_somebody_elses_is_refused_before_it_is_read(
 ) -> None:
     await tell(dsn, f"CREATE TABLE {HISTORY} AS SELECT generate_series(1, 1000) AS version")
     chunks: list[bytes] = []
-    copy_out = asyncpg.Connection._copy_out  # type: ignore[attr-defined]
+    copy_out = asyncpg.Connection._copy_out  # type: ignore[attr-defined]  # a read goes through this
 
     async def noted(connection: Connection, statements: str, output: Output, patience: float | None) -> object:
         async def take(chunk: bytes) -> None:
