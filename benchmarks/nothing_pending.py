@@ -13,9 +13,10 @@ import asyncpg
 import harness
 
 from pgratchet import Migrator
+from pgratchet.core.model import HistoryRow
 from pgratchet.files import directory
 from pgratchet.files.layouts import own
-from pgratchet.postgres.ledger.history import READ, History
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.session import connector, open_session
 from pgratchet.postgres.link.sql import Table
 
@@ -56,7 +57,7 @@ async def _ours(dsn: str) -> None:
 
 async def _bare(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
-    await connection.fetch(f"SELECT {', '.join(READ)} FROM {TABLE.quoted}")
+    await connection.fetch(f"SELECT {', '.join(HistoryRow._fields)} FROM {TABLE.quoted}")
     await connection.close()
 
 

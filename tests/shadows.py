@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from pgratchet.core.sql.statements import scan
-from pgratchet.postgres.ledger.history import COLUMNS
+from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.link import own
 from pgratchet.postgres.wire.message import Message
 from pgratchet.postgres.wire.sending import Wire

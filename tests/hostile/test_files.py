@@ -30,13 +30,13 @@ from pgratchet import HistoryError, MigrationFailedError, Migrator, ServerError,
 from pgratchet.cli.settings import read as read_settings
 from pgratchet.core.errors import FilesError, UsageError
 from pgratchet.core.model import (
-    AppliedMigration,
     Catalogue,
     Direction,
     Entry,
     File,
     Finished,
     ForeignRow,
+    HistoryRow,
     Kind,
     Options,
     Problem,
@@ -1073,7 +1073,7 @@ def test_a_floor_that_is_no_version_is_refused_with_its_line(floor: str) -> None
 @pytest.mark.parametrize("floor", ["9" * 5000, "9" * 19, "٢", "", "-1", "x"])
 def test_a_floor_in_the_history_that_nobody_can_read_keeps_old_code_out(floor: str) -> None:
     nothing = dict.fromkeys(("cursor", "started_at", "finished_at", "applied_by", "backend_pid", "token", "error"))
-    row = AppliedMigration("3", "c", "sql", "x", RecordState.APPLIED, 0, 0, compatible_with=floor, **nothing)
+    row = HistoryRow("3", "c", "sql", "x", RecordState.APPLIED, 0, 0, compatible_with=floor, **nothing)
     old = Entry("2", State.APPLIED, parsed({"2_b.sql": ""}).migrations[0], None)
 
     with pytest.raises(HistoryError, match="cannot live with it"):

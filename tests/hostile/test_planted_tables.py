@@ -10,7 +10,8 @@ import pytest
 
 from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError, Verdict
 from pgratchet.core.model import State
-from pgratchet.postgres.ledger.history import COLUMNS, History
+from pgratchet.postgres.ledger.columns import COLUMNS
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.temporary import through_races
 from tests.shadows import has_sprung
 from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
@@ -685,14 +686,14 @@ async def test_a_datestyle_keeps_nobody_from_reading(dsn: str, write: Write, sty
             dsn, f"GRANT SELECT ON {HISTORY} TO {prefix}_login; ALTER ROLE {prefix}_login SET DateStyle = '{style}'"
         )
         (entry,) = await reader.status()
-        assert entry.applied is not None
-        assert entry.applied.finished_at is not None
+        assert entry.row is not None
+        assert entry.row.finished_at is not None
 
         await tell(dsn, f"ALTER TABLE {HISTORY} OWNER TO {prefix}_other")
         for look in (reader.check, reader.wait):
             await look()
         (entry,) = await reader.status()
-        assert (entry.state, entry.applied and entry.applied.finished_at) == (State.APPLIED, None)
+        assert (entry.state, entry.row and entry.row.finished_at) == (State.APPLIED, None)
 
 
 async def test_a_partitioned_history_of_ours_is_read_and_written(dsn: str, write: Write) -> None:

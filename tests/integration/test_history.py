@@ -21,7 +21,8 @@ from pgratchet import (
     __version__,
 )
 from pgratchet.core.model import RecordState
-from pgratchet.postgres.ledger.history import COLUMNS, History
+from pgratchet.postgres.ledger.columns import COLUMNS
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.sql import Table
 from tests.poolers import pgbouncer

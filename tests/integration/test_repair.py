@@ -80,7 +80,7 @@ async def test_each_verdict_settles_a_statement_in_doubt(
     assert await states(dsn) == {"1": "applied", "2": "applied"}
     row = (await history(dsn))["1"]
     assert (row["reason"], row["error"], row["statements_done"]) == (reason, None, 3)
-    assert [entry.applied and entry.applied.reason for entry in await migrator.status()] == [reason, None]
+    assert [entry.row and entry.row.reason for entry in await migrator.status()] == [reason, None]
     await migrator.down(to=0)
     assert await states(dsn) == {}
 
@@ -113,8 +113,8 @@ async def test_a_repair_of_a_way_down_counts_the_statement_too(dsn: str, write: 
     with pytest.raises(HistoryError, match=r"statement 2 of 3 \(CALL work\(\)\)"):
         await migrator.down()
     entry = await migrator.repair(1, Verdict.SKIP, "it is there")
-    assert entry.applied is not None
-    assert (entry.applied.state, entry.applied.statements_done) == ("reverting", 2)
+    assert entry.row is not None
+    assert (entry.row.state, entry.row.statements_done) == ("reverting", 2)
     await migrator.down()
     assert await column(dsn, "SELECT n FROM ledger") == [1, 2, 3]
     assert await states(dsn) == {}

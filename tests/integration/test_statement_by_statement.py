@@ -423,7 +423,7 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
     async with connected(dsn) as connection:
         entries = planning.compare(own.parse(directory.read(folder)).migrations, await History(table).read(connection))
         # The cursor still stands for two statements: what was read is older than that.
-        stale = entries[0].applied
+        stale = entries[0].row
         assert stale is not None
         migration = entries[0].migration
         assert migration is not None

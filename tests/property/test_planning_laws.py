@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import (
-    AppliedMigration,
     Direction,
     Entry,
+    HistoryRow,
     Kind,
     Migration,
     Mode,
@@ -30,15 +30,15 @@ class World(NamedTuple):
     """What is on disk, and what is in the database."""
 
     migrations: tuple[Migration, ...]
-    history: tuple[AppliedMigration, ...]
+    history: tuple[HistoryRow, ...]
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         return planning.compare(self.migrations, self.history)
 
 
-def recorded(migration: Migration, state: RecordState = RecordState.APPLIED, done: int = 0) -> AppliedMigration:
-    return AppliedMigration(
+def recorded(migration: Migration, state: RecordState = RecordState.APPLIED, done: int = 0) -> HistoryRow:
+    return HistoryRow(
         version=migration.version,
         name=migration.name,
         kind=migration.kind,
@@ -208,7 +208,7 @@ def test_what_is_late_lies_below_what_is_applied_and_nothing_else_does(world: Wo
     newest = max(applied_numbers(world), default=-1)
 
     for entry in world.entries:
-        if entry.applied is None:
+        if entry.row is None:
             assert (entry.state is State.LATE) == (int(entry.version) < newest)
 
 
@@ -241,7 +241,7 @@ def test_a_floor_forbids_exactly_the_images_whose_newest_file_lies_below_it(worl
     forbidding = tuple(
         entry.version
         for entry in entries
-        if entry.state is State.UNKNOWN and entry.applied and int(entry.applied.compatible_with or -1) > newest
+        if entry.state is State.UNKNOWN and entry.row and int(entry.row.compatible_with or -1) > newest
     )
     late = {entry.version for entry in entries if entry.state is State.LATE}
 

@@ -33,11 +33,11 @@ from pgratchet.core.errors import (
 from pgratchet.core.masking import discreet
 from pgratchet.core.model import (
     Adoption,
-    AppliedMigration,
     Direction,
     Entry,
     Failure,
     Finished,
+    HistoryRow,
     Kind,
     Migration,
     Mode,
@@ -119,8 +119,8 @@ def migration(version: str, name: str) -> Migration:
     return Migration(version, name, Kind.SQL, "00", Source(f"m/{version}_{name}.sql", ""))
 
 
-def row(version: str, name: str, **more: Any) -> AppliedMigration:
-    values: dict[str, Any] = dict.fromkeys(AppliedMigration._fields) | {
+def row(version: str, name: str, **more: Any) -> HistoryRow:
+    values: dict[str, Any] = dict.fromkeys(HistoryRow._fields) | {
         "version": version,
         "name": name,
         "kind": "sql",
@@ -128,7 +128,7 @@ def row(version: str, name: str, **more: Any) -> AppliedMigration:
         "statements_done": 1,
         "statements_total": 1,
     }
-    return AppliedMigration(**(values | more))
+    return HistoryRow(**(values | more))
 
 
 def test_the_commands_are_these() -> None:

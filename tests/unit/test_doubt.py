@@ -4,9 +4,9 @@ import pytest
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import (
-    AppliedMigration,
     Direction,
     Entry,
+    HistoryRow,
     Kind,
     Migration,
     Options,
@@ -30,11 +30,11 @@ def migration(text: str = "SELECT 1") -> Migration:
     return Migration("7", "work", Kind.SQL, "sum", Source("m/7_work.sql", text, Options(no_transaction=True)))
 
 
-def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> AppliedMigration:
-    values: dict[str, Any] = dict.fromkeys(AppliedMigration._fields)
+def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> HistoryRow:
+    values: dict[str, Any] = dict.fromkeys(HistoryRow._fields)
     values |= {"version": "7", "name": "work", "state": state, "statements_done": 1, "statements_total": 3}
     values |= {"applied_by": "app@host", "backend_pid": 4711}
-    return AppliedMigration(**(values | changes))
+    return HistoryRow(**(values | changes))
 
 
 def step(second: str, *, edited: str | None = None, there: str = "{4,2} ") -> Step:
@@ -174,7 +174,7 @@ def test_settings_that_last_are_those_of_the_session() -> None:
     assert [text_of(script, segment) for segment in lasting(script, len(passes + lasts))] == lasts
 
 
-def entry(applied: AppliedMigration | None) -> Entry:
+def entry(applied: HistoryRow | None) -> Entry:
     return Entry("7", State.RUNNING, migration(), applied)
 
 
@@ -214,7 +214,7 @@ def test_a_pending_migration_may_have_been_applied_by_hand_and_an_applied_one_un
     ],
 )
 def test_a_verdict_that_makes_no_sense_is_refused(
-    applied: AppliedMigration | None, verdicts: list[Verdict], why: str
+    applied: HistoryRow | None, verdicts: list[Verdict], why: str
 ) -> None:
     for verdict in verdicts:
         with pytest.raises(HistoryError, match=why) as caught:

@@ -6,9 +6,9 @@ import pytest
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.model import (
-    AppliedMigration,
     Direction,
     Entry,
+    HistoryRow,
     Kind,
     Migration,
     Mode,
@@ -41,8 +41,8 @@ def migration(
     )
 
 
-def row(version: int, state: RecordState = RecordState.APPLIED, **changes: Any) -> AppliedMigration:
-    return AppliedMigration(
+def row(version: int, state: RecordState = RecordState.APPLIED, **changes: Any) -> HistoryRow:
+    return HistoryRow(
         version=str(version),
         name=f"name{version}",
         kind="sql",
@@ -148,9 +148,9 @@ def test_version_zero_is_a_version() -> None:
 def test_an_entry_has_both_sides_of_its_version() -> None:
     applied, unknown, pending = planning.compare([migration(4), migration(2)], [row(2), row(3)])
 
-    assert (pending.migration, pending.applied) == (migration(4), None)
-    assert (applied.migration, applied.applied) == (migration(2), row(2))
-    assert (unknown.migration, unknown.applied) == (None, row(3))
+    assert (pending.migration, pending.row) == (migration(4), None)
+    assert (applied.migration, applied.row) == (migration(2), row(2))
+    assert (unknown.migration, unknown.row) == (None, row(3))
     assert [entry.name for entry in (pending, applied, unknown)] == ["name4", "name2", "name3"]
 
 
@@ -200,7 +200,7 @@ def test_what_counts_its_statements_goes_on_in_its_own_direction(
     compared = planning.compare([migration(1)], [row(1, state, cursor="", error=error)])
 
     halfway.refuse_interrupted(compared, own)
-    assert halfway.in_flight(compared, own) == (compared[0].applied,)
+    assert halfway.in_flight(compared, own) == (compared[0].row,)
     assert halfway.in_flight(compared, other) == ()
     with pytest.raises(HistoryError, match=f"{own} 1 name1.*Finish it by `pgratchet {own}`.*`pgratchet repair 1`"):
         halfway.refuse_interrupted(compared, other)

@@ -65,15 +65,11 @@ def status(entries: Sequence[Entry]) -> Report:
     """Return a table of all versions, what failed ones failed with, what persons have said, and how many there are."""
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
-    errors = [
-        f"{entry.version} {entry.state}: {entry.applied.error}"
-        for entry in entries
-        if entry.applied and entry.applied.error
-    ]
+    errors = [f"{entry.version} {entry.state}: {entry.row.error}" for entry in entries if entry.row and entry.row.error]
     reasons: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.applied and entry.applied.reason:
-            reasons.setdefault(entry.applied.reason, []).append(entry.version)
+        if entry.row and entry.row.reason:
+            reasons.setdefault(entry.row.reason, []).append(entry.version)
     why = [f"{', '.join(versions)}: {reason}" for reason, versions in reasons.items()]
     counts = Counter(entry.state for entry in entries)
     total = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no migrations"
@@ -94,7 +90,7 @@ def created(paths: Iterable[Path]) -> Report:
 
 def repaired(entry: Entry) -> Report:
     """Return how a version stands after a person's verdict."""
-    row = entry.applied
+    row = entry.row
     how = (
         f", {row.statements_done} of {row.statements_total} statements done"
         if entry.state is State.RUNNING and row
@@ -129,11 +125,11 @@ def _statements(count: int) -> str:
 
 
 def _when(entry: Entry) -> datetime | None:
-    return (entry.applied.finished_at or entry.applied.started_at) if entry.applied else None
+    return (entry.row.finished_at or entry.row.started_at) if entry.row else None
 
 
 def _by(entry: Entry) -> str | None:
-    return entry.applied.applied_by if entry.applied else None
+    return entry.row.applied_by if entry.row else None
 
 
 def _shown(moment: datetime | None) -> str:
@@ -155,8 +151,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "path": entry.migration.up.path if entry.migration else None,
         "when": when.isoformat() if when else None,
         "by": _by(entry),
-        "error": entry.applied.error if entry.applied else None,
-        "reason": entry.applied.reason if entry.applied else None,
-        "statements_done": entry.applied.statements_done if entry.applied else None,
-        "statements_total": entry.applied.statements_total if entry.applied else None,
+        "error": entry.row.error if entry.row else None,
+        "reason": entry.row.reason if entry.row else None,
+        "statements_done": entry.row.statements_done if entry.row else None,
+        "statements_total": entry.row.statements_total if entry.row else None,
     }

@@ -133,8 +133,11 @@ class Catalogue(NamedTuple):
     warnings: tuple[Problem, ...] = ()
 
 
-class AppliedMigration(NamedTuple):
-    """One version in the database: a history row."""
+class HistoryRow(NamedTuple):
+    """One version in the database: a row of the history, whose columns have these names.
+
+    None stands for NULL, and for a column that the table does not have.
+    """
 
     version: str
     name: str
@@ -143,16 +146,17 @@ class AppliedMigration(NamedTuple):
     state: RecordState
     statements_done: int
     statements_total: int
-    cursor: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    applied_by: str | None
-    backend_pid: int | None
-    token: str | None
-    compatible_with: str | None
-    error: str | None
+    cursor: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    applied_by: str | None = None
+    backend_pid: int | None = None
     backend_start: datetime | None = None
+    token: str | None = None
+    tool_version: str | None = None
+    compatible_with: str | None = None
     reason: str | None = None
+    error: str | None = None
 
     @property
     def number(self) -> int:
@@ -166,14 +170,14 @@ class Entry(NamedTuple):
     version: str
     state: State
     migration: Migration | None = None
-    applied: AppliedMigration | None = None
+    row: HistoryRow | None = None
 
     @property
     def name(self) -> str:
         """What the file calls it, or the history where there is no file."""
         if self.migration is not None:
             return self.migration.name
-        return self.applied.name if self.applied is not None else ""
+        return self.row.name if self.row is not None else ""
 
 
 class Segment(NamedTuple):
@@ -210,7 +214,7 @@ class Step(NamedTuple):
     direction: Direction
     script: Script
     done: int = 0
-    over: AppliedMigration | None = None
+    over: HistoryRow | None = None
     replaces: bool = False
 
 

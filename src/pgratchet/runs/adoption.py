@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.postgres.ledger import lock
-from pgratchet.postgres.ledger.foreign.homemade import take_over
+from pgratchet.postgres.ledger.columns import absent
+from pgratchet.postgres.ledger.foreign.homemade import Takeover, take_over
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
@@ -30,8 +31,10 @@ async def adopt(
         frames.refuse_useless(facts)
         history = settings.history._replace(table=table)
         async with lock.exclusively(connection, key, budget, settings.owner):
-            await history.hold(connection, settings.readers_of(facts.login), budget)
-            return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
+            seal = await history.hold(connection, settings.readers_of(facts.login), budget)
+            takeover = await _compared(connection, migrations, source, history, skip_failed=skip_failed)
+            await history.adopt(connection, takeover.rows, f"adopted from {source}", without=absent(seal.columns))
+            return _adoption(takeover, source, history.table, dry_run=False)
 
 
 async def foresee(
@@ -40,30 +43,26 @@ async def foresee(
     """Return what `adopt` would do now; changes nothing."""
     async with open_session(settings.connect) as connection:
         history = settings.history._replace(table=_target(settings, source))
-        return await _take_over(connection, migrations, source, history, dry_run=True, skip_failed=skip_failed)
+        takeover = await _compared(connection, migrations, source, history, skip_failed=skip_failed)
+        return _adoption(takeover, source, history.table, dry_run=True)
 
 
 def _target(settings: Settings, source: Table) -> Table:
     return Table(source.schema, TARGET) if settings.table == source else settings.table
 
 
-async def _take_over(  # noqa: PLR0913 - two tables, the files, and how
-    connection: Connection,
-    migrations: Mapping[str, Migration],
-    source: Table,
-    history: History,
-    *,
-    dry_run: bool,
-    skip_failed: bool,
-) -> Adoption:
+async def _compared(
+    connection: Connection, migrations: Mapping[str, Migration], source: Table, history: History, *, skip_failed: bool
+) -> Takeover:
     foreign = await history._replace(table=source).read_foreign(connection)
     recorded = {row.version for row in await history.read(connection)}
-    takeover = take_over(foreign, migrations, recorded, skip_failed=skip_failed)
-    if not dry_run:
-        await history.adopt(connection, takeover.rows, reason=f"adopted from {source}")
+    return take_over(foreign, migrations, recorded, skip_failed=skip_failed)
+
+
+def _adoption(takeover: Takeover, source: Table, target: Table, *, dry_run: bool) -> Adoption:
     return Adoption(
         source=str(source),
-        target=str(history.table),
+        target=str(target),
         adopted=tuple(row.version for row in takeover.rows),
         already=takeover.already,
         skipped=takeover.skipped,

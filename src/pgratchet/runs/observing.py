@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from pgratchet.core.errors import MigrationFailedError
 from pgratchet.core.events import looked
-from pgratchet.core.model import AppliedMigration, Catalogue, Direction, Entry, Failure, RecordState
+from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, RecordState
 from pgratchet.core.plan import judging, planning
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection
@@ -26,7 +26,7 @@ class Observer:
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._old_failures: dict[str, str | None] | None = None
         self._told: dict[str, str | None] = {}
-        self._rows: dict[str, AppliedMigration] = {}
+        self._rows: dict[str, HistoryRow] = {}
         self._safe: bool | None = None
 
     async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:
@@ -44,7 +44,7 @@ class Observer:
             _log.warning("%s", warning)
         return entries
 
-    async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[AppliedMigration, ...]:
+    async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:
         """Return the rows of versions that others are to apply; tell what has become of these since the last look."""
         if self._safe is None:
             self._safe = await self._history.is_safe(connection)
@@ -61,14 +61,14 @@ class Observer:
         self._progress.tell(looked(entries))
         return entries
 
-    def warn_of_failures(self, rows: Iterable[AppliedMigration]) -> None:
+    def warn_of_failures(self, rows: Iterable[HistoryRow]) -> None:
         """Log each failure once."""
         for row in rows:
             if row.state is RecordState.FAILED and self._told.get(row.version, "") != row.token:
                 self._told[row.version] = row.token
                 _log.warning("%s %s failed: %s; waiting for it to be fixed", row.version, row.name, row.error)
 
-    def raise_new_failure(self, rows: Iterable[AppliedMigration]) -> None:
+    def raise_new_failure(self, rows: Iterable[HistoryRow]) -> None:
         """Raise MigrationFailedError for a version that another run has failed at since the first look.
 
         The same file would fail again, once for each replica that waited; a run that starts later tries it.
@@ -90,6 +90,6 @@ class Observer:
             _log.warning("%s %s %s was committed, and the server has lost it", step.direction, step.version, step.name)
 
 
-def all_applied(versions: Sequence[str], rows: Iterable[AppliedMigration]) -> bool:
+def all_applied(versions: Sequence[str], rows: Iterable[HistoryRow]) -> bool:
     """Say whether the rows have all the versions as applied."""
     return {row.version for row in rows if row.state is RecordState.APPLIED} >= set(versions)

@@ -7,7 +7,9 @@ from pgratchet.core.plan.planning import compare
 from pgratchet.core.plan.verdicts import Judgement, settle
 from pgratchet.core.printing import printable
 from pgratchet.postgres.ledger import lock
+from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
@@ -30,9 +32,10 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         async with lock.exclusively(connection, key, budget, settings.owner):
             facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
-            await history.hold(connection, settings.readers_of(facts.login), budget)
+            seal = await history.hold(connection, settings.readers_of(facts.login), budget)
+            records = lock.records(settings.table, Lock.NONE)._replace(absent=absent(seal.columns))
             entry = await _entry(connection, history, catalogue, judgement.version, budget)
-            await _record(connection, settings, entry, judgement, facts)
+            await _record(connection, settings, records, entry, judgement, facts)
             return await _entry(connection, history, catalogue, judgement.version, budget)
 
 
@@ -43,16 +46,20 @@ async def _entry(connection: Connection, history: History, catalogue: Catalogue,
     return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))
 
 
-async def _record(
-    connection: Connection, settings: Settings, entry: Entry, judgement: Judgement, facts: frames.Facts
+async def _record(  # noqa: PLR0913, PLR0917 - where, and all that the row is to say
+    connection: Connection,
+    settings: Settings,
+    records: Records,
+    entry: Entry,
+    judgement: Judgement,
+    facts: frames.Facts,
 ) -> None:
     settled = settle(entry, judgement.verdict)
-    if entry.applied is not None and entry.state is State.RUNNING:
-        who = await backends.runner(connection, entry.applied, settings.owner)
+    if entry.row is not None and entry.state is State.RUNNING:
+        who = await backends.runner(connection, entry.row, settings.owner)
         if who:
             raise HistoryError(printable(f"{entry.version} {entry.name} is being worked on by {who}"), [entry.version])
     writer = facts.writer(settings.tool_version)
     when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
     reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")
-    records = lock.records(settings.table, Lock.NONE)
     await own.execute(connection, records.settle(entry, settled, writer, reason))

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock, Mode, RecordState, State, Step
+from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, Mode, RecordState, State, Step
 from pgratchet.core.plan.doubt import refuse_unjudged
 from pgratchet.core.plan.halfway import in_flight, refuse_interrupted
 from pgratchet.core.plan.planning import Phase, failures, plan_up
-from pgratchet.postgres.ledger import lock
+from pgratchet.postgres.ledger import columns, lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
 from pgratchet.postgres.link.sql import become
@@ -30,10 +30,11 @@ async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
     framing = await _framing(turn)
     readers = turn.settings.readers_of(framing.facts.login)
     executing = execution.Execution(_wire(turn, framing.facts), framing, turn.progress)
-    overtaken: list[tuple[AppliedMigration | None, ...]] = []
+    overtaken: list[tuple[HistoryRow | None, ...]] = []
     while waiting:
-        seal = await turn.settings.history.ensure(turn.connection, readers, turn.budget)
-        turn.lock.records = turn.lock.records._replace(seal=seal)
+        history, absent = turn.settings.history, turn.lock.records.absent
+        seal = await history.ensure(turn.connection, readers, turn.budget, without=absent)
+        turn.lock.records = turn.lock.records._replace(seal=seal, absent=columns.absent(seal.columns))
         entries = await _look_again(turn, waiting[0].direction)
         if await _let_finish(turn, in_flight(entries, waiting[0].direction)):
             continue
@@ -44,7 +45,7 @@ async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
         try:
             await executing.run(turn.lock.records, steps, _applied_numbers(entries))
         except OvertakenError:
-            overtaken.append(tuple(entry.applied for entry in entries))
+            overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)
             await turn.budget.poll("another runner has been at work")
             continue
@@ -88,7 +89,7 @@ async def resolve(turn: Turn) -> None:
         progress.flying = ()
 
 
-def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -> None:
+def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None:
     """Raise HistoryError where a run has read the same so many times, and was told each time that it has changed."""
     last = seen[-MOST_CONTRADICTIONS:]
     if len(last) == MOST_CONTRADICTIONS and all(each == last[0] for each in last):
@@ -99,13 +100,13 @@ def _refuse_contradiction(seen: Sequence[tuple[AppliedMigration | None, ...]]) -
         )
 
 
-def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[AppliedMigration]:
+def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[HistoryRow]:
     """Return the rows of what has failed, of that which is to be done."""
     versions = {step.migration.version for step in steps}
     return failures(entry for entry in entries if entry.version in versions)
 
 
-async def _let_finish(turn: Turn, rows: Iterable[AppliedMigration]) -> bool:
+async def _let_finish(turn: Turn, rows: Iterable[HistoryRow]) -> bool:
     """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
     waited = False
     for row in rows:
@@ -135,7 +136,7 @@ async def _framing(turn: Turn) -> Framing:
 
 
 def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
-    return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
+    return (entry.row.number for entry in entries if entry.row and entry.row.state is RecordState.APPLIED)
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from pgratchet.core.errors import HistoryError
-from pgratchet.core.model import AppliedMigration, Script, Segment, Step
+from pgratchet.core.model import HistoryRow, Script, Segment, Step
 from pgratchet.core.plan import cursor
 from pgratchet.core.plan.cursor import Begun
 from pgratchet.core.plan.halfway import digest_at
@@ -15,7 +15,7 @@ FIRST_CHARACTERS = 60
 """How much of a statement is told."""
 
 
-def doubt(row: AppliedMigration | None) -> Begun | None:
+def doubt(row: HistoryRow | None) -> Begun | None:
     """Return the statement of a row that is in doubt."""
     return None if row is None or row.cursor is None else cursor.read(row.cursor).begun
 

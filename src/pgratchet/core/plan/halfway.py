@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Mode, RecordState, Script
+from pgratchet.core.model import Direction, Entry, HistoryRow, Mode, RecordState, Script
 from pgratchet.core.plan import cursor
 from pgratchet.core.printing import printable
 
@@ -19,23 +19,23 @@ class Settled(NamedTuple):
 
 def goes_on(entry: Entry, direction: Direction) -> bool:
     """Say whether a run in this direction takes the version over once its own runner is gone."""
-    row = entry.applied
+    row = entry.row
     if row is None or entry.migration is None or row.cursor is None:
         return False
     return row.state is (RecordState.RUNNING if direction is Direction.UP else RecordState.REVERTING)
 
 
-def in_flight(entries: Iterable[Entry], direction: Direction) -> tuple[AppliedMigration, ...]:
+def in_flight(entries: Iterable[Entry], direction: Direction) -> tuple[HistoryRow, ...]:
     """Return the rows that a run in this direction takes over."""
-    return tuple(entry.applied for entry in entries if entry.applied and goes_on(entry, direction))
+    return tuple(entry.row for entry in entries if entry.row and goes_on(entry, direction))
 
 
-def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, AppliedMigration | None]:
+def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, HistoryRow | None]:
     """Return how many statements are done, and whose row is taken over.
 
     Raises HistoryError where they are not those of the file any more.
     """
-    row = entry.applied
+    row = entry.row
     if row is None or not (goes_on(entry, direction) or _failed_halfway(row, direction)):
         return 0, None
     digest = None if row.cursor is None else cursor.read(row.cursor).digest
@@ -57,7 +57,7 @@ def digest_at(script: Script, done: int) -> str | None:
     return ["", *digests(script)][done] if done <= len(script.segments) else None
 
 
-def _failed_halfway(row: AppliedMigration, direction: Direction) -> bool:
+def _failed_halfway(row: HistoryRow, direction: Direction) -> bool:
     return row.state is RecordState.FAILED and row.statements_done > 0 and direction is Direction.UP
 
 
@@ -68,29 +68,29 @@ def refuse_interrupted(entries: Sequence[Entry], direction: Direction) -> None:
     leaves alone what it has no file of.
     """
     facts = [
-        (entry, entry.applied)
+        (entry, entry.row)
         for entry in entries
-        if entry.applied and is_begun(entry.applied) and not _is_open(entry, entry.applied, direction)
+        if entry.row and is_begun(entry.row) and not _is_open(entry, entry.row, direction)
     ]
     if facts:
         text = "\n".join(printable(_interrupted(entry, row)) for entry, row in facts)
         raise HistoryError(text, [entry.version for entry, _ in facts])
 
 
-def is_begun(row: AppliedMigration) -> bool:
+def is_begun(row: HistoryRow) -> bool:
     """Say whether a run that did not finish may have left something of the version behind."""
     if row.state is RecordState.FAILED:
         return row.statements_done > 0
     return row.state in (RecordState.RUNNING, RecordState.REVERTING)
 
 
-def _is_open(entry: Entry, row: AppliedMigration, direction: Direction) -> bool:
+def _is_open(entry: Entry, row: HistoryRow, direction: Direction) -> bool:
     if direction is Direction.UP and (entry.migration is None or row.state is RecordState.FAILED):
         return True
     return goes_on(entry, direction)
 
 
-def _interrupted(entry: Entry, row: AppliedMigration) -> str:
+def _interrupted(entry: Entry, row: HistoryRow) -> str:
     way = Direction.DOWN if row.state is RecordState.REVERTING else Direction.UP
     started = f"{row.started_at:%Y-%m-%d %H:%M:%S%z}" if row.started_at else "an unknown time"
     error = f" It ended with: {row.error}." if row.error else ""
@@ -101,7 +101,7 @@ def _interrupted(entry: Entry, row: AppliedMigration) -> str:
     )
 
 
-def _cure(entry: Entry, row: AppliedMigration, way: Direction) -> str:
+def _cure(entry: Entry, row: HistoryRow, way: Direction) -> str:
     if row.cursor is None:
         return "It was to be one transaction, but has committed something: look at the database, and say what by"
     if entry.migration is None:

@@ -45,13 +45,13 @@ def label(entry: Entry) -> str:
 
 def unknown(entry: Entry) -> str:
     """Return what there is to say of a version that only the database knows."""
-    where = "half done" if entry.applied and is_begun(entry.applied) else "in the database"
+    where = "half done" if entry.row and is_begun(entry.row) else "in the database"
     return f"{label(entry)} is {where}, but has no file here"
 
 
 def _is_below_floor(entry: Entry, newest: int | None) -> bool:
     """Say whether the author of a migration without a file here has ruled out code as old as this one's files."""
-    floor = entry.applied.compatible_with if entry.applied and not entry.migration else None
+    floor = entry.row.compatible_with if entry.row and not entry.migration else None
     if floor is None:
         return False
     number = canonical(floor)
@@ -59,7 +59,7 @@ def _is_below_floor(entry: Entry, newest: int | None) -> bool:
 
 
 def _below_floor(entry: Entry, newest: int | None) -> str:
-    floor = entry.applied.compatible_with if entry.applied else None
+    floor = entry.row.compatible_with if entry.row else None
     here = "there are no files here" if newest is None else f"the newest file here is {newest}"
     return (
         f"{label(entry)} is in the database, and code that does not know version {floor} cannot live with it "
@@ -69,7 +69,7 @@ def _below_floor(entry: Entry, newest: int | None) -> str:
 
 
 def _changed(entry: Entry) -> str:
-    when = entry.applied.finished_at if entry.applied else None
+    when = entry.row.finished_at if entry.row else None
     moment = f" on {when:%Y-%m-%d %H:%M:%S%z}" if when else ""
     path = entry.migration.up.path if entry.migration else entry.name
     return (

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.model import (
-    AppliedMigration,
     Direction,
     Entry,
+    HistoryRow,
     Kind,
     Migration,
     Plan,
@@ -32,7 +32,7 @@ RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
 
 
-def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]) -> tuple[Entry, ...]:
+def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow]) -> tuple[Entry, ...]:
     """Return one entry for each version that is on disk or in the history, in the order of versions.
 
     What left nothing behind, of a file that is gone, is no entry: it was renumbered, or given up.
@@ -53,7 +53,7 @@ def compare(migrations: Iterable[Migration], history: Iterable[AppliedMigration]
     return tuple(entries)
 
 
-def _recorded_state(migration: Migration | None, row: AppliedMigration) -> State:
+def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
     if row.state in (RecordState.RUNNING, RecordState.REVERTING):
         return State.RUNNING
     if migration is None:
@@ -63,14 +63,14 @@ def _recorded_state(migration: Migration | None, row: AppliedMigration) -> State
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
 
 
-def newest_applied(history: Iterable[AppliedMigration]) -> int:
+def newest_applied(history: Iterable[HistoryRow]) -> int:
     """Return the number of the newest applied version, -1 where there is none."""
     return max((row.number for row in history if row.state is RecordState.APPLIED), default=-1)
 
 
-def failures(entries: Iterable[Entry]) -> list[AppliedMigration]:
+def failures(entries: Iterable[Entry]) -> list[HistoryRow]:
     """Return the rows of what has failed."""
-    return [entry.applied for entry in entries if entry.applied and entry.applied.state is RecordState.FAILED]
+    return [entry.row for entry in entries if entry.row and entry.row.state is RecordState.FAILED]
 
 
 def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
@@ -182,7 +182,7 @@ def _revertible(entries: Iterable[Entry]) -> list[Entry]:
     return [
         entry
         for entry in reversed(list(entries))
-        if entry.applied and entry.applied.state in (RecordState.APPLIED, RecordState.REVERTING)
+        if entry.row and entry.row.state in (RecordState.APPLIED, RecordState.REVERTING)
     ]
 
 
@@ -234,5 +234,5 @@ def _step(entry: Entry, direction: Direction) -> Step:
         raise FilesError([Problem(migration.up.path, "there is no way down from it", cure)])
     script = compile_script(source, migration.kind, direction)
     done, over = halfway.resumed(entry, direction, script)
-    left = entry.applied is not None and entry.applied.state in (RecordState.FAILED, RecordState.PENDING)
+    left = entry.row is not None and entry.row.state in (RecordState.FAILED, RecordState.PENDING)
     return Step(migration, direction, script, done, over, replaces=left and over is None)

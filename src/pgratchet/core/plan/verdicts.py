@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.model import AppliedMigration, Entry, RecordState, Verdict
+from pgratchet.core.model import Entry, HistoryRow, RecordState, Verdict
 from pgratchet.core.plan import cursor
 from pgratchet.core.plan.halfway import Settled, is_begun
 from pgratchet.core.printing import printable
@@ -24,7 +24,7 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
 
     Raises UsageError where there is no such version, HistoryError where the verdict makes no sense.
     """
-    row = entry.applied
+    row = entry.row
     if entry.migration is None and row is None:
         raise UsageError(f"there is no version {entry.version}")
     match verdict:
@@ -40,7 +40,7 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
             return _statement(entry, row, verdict)
 
 
-def _statement(entry: Entry, row: AppliedMigration | None, verdict: Verdict) -> Settled:
+def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settled:
     at = None if row is None or row.cursor is None else cursor.read(row.cursor)
     if row is not None and row.state in _HALFWAY and row.cursor is None:
         whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED

@@ -3,20 +3,22 @@
 A row in state `applied` means applied and committed; no row means not.
 """
 
+import json
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from datetime import datetime
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
-from pgratchet.core.model import AdoptedRow, AppliedMigration, ForeignRow, RecordState
+from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
 from pgratchet.core.versions import LONGEST_VERSION, canonical
 from pgratchet.postgres.ledger import trust
+from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, absent, defined, required
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.guards import Guard, Guards
@@ -24,44 +26,8 @@ from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
 from pgratchet.postgres.link.temporary import through_races
 
-
-class Column(NamedTuple):
-    """A column's type, and what else CREATE TABLE says of it."""
-
-    type: str
-    more: str = ""
-
-
-_TEXT, _INT4, _MOMENT = "pg_catalog.text", "pg_catalog.int4", "pg_catalog.timestamptz"
-
-COLUMNS = {
-    "version": Column(_TEXT, "PRIMARY KEY"),
-    "name": Column(_TEXT, "NOT NULL"),
-    "kind": Column(_TEXT, "NOT NULL"),
-    "checksum": Column(_TEXT, "NOT NULL"),
-    "state": Column(_TEXT, "NOT NULL"),
-    "statements_done": Column(_INT4, "NOT NULL DEFAULT 0"),
-    "statements_total": Column(_INT4, "NOT NULL DEFAULT 0"),
-    "cursor": Column(_TEXT),
-    "started_at": Column(_MOMENT),
-    "finished_at": Column(_MOMENT),
-    "applied_by": Column(_TEXT),
-    "backend_pid": Column(_INT4),
-    "backend_start": Column(_MOMENT),
-    "token": Column(_TEXT),
-    "tool_version": Column(_TEXT),
-    "compatible_with": Column(_TEXT),
-    "reason": Column(_TEXT),
-    "error": Column(_TEXT),
-}
-
-READ = AppliedMigration._fields
-_VERSION, _STATE = READ.index("version"), READ.index("state")
-_INTEGERS = [READ.index(name) for name in READ if COLUMNS[name].type == _INT4]
-_MOMENTS = [READ.index(name) for name in READ if COLUMNS[name].type == _MOMENT]
-_DIGITS = 10
-"""More than an integer of the server has."""
-_TEXTS = [READ.index(name) for name in ("name", "kind", "checksum")]
+_NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
+"""What stands for a value that a table of ours always has, and one of somebody else's may lack."""
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -108,6 +74,8 @@ JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
 WHERE p.isleaf
 """
 
+_log = logging.getLogger("pgratchet")
+
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
 
@@ -128,7 +96,7 @@ class History(NamedTuple):
 
     async def read(
         self, connection: Connection, patience: float | None = None, *, anybodys: bool = True
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return all rows, in no order; empty where there is no table yet. Nobody runs code by that.
 
         By the server's COPY of the table, in one round trip: a SELECT is planned, and the planner evaluates the code
@@ -156,11 +124,9 @@ class History(NamedTuple):
             # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
             if await self.is_safe(connection):
                 return await self._select(connection, "", (), patience)
-        return _rows(_undated(columns), self.table)
+        return _rows(_strangers(columns), self.table)
 
-    async def _copied_after(
-        self, raised: Guard, connection: Connection, patience: float | None
-    ) -> list[list[str | None]]:
+    async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
         """Return the same as `_copied` if a second look finds in order what a first one has raised."""
         found = await trust.inspect(connection, self.table, self.owner, self.trusted)
         if found.strange and raised is Guard.OWNER:
@@ -183,34 +149,42 @@ class History(NamedTuple):
 
     async def _copied(
         self, connection: Connection, checked: Callable[[Table], str], patience: float | None
-    ) -> list[list[str | None]]:
+    ) -> dict[str, Texts]:
         """Return the columns of all rows as texts: those of its partitions, where COPY does not take the table.
 
         `checked` is SQL that raises where a table must not be read. What it has found stays so until it is read.
         """
+        guards = Guards.new()
 
-        async def copied(table: Table) -> list[list[str | None]]:
-            # COPY alone would take a materialized view, too, from PostgreSQL 18 on.
+        async def copied(table: Table) -> dict[str, Texts]:
+            # COPY alone would take a materialized view, too, from PostgreSQL 18 on. Without a list of columns it takes
+            # those that are there. Another tool's table may be large: it is refused before it is read.
             lock = f"LOCK TABLE ONLY {table.quoted} IN ACCESS SHARE MODE;"
-            copy = f"COPY {table.quoted} ({', '.join(READ)}) {own.AS_TEXT}"
+            ours = trust.has_columns(guards, table, required())
+            copy = f"COPY {table.quoted} {own.AS_CSV}"
             async with self._reading(connection):
-                return await own.copied(connection, lock + checked(table) + copy, patience)
+                return await own.copied(connection, lock + checked(table) + ours + copy, patience)
 
         try:
             return await copied(self.table)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-            return []
+            return {}
+        except asyncpg.InvalidTextRepresentationError as error:
+            if guards.raised(error) is None:
+                raise
+            raise ForeignTableError(self._described(*await self._relation(connection))) from None
         except asyncpg.WrongObjectTypeError:
             kind, columns = await self._relation(connection)
             if kind != "p":
                 raise ForeignTableError(self._described(kind, columns)) from None
         leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
         parts = [await copied(Table(schema, name)) for schema, name in leaves]
-        return [list(chain(*columns)) for columns in zip(*filter(None, parts), strict=True)]
+        names = set().union(*parts)
+        return {name: list(chain.from_iterable(part[name] for part in parts)) for name in names}
 
     async def read_some(
         self, connection: Connection, versions: Sequence[str], patience: float | None = None
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
         try:
             return await self._select(
@@ -221,12 +195,19 @@ class History(NamedTuple):
 
     async def _select(
         self, connection: Connection, where: str, arguments: Sequence[object], patience: float | None
-    ) -> tuple[AppliedMigration, ...]:
-        query = f"SELECT {', '.join(READ)} FROM {self.table.quoted} {where}"
+    ) -> tuple[HistoryRow, ...]:
+        # As JSON a row has its columns by name, and its dates in ISO format, in any number of them and of any type.
+        query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text FROM {self.table.quoted} AS history {where}"
         async with self._reading(connection):
-            with self._dates():
-                rows = await own.fetch(connection, query, *arguments, patience=patience)
-        return _rows([list(column) for column in zip(*rows, strict=True)], self.table)
+            records = await own.fetch(connection, query, *arguments, patience=patience)
+        rows = [json.loads(text, parse_int=str) for (text,) in records]
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        if columns and not columns.keys() >= set(required()):
+            raise ForeignTableError(self._described(*await self._relation(connection)))
+        try:
+            return _rows(_values(columns), self.table)
+        except ValueError:
+            raise ServerError(self._unreadable) from None
 
     @asynccontextmanager
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
@@ -234,8 +215,6 @@ class History(NamedTuple):
         try:
             async with _undone(connection):
                 yield
-        except asyncpg.UndefinedColumnError:
-            raise ForeignTableError(self._described(*await self._relation(connection))) from None
         except asyncpg.UndefinedFunctionError:
             alter = f"ALTER TABLE {self.table.quoted} ALTER COLUMN version TYPE text"
             raise ServerError(f"the versions in {self.table} are no text; {alter}") from None
@@ -253,7 +232,7 @@ class History(NamedTuple):
         versions: Sequence[str] | None = None,
         *,
         anybodys: bool = True,
-    ) -> tuple[AppliedMigration, ...]:
+    ) -> tuple[HistoryRow, ...]:
         """Return what `read`, or `read_some` of the versions, returns, as soon as nobody has locked the table.
 
         Raises BudgetExceededError.
@@ -310,23 +289,49 @@ class History(NamedTuple):
             + f", or trusted_owners = {owners}. Otherwise find out who made it, and drop it or give it to another role"
         )
 
-    async def ensure(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
+    async def ensure(
+        self, connection: Connection, readers: Sequence[str], budget: Budget, without: Collection[str] = ()
+    ) -> trust.Seal:
         """Have the table, and let the readers read it, whoever else is making it at the same time.
 
-        Returns it as it was inspected last.
+        It has all columns afterwards, or the log says which ones it is written without, and how to add them; not so
+        where the caller knows that it is written `without` these. Raises ServerError where it lacks an essential one
+        that the role may not add.
         """
         if seal := await self.inspected(connection):
             await self._grant(connection, readers, budget)
-            return seal
+            return await self._completed(connection, seal, budget, without)
         await self._create(connection, readers, budget)
         # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
+        return await self._completed(connection, await self._made(connection), budget, without)
+
+    async def _completed(
+        self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
+    ) -> trust.Seal:
+        """Add the columns that an older release has not made; return the table as it is then."""
+        if not (missing := absent(seal.columns)):
+            return seal
+        if not missing.isdisjoint(required()):
+            raise ForeignTableError(self._described(*await self._relation(connection)))
+        adding = ", ".join(f"ADD COLUMN IF NOT EXISTS {column}" for column in defined(missing))
+        alter = f"ALTER TABLE {self.table.quoted} {adding}"
+        # Not found out by trying: that would be an error in the server's log at each start.
+        if not seal.alterable:
+            names = [name for name in COLUMNS if name in missing]
+            lack = f"the table {self.table} lacks {', '.join(names)}, and {self._role} may not add that"
+            if any(COLUMNS[name].essential for name in names):
+                raise ServerError(f"{lack}; nothing can be recorded safely before its owner does: {alter}")
+            if not missing.issubset(without):
+                _log.warning("%s; it is written without until its owner does: %s", lack, alter)
+            return seal
+        await through_races(connection, f"{self._as_owner}{alter};", budget)
         return await self._made(connection)
 
-    async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
+    async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
         """Have the table, as `ensure` does; until the transaction ends nobody attaches anything to it."""
         await self.ensure(connection, readers, budget)
         await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
-        await self._made(connection)
+        return await self._made(connection)
 
     async def _made(self, connection: Connection) -> trust.Seal:
         seal = await self.inspected(connection)
@@ -339,7 +344,7 @@ class History(NamedTuple):
 
         In one transaction: readers that wait already see no table that they may not read.
         """
-        columns = ", ".join(f"{name} {column.type} {column.more}" for name, column in COLUMNS.items())
+        columns = ", ".join(defined(COLUMNS))
         schema = identifier(self.table.schema)
         known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
         try:
@@ -408,14 +413,20 @@ class History(NamedTuple):
                 rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
         return tuple(ForeignRow._make(tuple(row)) for row in rows)
 
-    async def adopt(self, connection: Connection, rows: Iterable[AdoptedRow], reason: str) -> None:
-        """Record what another tool has applied, all of it or nothing; to be called under the lock."""
-        await own.executemany(
-            connection,
-            f"INSERT INTO {self.table.quoted} (version, name, kind, checksum, state, started_at, finished_at, reason) "
-            f"VALUES ($1, $2, $3, $4, '{RecordState.APPLIED}', $5, $5, $6)",
-            [(*row, reason) for row in rows],
-        )
+    async def adopt(
+        self, connection: Connection, rows: Iterable[AdoptedRow], reason: str, without: Collection[str] = ()
+    ) -> None:
+        """Record what another tool has applied, all of it or nothing; to be called under the lock.
+
+        The columns that it is to be recorded `without` are left out.
+        """
+        columns = (*AdoptedRow._fields[:4], "state", "started_at", "finished_at", "reason")
+        written = [at for at, name in enumerate(columns) if name not in without]
+        values = [(*row[:4], RecordState.APPLIED, row.executed_at, row.executed_at, reason) for row in rows]
+        names = ", ".join(columns[at] for at in written)
+        places = ", ".join(f"${at}" for at in range(1, len(written) + 1))
+        insert = f"INSERT INTO {self.table.quoted} ({names}) VALUES ({places})"
+        await own.executemany(connection, insert, [[row[at] for at in written] for row in values])
 
     @contextmanager
     def _dates(self) -> Iterator[None]:
@@ -423,9 +434,14 @@ class History(NamedTuple):
         try:
             yield
         except OverflowError:
-            raise ServerError(
-                f"the table {self.table} has a date before the year 1 or after 9999, which cannot be read; correct it"
-            ) from None
+            raise ServerError(self._unreadable) from None
+
+    @property
+    def _unreadable(self) -> str:
+        return (
+            f"the table {self.table} has a date before the year 1 or after 9999, or a number that is none, which "
+            "cannot be read; correct it"
+        )
 
     async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
         """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
@@ -442,42 +458,39 @@ class History(NamedTuple):
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 
-def _values(texts: list[list[str | None]]) -> list[list[Any]]:
+def _values(texts: dict[str, Texts]) -> dict[str, list[Any]]:
     """Return columns of texts as values; raises ValueError where a text is not as our own sessions have it."""
-    columns: list[list[Any]] = list(texts)
-    for at in _INTEGERS if texts else ():
-        columns[at] = [None if text is None else int(text) for text in texts[at]]
-    for at in _MOMENTS if texts else ():
-        columns[at] = [None if text is None else datetime.fromisoformat(text) for text in texts[at]]
-    return columns
+    return {name: column.read(texts[name]) for name, column in COLUMNS.items() if name in texts}
 
 
-def _undated(texts: list[list[str | None]]) -> list[list[Any]]:
-    """Return the same without what is no number or no date, as in a table of somebody whom the run does not trust."""
-    columns: list[list[Any]] = list(texts)
-    for at in _MOMENTS:
-        columns[at] = [None] * len(texts[at])
-    for at in _INTEGERS:
-        known = (text or "" for text in texts[at])
-        columns[at] = [int(text) if text.isdecimal() and len(text) < _DIGITS else 0 for text in known]
-    return columns
+def _strangers(texts: dict[str, Texts]) -> dict[str, list[Any]]:
+    """Return the same without what cannot be read, as in a table of somebody whom the run does not trust."""
+
+    def value(column: Column, text: str | None) -> object:
+        try:
+            return column.read([text])[0]
+        except ValueError:
+            return None
+
+    return {name: [value(COLUMNS[name], text) for text in texts[name]] for name in COLUMNS.keys() & texts}
 
 
-def _rows(columns: list[list[Any]], table: Table) -> tuple[AppliedMigration, ...]:
+def _rows(columns: dict[str, list[Any]], table: Table) -> tuple[HistoryRow, ...]:
     if not columns:
         return ()
-    for version in columns[_VERSION]:
+    for version in columns["version"]:
         if not isinstance(version, str) or canonical(version) != version:
             raise ServerError(_not_ours(version, table))
-    states = [_STATES.get(state) for state in columns[_STATE]]
+    states = [_STATES.get(state) for state in columns["state"]]
     if None in states:
-        version, state = (columns[at][states.index(None)] for at in (_VERSION, _STATE))
+        version, state = (columns[name][states.index(None)] for name in ("version", "state"))
         raise ServerError(f"version {version} is in state '{state}', which this release of pgratchet does not know")
-    columns[_STATE] = states
-    # In a table of somebody else's anything may be missing.
-    for at in _TEXTS:
-        columns[at] = [text or "" for text in columns[at]]
-    return tuple(map(AppliedMigration._make, zip(*columns, strict=True)))
+    columns["state"] = states
+    for name, nothing in _NOTHING.items():
+        if None in columns[name]:
+            columns[name] = [nothing if value is None else value for value in columns[name]]
+    fields = [columns.get(name) or repeat(None, len(states)) for name in HistoryRow._fields]
+    return tuple(map(HistoryRow._make, zip(*fields, strict=True)))
 
 
 def _not_ours(version: object, table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pgratchet.core.model import AppliedMigration, Direction, Entry, Migration, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Entry, HistoryRow, Migration, Mode, RecordState, Step
 from pgratchet.core.plan import cursor
 from pgratchet.core.plan.halfway import Settled
 from pgratchet.postgres.ledger.trust import Seal
@@ -48,7 +48,8 @@ class Records(NamedTuple):
     `take_lock` takes it for the length of a transaction, or is empty where there is none at all; then each
     transaction finds out for itself whether it still is that step's turn.
 
-    `seal` is None where the transaction itself has locked and inspected the table.
+    `seal` is None where the transaction itself has locked and inspected the table. The columns that are `absent` are
+    not written.
     """
 
     table: Table
@@ -56,6 +57,7 @@ class Records(NamedTuple):
     guards: Guards
     take_lock: str | None = None
     seal: Seal | None = None
+    absent: frozenset[str] = frozenset()
 
     @property
     def marker(self) -> str:
@@ -136,7 +138,7 @@ class Records(NamedTuple):
 
         State and mark stay as they are: the next run has to judge.
         """
-        return self._checked + f"UPDATE {self.table.quoted} SET error = {literal(error)} WHERE {self._own(claim)};"
+        return self._checked + self._update({"error": literal(error)}, self._own(claim)) + ";"
 
     def fail(self, claim: Claim, writer: Writer, error: str) -> str:
         """Return the SQL that records a failure, to be sent in a transaction of its own.
@@ -144,20 +146,22 @@ class Records(NamedTuple):
         What was rolled back gets a new row. A row of ours that is still there says that something has been
         committed: it keeps its state, unless it counts statements and can be gone on with.
         """
-        update = f"{self._checked}UPDATE {self.table.quoted} SET error = {literal(error)}"
-        failed = literal(RecordState.FAILED)
+        values = {"error": literal(error)}
+        up = claim.step.direction is Direction.UP
         if claim.step.script.mode is Mode.STATEMENTS:
-            ended = f", state = {failed}, finished_at = pg_catalog.clock_timestamp()"
-            up = claim.step.direction is Direction.UP
-            return f"{update}, cursor = {cursor.UNMARKED}{ended if up else ''} WHERE {self._own(claim)};"
-        if claim.step.direction is Direction.DOWN:
-            return f"{update} WHERE {self._version(claim)};"
+            values["cursor"] = cursor.UNMARKED
+            if up:
+                values |= {"state": literal(RecordState.FAILED), "finished_at": "pg_catalog.clock_timestamp()"}
+            return f"{self._checked}{self._update(values, self._own(claim))};"
+        if not up:
+            return f"{self._checked}{self._update(values, self._version(claim))};"
+        update = self._update(values, self._own(claim))
         insert = self._insert(claim, writer, RecordState.FAILED, error, replaces=True)
-        return f"{update} WHERE {self._own(claim)};{insert} ON CONFLICT (version) DO NOTHING;"
+        return f"{self._checked}{update};{insert} ON CONFLICT (version) DO NOTHING;"
 
     def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
         """Return the SQL that records a person's verdict, on a row that has not changed since it was read."""
-        migration, row = entry.migration, entry.applied
+        migration, row = entry.migration, entry.row
         values = {
             "state": literal(settled.state),
             "statements_done": literal(settled.statements_done),
@@ -172,14 +176,11 @@ class Records(NamedTuple):
             values |= self._file(migration)
         proof = f"state {EQ} {literal(settled.state)}"
         if row is None:
+            written = self._written(values)
             return self._fenced(
-                f"INSERT INTO {self.table.quoted} ({', '.join(values)}) VALUES ({', '.join(values.values())})", proof
+                f"INSERT INTO {self.table.quoted} ({', '.join(written)}) VALUES ({', '.join(written.values())})", proof
             )
-        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
-        return self._fenced(
-            f"UPDATE {self.table.quoted} SET {settings} WHERE version {EQ} {literal(row.version)} AND {_as_read(row)}",
-            proof,
-        )
+        return self._fenced(self._update(values, f"version {EQ} {literal(row.version)} AND {_as_read(row)}"), proof)
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replaces: bool) -> str:
         """Return the SQL that inserts a row, in the place of one that is left from before if it `replaces` that."""
@@ -187,7 +188,9 @@ class Records(NamedTuple):
         delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state {EQ} ANY ({left})"
         migration = claim.step.migration
         now = "pg_catalog.clock_timestamp()"
-        values = (
+        # Who replaces a row keeps its reason, if the table has any.
+        kept = "RETURNING reason" if "reason" not in self.absent else ""
+        values = self._written(
             self._file(migration)
             | {
                 "state": literal(state),
@@ -201,7 +204,7 @@ class Records(NamedTuple):
         )
         columns = ", ".join(values)
         insert = f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
-        return f"WITH left_over AS ({delete} RETURNING reason) {insert}" if replaces else insert
+        return f"WITH left_over AS ({delete} {kept}) {insert}" if replaces else insert
 
     def _take(self, claim: Claim, writer: Writer, condition: str, more: dict[str, str]) -> str:
         """Take over the one row that is there already, as it should be."""
@@ -221,8 +224,7 @@ class Records(NamedTuple):
             # What comes after the finished statements may have been mended since.
             values["checksum"] = literal(step.migration.checksum)
             values["compatible_with"] = literal(step.migration.up.options.compatible_with)
-        settings = ", ".join(f"{name} = {value}" for name, value in values.items())
-        update = f"UPDATE {self.table.quoted} SET {settings} WHERE {self._version(claim)} AND {condition}"
+        update = self._update(values, f"{self._version(claim)} AND {condition}")
         return self._fenced(update, f"token {EQ} {literal(claim.token)}")
 
     def _file(self, migration: Migration) -> dict[str, str]:
@@ -244,13 +246,26 @@ class Records(NamedTuple):
         }
 
     def _finish(self, claim: Claim, condition: str) -> str:
+        mine = f"{self._own(claim)} AND {condition}"
         if claim.step.direction is Direction.DOWN:
-            act, proof = f"DELETE FROM {self.table.quoted}", "true"
-        else:
-            values = f"state = {literal(RecordState.APPLIED)}, statements_done = statements_total"
-            act = f"UPDATE {self.table.quoted} SET {values}, finished_at = pg_catalog.clock_timestamp(), error = NULL"
-            proof = f"state {EQ} {literal(RecordState.APPLIED)}"
-        return self._fenced(f"{act} WHERE {self._own(claim)} AND {condition}", proof)
+            return self._fenced(f"DELETE FROM {self.table.quoted} WHERE {mine}", "true")
+        values = {
+            "state": literal(RecordState.APPLIED),
+            "statements_done": "statements_total",
+            "finished_at": "pg_catalog.clock_timestamp()",
+            "error": "NULL",
+        }
+        return self._fenced(self._update(values, mine), f"state {EQ} {literal(RecordState.APPLIED)}")
+
+    def _update(self, values: dict[str, str], where: str) -> str:
+        # A row of which nothing can be said is written all the same, as it is.
+        written = self._written(values) or {"state": "state"}
+        settings = ", ".join(f"{name} = {value}" for name, value in written.items())
+        return f"UPDATE {self.table.quoted} SET {settings} WHERE {where}"
+
+    def _written(self, values: dict[str, str]) -> dict[str, str]:
+        """Return the values of the columns that the table has."""
+        return {name: value for name, value in values.items() if name not in self.absent}
 
     def _version(self, claim: Claim) -> str:
         return f"version {EQ} {literal(claim.step.migration.version)}"
@@ -273,7 +288,7 @@ class Records(NamedTuple):
         )
 
 
-def _as_read(row: AppliedMigration) -> str:
+def _as_read(row: HistoryRow) -> str:
     values = {"state": row.state, "token": row.token, "cursor": row.cursor}
     return " AND ".join(
         f"{name} IS NULL" if value is None else f"{name} {EQ} {literal(value)}" for name, value in values.items()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.guards import Guard, Guards
 from pgratchet.postgres.link.own import Connection
-from pgratchet.postgres.link.sql import EQ, NE, Table, literal
+from pgratchet.postgres.link.sql import EQ, GT, NE, Table, literal
 
 _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
 
@@ -99,6 +99,11 @@ WITH RECURSIVE relation AS (
 SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
        (SELECT oid FROM relation) AS oid,
        ARRAY(SELECT oid FROM tree) AS tree,
+       ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a, relation
+             WHERE a.attrelid {EQ} relation.oid AND a.attnum {GT} 0 AND NOT a.attisdropped) AS columns,
+       (SELECT pg_catalog.pg_has_role(
+            COALESCE($3::pg_catalog.text::pg_catalog.name, current_user), c.relowner, 'USAGE')
+        FROM pg_catalog.pg_class c JOIN relation ON c.oid {EQ} relation.oid) AS alterable,
        ARRAY(SELECT {_TRIGGER} FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid {EQ} tree.oid) AS triggers,
        ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
              WHERE NOT pg_catalog.has_table_privilege(
@@ -110,7 +115,9 @@ SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
 
 
 class Seal(NamedTuple):
-    """A table as it was when a run inspected it: its oid, those of its partitions too, and the triggers of all of them.
+    """A table as it was when a run inspected it: its oid, its partitions' too, the triggers of all, and its columns.
+
+    It is `alterable` where the run may add columns.
 
     A role that does not own a table, but has the right TRIGGER or REFERENCES on it, attaches triggers to it, which run
     with the rights of whoever writes. Everything else that runs code there takes the owner's rights to attach.
@@ -120,6 +127,8 @@ class Seal(NamedTuple):
     oid: int
     tree: Sequence[int]
     triggers: Sequence[str]
+    columns: Sequence[str]
+    alterable: bool
 
     def check(self, guards: Guards) -> str:
         """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
@@ -156,7 +165,11 @@ class Inspection(NamedTuple):
 async def inspect(connection: Connection, table: Table, owner: str | None, trusted: Sequence[str]) -> Inspection:
     """Return what there is to know of a table before a run writes to it, as `owner` or else as the current role."""
     row = await own.fetchrow(connection, _INSPECT, table.quoted, table.schema, owner, trusted)
-    seal = None if row["oid"] is None else Seal(table, row["oid"], row["tree"], row["triggers"])
+    seal = (
+        None
+        if row["oid"] is None
+        else Seal(table, row["oid"], row["tree"], row["triggers"], row["columns"], row["alterable"])
+    )
     return Inspection(row["kind"], row["missing"], [(what, whose) for what, whose in row["strange"]], seal)
 
 
@@ -172,6 +185,17 @@ def owned(guards: Guards, table: Table, owner: str | None) -> str:
         f"pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[]) OR {member}",
         Guard.OWNER,
         f"FROM pg_catalog.pg_class c WHERE c.oid {EQ} {_oid(table)}",
+    )
+
+
+def has_columns(guards: Guards, table: Table, names: Sequence[str]) -> str:
+    """Return SQL that raises unless a table has all these columns, and they are not generated."""
+    return guards.unless(
+        f"pg_catalog.count(*) {EQ} {len(names)}",
+        Guard.COLUMNS,
+        f"FROM pg_catalog.pg_attribute a WHERE a.attrelid {EQ} {_oid(table)} "
+        f"AND a.attname {EQ} ANY ('{{{','.join(names)}}}'::pg_catalog.name[]) "
+        f"AND NOT a.attisdropped AND a.attgenerated {EQ} ''",
     )
 
 

@@ -14,7 +14,7 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
-from pgratchet.core.model import AppliedMigration, Direction, Finished, Kind, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Mode, RecordState, Step
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Claim, Records
 from pgratchet.postgres.link import own
@@ -253,13 +253,13 @@ def _may_share(claim: Claim) -> bool:
     return step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
 
 
-def _is_done(claim: Claim, row: AppliedMigration | None) -> bool:
+def _is_done(claim: Claim, row: HistoryRow | None) -> bool:
     if claim.step.direction is Direction.DOWN:
         return row is None
     return row is not None and row.token == claim.token and row.state is RecordState.APPLIED
 
 
-def _seconds(row: AppliedMigration | None) -> float | None:
+def _seconds(row: HistoryRow | None) -> float | None:
     """Return how long a row's step took, None where that is not known, as with a type codec that makes no datetime."""
     if row is None or not (isinstance(row.finished_at, datetime) and isinstance(row.started_at, datetime)):
         return None

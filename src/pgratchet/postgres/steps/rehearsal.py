@@ -8,6 +8,7 @@ import asyncpg
 
 from pgratchet.core.errors import MigrationFailedError, UsageError
 from pgratchet.core.model import Failure, Finished, Kind, Mode, Step
+from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link.lending import lent
@@ -35,7 +36,8 @@ async def run(
     await transaction.start()
     try:
         async with python_steps.undone(wire, framing):
-            await history.hold(connection, (), wire.budget)
+            seal = await history.hold(connection, (), wire.budget)
+            framing = framing._replace(records=framing.records._replace(absent=absent(seal.columns)))
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.launch((claim,))

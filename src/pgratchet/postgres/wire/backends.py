@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 
-from pgratchet.core.model import AppliedMigration
+from pgratchet.core.model import HistoryRow
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
 from pgratchet.postgres.link.roles import as_login
@@ -42,7 +42,7 @@ _BUILDERS = (
 _log = logging.getLogger("pgratchet")
 
 
-async def runner(connection: Connection, row: AppliedMigration, owner: str | None) -> str:
+async def runner(connection: Connection, row: HistoryRow, owner: str | None) -> str:
     """Return who is still at work on a version, empty where its runner has gone, or has stopped working."""
     async with as_login(connection, owner):
         return told(await own.fetch(connection, _RUNNER, row.backend_pid, row.backend_start, row.applied_by))
