@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 from typer.testing import CliRunner
 
-from pgratchet import Migrator, UsageError, Verdict
+from pgratchet import Gate, Migrator, UsageError, Verdict, gate, migrated
 from pgratchet.cli import settings
 from pgratchet.cli.options import Writing
 from pgratchet.cli.program import app
@@ -182,6 +183,81 @@ def test_new_refuses_what_cannot_be_right(tmp_path: Path, name: str, words: str,
     assert said.startswith(name)
     assert words in said
     assert list(tmp_path.iterdir()) == []
+
+
+@asynccontextmanager
+async def lifespan(_: object) -> AsyncIterator[None]:
+    yield
+
+
+async def bare(_: object) -> AsyncIterator[None]:
+    yield
+
+
+async def coroutine(_: object) -> None:
+    raise AssertionError
+
+
+def generator(_: object) -> Iterator[None]:
+    yield
+
+
+MIGRATOR = Migrator(DSN)
+NO_LIFESPAN = "inner must be a function that takes the application"
+HOOKS: list[tuple[str, dict[str, Any]]] = [
+    *((NO_LIFESPAN, {"inner": value}) for value in ("wait", "apply", 5, [lifespan], b"wait")),
+    *(("inner must be an async generator that is decorated", {"inner": each}) for each in (bare, coroutine, generator)),
+    ("inner is a context manager that was made already", {"inner": lifespan(None)}),
+    ("mode is 'skip'; it must be one of apply, wait, check", {"mode": "skip"}),
+    *(("mode is of the type", {"mode": value}) for value in (5, ["wait"], lifespan)),
+    ("mode is None; it must be one of apply, wait, check", {"mode": None}),
+    ("on_slow is 'serve'; it must be one of wait, serve-not-ready", {"on_slow": "serve"}),
+    *((f"slow_after {A_NUMBER}", {"slow_after": value}) for value in (*NUMBERS, None)),
+    *(("on_failure must be a function that takes an error", {"on_failure": value}) for value in (5, "exit", [print])),
+    *(("migrator must be a Migrator", {"migrator": value}) for value in (None, DSN, lifespan)),
+]
+PROBE = "must be the path of a request, which begins with /"
+GATES: list[tuple[str, dict[str, Any]]] = [
+    *(("app must be an ASGI application", {"app": value}) for value in (None, 5, MIGRATOR)),
+    *(("migrator must be a Migrator", {"migrator": value}) for value in (None, DSN, coroutine)),
+    *((f"live {A_LIST}", {"live": value}) for value in ("/livez", b"/livez", None, 5)),
+    (f"one of live {A_STRING}", {"live": [5]}),
+    (f"one of live {PROBE}", {"live": ["livez"]}),
+    *((f"ready {A_STRING}", {"ready": value}) for value in (5, True, ["/readyz"])),
+    *((f"ready {PROBE}", {"ready": value}) for value in ("", "readyz")),
+    *(
+        ("retry_after must be a whole number, 0 or more", {"retry_after": value})
+        for value in (-1, 1.5, "5", True, None)
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "given"), HOOKS, ids=lambda _: "")
+def test_the_hook_refuses_what_cannot_be_right_before_it_is_entered(words: str, given: dict[str, Any]) -> None:
+    assert refusal(lambda: migrated(**({"migrator": MIGRATOR} | given))).startswith(words)
+
+
+@pytest.mark.parametrize("mode", ["apply", "wait", "check"])
+def test_a_mode_in_the_place_of_a_lifespan_applies_nothing(mode: Any) -> None:
+    said = refusal(lambda: migrated(MIGRATOR, mode))
+
+    assert said.startswith(NO_LIFESPAN)
+    assert "mode=" in said
+    with pytest.raises(TypeError):
+        migrated(MIGRATOR, lifespan, mode)  # type: ignore[call-arg]  # that is the mistake
+
+
+def test_the_hook_takes_all_that_makes_a_context_manager() -> None:
+    for inner in (lifespan, lambda _: nullcontext(), partial(lifespan), migrated(MIGRATOR)):
+        migrated(MIGRATOR, inner)
+
+
+@pytest.mark.parametrize(("words", "given"), GATES, ids=lambda _: "")
+def test_the_gate_refuses_what_cannot_be_right_before_it_serves(words: str, given: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"app": coroutine, "migrator": MIGRATOR} | given
+
+    assert refusal(lambda: Gate(**arguments)).startswith(words)
+    assert refusal(lambda: gate(**arguments)).startswith(words)
 
 
 @pytest.fixture
