@@ -234,9 +234,9 @@ class Migrator:
         return tuple(run.progress.finished)
 
     async def adopt(
-        self, source: str = "public.schema_migrations", *, dry_run: bool = True, skip_failed: bool = False
+        self, source: str = "public.schema_migrations", *, dry_run: bool = False, skip_failed: bool = False
     ) -> Adoption:
-        """Take over what a home-made runner has recorded in `source`; a dry run only says what that would be.
+        """Record as applied what a home-made runner has recorded in `source`; a dry run only says what that would be.
 
         The history goes into this migrator's table, or into `pgratchet_migrations` beside the source where
         both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows

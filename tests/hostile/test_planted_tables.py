@@ -418,7 +418,7 @@ async def test_what_is_attached_behind_the_inspection_of_a_transaction_runs_noth
             case "repair":
                 return await migrator.repair(2, Verdict.APPLIED, "by hand")
             case "adopt":
-                return await migrator.adopt("public.old", dry_run=False)
+                return await migrator.adopt("public.old")
             case _:
                 return await migrator.rehearse()
 
@@ -724,7 +724,7 @@ async def test_another_tools_table_of_hers_is_not_adopted_from(dsn: str, write: 
                 await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
         assert not await has_run(dsn)
         await tell(her, "DROP INDEX i")
-        await Migrator(dsn, folder, trusted_owners=[name]).adopt("public.old", dry_run=False)
+        await Migrator(dsn, folder, trusted_owners=[name]).adopt("public.old")
 
 
 async def test_another_tools_table_with_a_type_of_hers_is_not_adopted_from(dsn: str, write: Write) -> None:

@@ -184,7 +184,7 @@ async def test_what_is_adopted_or_repaired_first_can_be_read_by_who_logs_in(dsn:
     async with roles(dsn) as (owner, login):
         await tell(dsn, f'GRANT SELECT ON legacy TO "{owner}"')
         migrator = Migrator(login, folder, owner=owner)
-        assert (await migrator.adopt("public.legacy", dry_run=False)).adopted == ("1",)
+        assert (await migrator.adopt("public.legacy")).adopted == ("1",)
         await Migrator(login, folder).check()
 
 
