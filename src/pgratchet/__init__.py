@@ -24,15 +24,38 @@ from pgratchet.core.events import (
     StatementFinished,
     Waiting,
 )
-from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step, Verdict
+from pgratchet.core.model import (
+    Adoption,
+    AppliedMigration,
+    Direction,
+    Entry,
+    Failure,
+    Finished,
+    Kind,
+    Lock,
+    Migration,
+    Mode,
+    Options,
+    Plan,
+    Problem,
+    RecordState,
+    Script,
+    Segment,
+    Source,
+    State,
+    Step,
+    Verdict,
+)
 from pgratchet.core.readiness import Condition, Readiness
-from pgratchet.migrator import Migrator
+from pgratchet.files.directory import Traversable
+from pgratchet.migrator import Migrator, new
 from pgratchet.version import __version__
 from pgratchet.web.gate import Gate, gate
 from pgratchet.web.lifespan import migrated
 
 __all__ = [
     "Adoption",
+    "AppliedMigration",
     "BehindError",
     "BudgetExceededError",
     "Condition",
@@ -48,25 +71,36 @@ __all__ = [
     "ForeignTableError",
     "Gate",
     "HistoryError",
+    "Kind",
+    "Lock",
     "Locked",
     "Looked",
+    "Migration",
     "MigrationFailedError",
     "Migrator",
+    "Mode",
+    "Options",
     "PgratchetError",
     "Plan",
     "Problem",
     "Readiness",
+    "RecordState",
     "Retried",
+    "Script",
     "ScriptError",
+    "Segment",
     "ServerError",
+    "Source",
     "Started",
     "State",
     "StatementFinished",
     "Step",
+    "Traversable",
     "UsageError",
     "Verdict",
     "Waiting",
     "__version__",
     "gate",
     "migrated",
+    "new",
 ]

@@ -81,7 +81,7 @@ class Migrator:
         trusted_owners: Collection[str] = (),
         journal: str | os.PathLike[str] | None = None,
         direct_dsn: str | None = None,
-        lock: Literal["session", "transaction", "none"] | None = None,
+        lock: Lock | Literal["session", "transaction", "none"] | None = None,
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:

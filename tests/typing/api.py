@@ -28,6 +28,7 @@ from pgratchet import (
     Finished,
     Gate,
     HistoryError,
+    Lock,
     Locked,
     Looked,
     MigrationFailedError,
@@ -102,6 +103,7 @@ with_everything = Migrator(
     trusted_owners=["dba"],
     journal=Path(".migration_history"),
     owner="orders_owner",
+    lock=Lock.SESSION,
     listener=print,
 )
 

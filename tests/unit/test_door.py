@@ -11,11 +11,10 @@ from typing import Any, cast
 import pytest
 from typer.testing import CliRunner
 
-from pgratchet import Gate, Migrator, UsageError, Verdict, gate, migrated
+from pgratchet import Gate, Migrator, UsageError, Verdict, gate, migrated, new
 from pgratchet.cli import settings
 from pgratchet.cli.options import Writing
 from pgratchet.cli.program import app
-from pgratchet.migrator import new
 
 pytestmark = pytest.mark.anyio
 
