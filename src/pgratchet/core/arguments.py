@@ -39,7 +39,7 @@ def name(what: str, value: object) -> str:
 
 
 def path(what: str, value: object) -> str:
-    """Return a path; raises UsageError for no or another path than is seen: control characters, blanks around it."""
+    """Return a path; raises UsageError for an empty one, for control characters, and for blanks around it."""
     given = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(given, str):
         raise UsageError(f"{what} must be a path, as a string or a Path, and is {_kind(given)}")

@@ -134,6 +134,7 @@ def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
     """Return the versions above `to`, or the newest `steps` ones, that a way down leads through; newest first.
 
+    One of the two is given, and `steps` is 1 or more.
     Raises UsageError where there is no version `to`, HistoryError where one of them is unknown: the database is ahead
     of the files.
     """
