@@ -669,7 +669,7 @@ class TestASecondSignal:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_ends_a_read_of_files_that_never_ends(self, program: Program, number: signal.Signals) -> None:
         os.mkfifo(program.folder / "pipe")
-        read = f"import sys\nfrom pgratchet import directory\ndef read(_):\n    {BLOCKED}    open('pipe')"
+        read = f"import sys\nfrom pgratchet.files import directory\ndef read(_):\n    {BLOCKED}    open('pipe')"
         process = program.start("up", "--dsn", NOWHERE, code=f"{read}\ndirectory.read = read")
         said(process, b"blocked")
         process.send_signal(number)
