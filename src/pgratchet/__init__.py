@@ -24,9 +24,31 @@ from pgratchet.core.events import (
     StatementFinished,
     Waiting,
 )
-from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step, Verdict
+from pgratchet.core.model import (
+    Adoption,
+    Direction,
+    Entry,
+    Failure,
+    Finished,
+    HistoryRow,
+    Kind,
+    Lock,
+    Migration,
+    Mode,
+    Options,
+    Plan,
+    Problem,
+    RecordState,
+    Script,
+    Segment,
+    Source,
+    State,
+    Step,
+    Verdict,
+)
 from pgratchet.core.readiness import Condition, Readiness
-from pgratchet.migrator import Migrator
+from pgratchet.files.directory import Traversable
+from pgratchet.migrator import Migrator, new
 from pgratchet.version import __version__
 from pgratchet.web.gate import Gate, gate
 from pgratchet.web.lifespan import migrated
@@ -48,25 +70,37 @@ __all__ = [
     "ForeignTableError",
     "Gate",
     "HistoryError",
+    "HistoryRow",
+    "Kind",
+    "Lock",
     "Locked",
     "Looked",
+    "Migration",
     "MigrationFailedError",
     "Migrator",
+    "Mode",
+    "Options",
     "PgratchetError",
     "Plan",
     "Problem",
     "Readiness",
+    "RecordState",
     "Retried",
+    "Script",
     "ScriptError",
+    "Segment",
     "ServerError",
+    "Source",
     "Started",
     "State",
     "StatementFinished",
     "Step",
+    "Traversable",
     "UsageError",
     "Verdict",
     "Waiting",
     "__version__",
     "gate",
     "migrated",
+    "new",
 ]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -46,8 +46,8 @@ class Migrator:
     relative to the working directory, or a Traversable of importlib.resources.
 
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
-    never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, 0
-    for none; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
+    never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, None or 0
+    for no limit; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
     `trusted_owners` are roles that may own the history table, and the functions of triggers on it, beside those that a
     run trusts anyway: whoever owns these runs code with the rights of the run (SECURITY.md).
     `journal` names a local file that gets a line for each finished step.
@@ -61,8 +61,8 @@ class Migrator:
     has to be a member of it, and needs no right of its own. `listener` is called with each event of a run, in the
     event loop, and should return at once.
 
-    A migrator holds no connection between calls, and each call is a run of its own. Raises UsageError for an argument
-    that cannot be right: a name with something in it that nobody sees, or a duration that the server does not take.
+    A migrator holds no connection between calls, and each call is a run of its own. Raises UsageError, which names the
+    argument and says what it may be, for one that cannot be right; so does each method, before it does anything.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
@@ -73,15 +73,15 @@ class Migrator:
         connect: Connect | None = None,
         table: str = "public.schema_migrations",
         budget: float | None = None,
-        lock_timeout: float = 5.0,
-        statement_timeout: float = 0.0,
+        lock_timeout: float | None = 5.0,
+        statement_timeout: float | None = None,
         allow_late: bool = False,
         strict: bool = False,
-        readers: Sequence[str] = (),
-        trusted_owners: Sequence[str] = (),
+        readers: Collection[str] = (),
+        trusted_owners: Collection[str] = (),
         journal: str | os.PathLike[str] | None = None,
         direct_dsn: str | None = None,
-        lock: Literal["session", "transaction", "none"] | None = None,
+        lock: Lock | Literal["session", "transaction", "none"] | None = None,
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:
@@ -91,41 +91,50 @@ class Migrator:
         why = misplaced(
             migrations=migrations,
             table=table,
+            budget=budget,
+            lock_timeout=lock_timeout,
+            statement_timeout=statement_timeout,
+            allow_late=allow_late,
+            strict=strict,
             readers=readers,
             trusted_owners=trusted_owners,
             journal=journal,
             lock=lock,
             owner=owner,
+            listener=None if callable(listener) else listener,
         )
         if why:
-            del migrations, table, readers, trusted_owners, journal, lock, owner
+            del migrations, table, budget, lock_timeout, statement_timeout, allow_late, strict
+            del readers, trusted_owners, journal, lock, owner, listener
             raise UsageError(why)
+        if listener is not None:
+            arguments.function("listener", listener, "a function that takes an event")
         telling.refuse_coroutine("listener", listener)
-        by = _lock(lock)
+        by = None if lock is None else Lock(arguments.choice("lock", lock, Lock))
         sessions = _sessions(address, factory)
-        direct = sessions if direct_address is None else partial(connector, direct_address)
-        role = _owner(owner)
+        direct = sessions if direct_address is None else partial(connector, direct_address, what="direct_dsn")
+        role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
-        self.budget = None if budget is None else arguments.seconds("budget", budget)
+        self.budget = arguments.limit("budget", budget)
         self._course = Course()
         self._applications = 0
         self._listener = listener
-        self._journal = None if journal is None else Path(arguments.path("journal", os.fspath(journal)))
+        self._journal = None if journal is None else Path(arguments.path("journal", journal))
         self._settings = Settings(
             connect=sessions(sessions=by is Lock.SESSION),
             direct=direct(role, sessions=by is Lock.SESSION),
             lock=by,
             table=Table.parse(table),
             limits=Limits(
-                arguments.seconds("lock_timeout", lock_timeout),
-                arguments.seconds("statement_timeout", statement_timeout),
+                arguments.limit("lock_timeout", lock_timeout) or 0.0,
+                arguments.limit("statement_timeout", statement_timeout) or 0.0,
             ),
             tool_version=__version__,
             owner=role,
-            allow_late=allow_late,
-            strict=strict,
-            trusted_owners=tuple(sql.role("one of trusted_owners", owner) for owner in trusted_owners),
-            readers=tuple(sql.role("one of readers", reader) for reader in readers),
+            allow_late=arguments.switch("allow_late", allow_late),
+            strict=arguments.switch("strict", strict),
+            trusted_owners=sql.roles("trusted_owners", trusted_owners),
+            readers=sql.roles("readers", readers),
         )
 
     def __repr__(self) -> str:
@@ -163,18 +172,22 @@ class Migrator:
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
         to = discreet(to)
-        version = _version(to)
+        version = _up_to(to)
         return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
-        to = discreet(to)
-        way = planning.WayDown(_version(to), 1 if to is None and steps is None else steps)
+        to, steps = discreet(to), discreet(steps)
+        if to is not None and steps is not None:
+            raise UsageError("give either to, a version to go back to, or steps, a number of versions")
+        if to is None:
+            steps = arguments.count("steps", 1 if steps is None else steps)
+        way = planning.WayDown(_up_to(to), steps)
         return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
         """Revert the newest `steps` versions and apply them again, under one lock."""
-        way = planning.WayDown(None, steps)
+        way = planning.WayDown(None, arguments.count("steps", discreet(steps)))
         phases = [planning.Phase(Direction.DOWN, way.plan), planning.Phase(Direction.UP, way.plan_again)]
         return await self._change(lambda run: run.turn(phases))
 
@@ -195,10 +208,11 @@ class Migrator:
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
         to = discreet(to)
+        version = _up_to(to)
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection, anybodys=True)
-        plan = planning.plan_up(entries, _version(to))
+        plan = planning.plan_up(entries, version)
         return plan._replace(warnings=judging.judge(entries, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
@@ -214,14 +228,15 @@ class Migrator:
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
         to = discreet(to)
-        run, version = await self._run(_silent), _version(to)
+        version = _up_to(to)
+        run = await self._run(_silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
     async def adopt(
-        self, source: str = "public.schema_migrations", *, dry_run: bool = True, skip_failed: bool = False
+        self, source: str = "public.schema_migrations", *, dry_run: bool = False, skip_failed: bool = False
     ) -> Adoption:
-        """Take over what a home-made runner has recorded in `source`; a dry run only says what that would be.
+        """Record as applied what a home-made runner has recorded in `source`; a dry run only says what that would be.
 
         The history goes into this migrator's table, or into `pgratchet_migrations` beside the source where
         both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows
@@ -229,9 +244,11 @@ class Migrator:
         """
         from pgratchet.runs.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
 
-        source = discreet(source)
+        source, dry_run, skip_failed = discreet(source), discreet(dry_run), discreet(skip_failed)
+        arguments.switch("dry_run", dry_run)
+        arguments.switch("skip_failed", skip_failed)
+        table = Table.parse(source, "source")
         migrations = {migration.version: migration for migration in (await self._read()).migrations}
-        table = Table.parse(source)
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
         work = partial(adopt, self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
@@ -251,7 +268,7 @@ class Migrator:
         version, reason = discreet(version), discreet(reason)
         if verdict not in list(Verdict):
             raise UsageError(f"the verdict of a repair is one of {', '.join(Verdict)}")
-        judgement = Judgement(_canonical(version), Verdict(verdict), reason)
+        judgement = Judgement(_canonical("version", version), Verdict(verdict), arguments.prose("reason", reason))
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
 
@@ -303,14 +320,16 @@ def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL)
     Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
     nothing is written then.
     """
-    why = misplaced(folder=folder, description=description)
+    why = misplaced(folder=folder, description=description, kind=kind)
     if why:
-        del folder, description
+        del folder, description, kind
         raise UsageError(why)
-    _location(folder)
+    arguments.path("folder", folder)
+    arguments.text("description", description)
+    language = Kind(arguments.choice("kind", kind, Kind))
 
     def draft(files: Iterator[File]) -> Mapping[str, str]:
-        return own.draft(own.parse(files).migrations, description, kind, datetime.now(UTC))
+        return own.draft(own.parse(files).migrations, description, language, datetime.now(UTC))
 
     return directory.write(folder, draft)
 
@@ -325,39 +344,31 @@ def _hidden(value: T | None) -> Hidden[T] | None:
 
 def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Callable[..., Connect]:
     if dsn is not None and connect is None:
-        return partial(connector, dsn)
+        return partial(connector, dsn, what="dsn")
     if dsn is None and connect is not None:
         return partial(prepared, connect)
-    raise UsageError("give either a DSN or a connect factory")
+    raise UsageError("give either dsn or connect, a factory of connections")
 
 
 def _location(migrations: Location) -> Location:
-    if isinstance(migrations, str | os.PathLike):
-        arguments.path("the folder of the migrations", os.fspath(migrations))
+    # A Traversable is anything that has its methods; this one tells it from all that is given by mistake.
+    if not callable(getattr(migrations, "iterdir", None)) or isinstance(migrations, os.PathLike):
+        arguments.path("migrations", migrations)
     return migrations
 
 
-def _lock(name: str | None) -> Lock | None:
-    if name is not None and name not in set(Lock):
-        raise UsageError(f"lock is {name!r}; it must be one of {', '.join(Lock)}")
-    return None if name is None else Lock(name)
+def _up_to(to: str | int | None) -> str | None:
+    return None if to is None else _canonical("to", to)
 
 
-def _owner(name: str | None) -> str | None:
-    if name == "none":
-        raise UsageError("owner is 'none', which PostgreSQL takes for no role; leave it out, or name a role")
-    return sql.role("owner", name) if name else None
-
-
-def _version(to: str | int | None) -> str | None:
-    return None if to is None else _canonical(to)
-
-
-def _canonical(version: str | int) -> str:
+def _canonical(what: str, version: str | int) -> str:
     longest = versions.LONGEST_VERSION
-    # str() refuses an integer of thousands of digits.
-    text = "..." if isinstance(version, int) and abs(version) >= 10**longest else str(version)
+    fits = isinstance(version, str) or (type(version) is int and abs(version) < 10**longest)
+    # Not shown otherwise: str() refuses an integer of thousands of digits.
+    text = str(version) if fits else "..."
     canonical = versions.canonical(text)
     if canonical is None:
-        raise UsageError(f"'{text:.40}' is no version: versions are numbers, at most {longest} of the digits 0 to 9")
+        raise UsageError(
+            f"{what} is '{text:.40}', which is no version: versions are numbers, at most {longest} of the digits 0 to 9"
+        )
     return canonical

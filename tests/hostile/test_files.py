@@ -1252,9 +1252,9 @@ async def test_a_table_of_another_runner_with_texts_as_versions_is_adopted(dsn: 
     )
 
     with pytest.raises(HistoryError, match="'-3'"):
-        await migrator.adopt("old", dry_run=False)
+        await migrator.adopt("old")
     await tell(dsn, "DELETE FROM old WHERE version = '-3'")
-    adoption = await migrator.adopt("old", dry_run=False)
+    adoption = await migrator.adopt("old")
 
     assert adoption.adopted == ("1", "2")
     assert [step.version for step in await migrator.up()] == ["4"]

@@ -421,7 +421,7 @@ async def test_code_attached_after_the_inspection_of_a_transaction_does_not_run(
             case "repair":
                 return await migrator.repair(2, Verdict.APPLIED, "by hand")
             case "adopt":
-                return await migrator.adopt("public.old", dry_run=False)
+                return await migrator.adopt("public.old")
             case _:
                 return await migrator.rehearse()
 
@@ -727,7 +727,7 @@ async def test_another_tools_table_of_hers_is_not_adopted_from(dsn: str, write: 
                 await Migrator(dsn, folder).adopt("public.old", dry_run=dry_run)
         assert not await has_run(dsn)
         await tell(her, "DROP INDEX i")
-        await Migrator(dsn, folder, trusted_owners=[name]).adopt("public.old", dry_run=False)
+        await Migrator(dsn, folder, trusted_owners=[name]).adopt("public.old")
 
 
 async def test_another_tools_table_with_a_type_of_hers_is_not_adopted_from(dsn: str, write: Write) -> None:

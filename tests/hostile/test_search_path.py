@@ -90,7 +90,7 @@ async def everything(dsn: str, write: Write, *, through: str = "", outside: bool
     await anyio.to_thread.run_sync(make_and_drop_databases, dsn)
     elsewhere = Migrator(through or dsn, folder, **options | {"table": "public.adopted"})
     await elsewhere.adopt("public.old", dry_run=True)
-    await elsewhere.adopt("public.old", dry_run=False)
+    await elsewhere.adopt("public.old")
 
 
 def make_and_drop_databases(dsn: str) -> None:

@@ -423,6 +423,12 @@ BAD: list[dict[str, Any]] = [
     {"journal": DSN},
     {"journal": Path(DSN)},
     {"journal": f"postgresql://nowhere/x?password={PASSWORD}"},
+    {"listener": DSN},
+    {"budget": DSN},
+    {"lock_timeout": STRING},
+    {"statement_timeout": [DSN]},
+    {"allow_late": DSN},
+    {"strict": DSN},
 ]
 
 
@@ -440,7 +446,7 @@ class TestAMigratorThatCannotBeMade:
     def test_a_migrator_refused_for_another_argument_shows_nothing_of_the_dsn(self, bad: dict[str, Any]) -> None:
         error = raised(partial(Migrator, DSN, **bad))
 
-        assert isinstance(error, UsageError | TypeError)
+        assert isinstance(error, UsageError)
         refuse_leaks(error)
 
     def test_a_migrator_refused_for_want_of_a_dsn_shows_nothing_of_the_direct_one(self) -> None:
@@ -571,8 +577,11 @@ class TestTheCommandLine:
 
     @pytest.mark.parametrize("text", MISPLACED)
     def test_the_command_line_masks_a_dsn_given_to_another_setting(
-        self, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
     ) -> None:
+        # Variables come before the file, and a setting that does not count is not judged.
+        monkeypatch.delenv("PGRATCHET_BUDGET")
+        monkeypatch.delenv("DATABASE_URL")
         for line in (
             "dir = {}",
             "table = {}",

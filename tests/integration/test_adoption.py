@@ -51,7 +51,7 @@ async def test_a_home_made_table_is_refused_with_the_way_out(old_history: str, w
 
 
 async def test_a_dry_run_says_what_would_be_adopted_and_changes_nothing(old_history: str, write: Write) -> None:
-    adoption = await Migrator(old_history, write(FILES)).adopt()
+    adoption = await Migrator(old_history, write(FILES)).adopt(dry_run=True)
 
     assert adoption.adopted == ("1",)
     assert adoption.target == OWN
@@ -62,7 +62,7 @@ async def test_a_dry_run_says_what_would_be_adopted_and_changes_nothing(old_hist
 async def test_adopted_migrations_are_not_applied_again(old_history: str, write: Write) -> None:
     folder = write(FILES)
 
-    adoption = await Migrator(old_history, folder).adopt(dry_run=False)
+    adoption = await Migrator(old_history, folder).adopt()
     finished = await Migrator(old_history, folder, table=OWN).up()
 
     assert adoption.adopted == ("1",)
@@ -72,9 +72,9 @@ async def test_adopted_migrations_are_not_applied_again(old_history: str, write:
 
 async def test_adopting_twice_adds_nothing_and_leaves_the_old_table_alone(old_history: str, write: Write) -> None:
     migrator = Migrator(old_history, write(FILES))
-    await migrator.adopt(dry_run=False)
+    await migrator.adopt()
 
-    again = await migrator.adopt(dry_run=False)
+    again = await migrator.adopt()
 
     assert (again.adopted, again.already) == ((), ("1",))
     connection = await asyncpg.connect(old_history)
@@ -83,7 +83,7 @@ async def test_adopting_twice_adds_nothing_and_leaves_the_old_table_alone(old_hi
 
 
 async def test_the_adopted_rows_keep_their_time_and_say_where_they_come_from(old_history: str, write: Write) -> None:
-    await Migrator(old_history, write(FILES)).adopt(dry_run=False)
+    await Migrator(old_history, write(FILES)).adopt()
 
     connection = await asyncpg.connect(old_history)
     row = await connection.fetchrow(f"SELECT * FROM {OWN} WHERE version = '1'")
@@ -98,8 +98,8 @@ async def test_a_row_that_only_failed_is_refused_unless_it_is_to_be_skipped(old_
     folder = write(FILES)
 
     with pytest.raises(HistoryError, match="boom"):
-        await Migrator(old_history, folder).adopt(dry_run=False)
-    adoption = await Migrator(old_history, folder).adopt(dry_run=False, skip_failed=True)
+        await Migrator(old_history, folder).adopt()
+    adoption = await Migrator(old_history, folder).adopt(skip_failed=True)
 
     assert (adoption.adopted, adoption.skipped) == (("1",), ("2",))
     assert await states(old_history, folder) == {"1": State.APPLIED, "2": State.PENDING}
@@ -109,14 +109,14 @@ async def test_a_row_of_another_file_is_refused(old_history: str, write: Write) 
     await execute(old_history, "UPDATE schema_migrations SET filename = '001_other.sql'")
 
     with pytest.raises(HistoryError, match=r"001_other\.sql"):
-        await Migrator(old_history, write(FILES)).adopt(dry_run=False)
+        await Migrator(old_history, write(FILES)).adopt()
 
 
 async def test_a_row_without_a_file_is_adopted_and_named(old_history: str, write: Write) -> None:
     await execute(old_history, "INSERT INTO schema_migrations VALUES (9, 'gone', '009_gone.sql', now(), true, NULL)")
     folder = write({"001_one.sql": "CREATE TABLE one (id int)"})
 
-    adoption = await Migrator(old_history, folder).adopt(dry_run=False)
+    adoption = await Migrator(old_history, folder).adopt()
 
     assert adoption.unknown == ("9",)
     assert await states(old_history, folder) == {"1": State.APPLIED, "9": State.UNKNOWN}

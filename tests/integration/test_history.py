@@ -385,7 +385,7 @@ class TestTheTable:
             verbs: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
                 "up": migrator.up,
                 "repair": partial(migrator.repair, 1, Verdict.APPLIED, "by hand"),
-                "adopt": partial(migrator.adopt, "public.legacy", dry_run=False),
+                "adopt": partial(migrator.adopt, "public.legacy"),
             }
             await History(Table.parse(HISTORY)).ensure(other, (), Budget(None))
             await other.execute(f"BEGIN; GRANT USAGE ON SCHEMA public TO {role}")

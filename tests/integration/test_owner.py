@@ -184,7 +184,7 @@ async def test_a_login_role_can_read_a_history_that_began_with_an_adoption_or_a_
     async with roles(dsn) as (owner, login):
         await tell(dsn, f'GRANT SELECT ON legacy TO "{owner}"')
         migrator = Migrator(login, folder, owner=owner)
-        assert (await migrator.adopt("public.legacy", dry_run=False)).adopted == ("1",)
+        assert (await migrator.adopt("public.legacy")).adopted == ("1",)
         await Migrator(login, folder).check()
 
 

@@ -33,7 +33,7 @@ async def refuses_to_write(migrator: Migrator, sentence: str) -> None:
         migrator.redo,
         migrator.rehearse,
         lambda: migrator.repair("2", Verdict.APPLIED, "somebody has looked"),
-        lambda: migrator.adopt("public.legacy", dry_run=False),
+        lambda: migrator.adopt("public.legacy"),
     ):
         with anyio.fail_after(10), pytest.raises(ServerError, match=sentence):
             await work()
@@ -68,7 +68,7 @@ class TestAStandby:
         assert await theirs.up() == ()
         assert [entry.state for entry in await theirs.status()] == [State.APPLIED, State.APPLIED]
         await refuses_downwards(theirs, "standby")
-        assert (await theirs.adopt("public.legacy")).already == ("1",)
+        assert (await theirs.adopt("public.legacy", dry_run=True)).already == ("1",)
 
     async def test_a_run_that_wants_a_primary_is_told_that_this_is_a_standby(
         self, servers: tuple[Server, Server], write: Write

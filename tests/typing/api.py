@@ -28,6 +28,7 @@ from pgratchet import (
     Finished,
     Gate,
     HistoryError,
+    Lock,
     Locked,
     Looked,
     MigrationFailedError,
@@ -102,13 +103,14 @@ with_everything = Migrator(
     trusted_owners=["dba"],
     journal=Path(".migration_history"),
     owner="orders_owner",
+    lock=Lock.SESSION,
     listener=print,
 )
 
 FastAPI(lifespan=migrated(by_dsn))
 FastAPI(lifespan=migrated(by_dsn, inner=without_state))
 FastAPI(lifespan=migrated(by_dsn, with_state, mode="wait"))
-FastAPI(lifespan=migrated(by_dsn, of_anything, "check"))
+FastAPI(lifespan=migrated(by_dsn, of_anything, mode="check"))
 Starlette(lifespan=migrated(by_dsn))
 Starlette(lifespan=migrated(by_dsn, inner=with_typed_state))
 FastAPI(lifespan=migrated(by_dsn, inner=migrated(packed)))
@@ -124,6 +126,7 @@ gate(gated, by_dsn, ready="/up")
 TestClient(gated)
 
 migrated(by_dsn, on_slow="cancel")  # type: ignore[arg-type] # nothing cancels the one that works
+migrated(by_dsn, "wait")  # type: ignore[arg-type] # a mode goes by keyword
 migrated(by_dsn, mode="skip")  # type: ignore[arg-type] # a mode that does not exist is found here
 Migrator("postgresql://localhost/app", "m", "public.t")  # type: ignore[call-arg, arg-type] # options go by keyword
 Migrator(connect=with_state)  # type: ignore[arg-type] # no factory of connections

@@ -4,7 +4,7 @@ from enum import Enum
 import pytest
 
 from pgratchet.core import model
-from pgratchet.core.model import Direction, Entry, Finished, Problem, State
+from pgratchet.core.model import Entry, Problem, State
 
 NOUNS = [kind for _, kind in inspect.getmembers(model, inspect.isclass) if kind.__module__ == model.__name__]
 VALUES = [kind for kind in NOUNS if not issubclass(kind, Enum)]
@@ -16,28 +16,11 @@ def test_every_noun_is_a_value_that_cannot_be_changed(kind: type) -> None:
     assert vars(kind)["__slots__"] == ()
 
 
-def test_values_are_equal_when_their_parts_are() -> None:
-    assert Finished("1", "a", Direction.UP, 1, 0.5) == Finished("1", "a", Direction.UP, 1, 0.5)
-
-
 @pytest.mark.parametrize(
     ("line", "expected"), [(None, "m/1_a.sql: a gap; fill it"), (3, "m/1_a.sql:3: a gap; fill it")]
 )
 def test_a_problem_reads_as_place_message_and_cure(line: int | None, expected: str) -> None:
     assert str(Problem("m/1_a.sql", "a gap", "fill it", line)) == expected
-
-
-def test_states_and_directions_are_the_words_they_stand_for() -> None:
-    assert [str(direction) for direction in Direction] == ["up", "down"]
-    assert [str(state) for state in State] == [
-        "applied",
-        "pending",
-        "running",
-        "failed",
-        "changed",
-        "late",
-        "unknown",
-    ]
 
 
 def test_an_entry_without_either_side_has_no_name() -> None:

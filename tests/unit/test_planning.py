@@ -372,23 +372,11 @@ def test_down_takes_the_newest_first() -> None:
     assert planning.choose_down(compared, steps=9) == ("3", "2", "1")
 
 
-@pytest.mark.parametrize("steps", [0, -1, -2])
-def test_less_than_one_step_down_is_refused(steps: int) -> None:
-    with pytest.raises(UsageError, match=str(steps)):
-        planning.choose_down(entries([1, 2, 3], [1, 2, 3]), steps=steps)
-
-
 @pytest.mark.parametrize(
     ("to", "expected"), [("0", ("3", "2", "1")), ("000", ("3", "2", "1")), ("1", ("3", "2")), ("03", ()), ("4", ())]
 )
 def test_down_leaves_what_it_is_to_go_back_to(to: str, expected: tuple[str, ...]) -> None:
     assert planning.choose_down(entries([1, 2, 3, 4], [1, 2, 3]), to=to) == expected
-
-
-@pytest.mark.parametrize(("to", "steps"), [(None, None), ("1", 1), ("0", 0)])
-def test_down_takes_either_a_version_or_a_number_of_steps(to: str | None, steps: int | None) -> None:
-    with pytest.raises(UsageError, match="either"):
-        planning.choose_down(entries([1, 2], [1, 2]), to=to, steps=steps)
 
 
 @pytest.mark.parametrize(("to", "steps"), [("1", None), (None, 1), (None, 2)])

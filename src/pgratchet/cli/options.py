@@ -1,6 +1,7 @@
 """The options that commands share, and how a command gets them."""
 
 from collections.abc import Callable
+from functools import cache
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
@@ -93,3 +94,18 @@ def spelled_out(command: Callable[..., object]) -> Signature:
     hints: dict[str, Any] = get_type_hints(group, include_extras=True)
     shared = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
     return Signature([*own, *shared])
+
+
+def spelling(name: str) -> str:
+    """Return how the command line takes a setting: its flag, and the variables in its place."""
+    option = _options()[name]
+    variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar
+    # The signature of typer.Option takes a first name for the default; only typer, which reads it later, knows better.
+    flag = option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}"
+    return f"{flag} ({', '.join(variables)})"
+
+
+@cache
+def _options() -> dict[str, Any]:
+    hints: dict[str, Any] = get_type_hints(Writing, include_extras=True)
+    return {name: get_args(hint)[1] for name, hint in hints.items()}

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from pgratchet.cli.options import spelling
+from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
-from pgratchet.core.masking import FramesForgotten, Hidden
+from pgratchet.core.masking import FramesForgotten, Hidden, hide, misplaced
+from pgratchet.core.model import Lock
 from pgratchet.files import directory
 from pgratchet.migrator import Migrator
+from pgratchet.postgres.link import dsn, sql
 
 DEFAULT_DIR = "migrations/versions"
 PYPROJECT = "pyproject.toml"
@@ -17,51 +21,57 @@ NO_DSN = (
 )
 
 
-class _Form(NamedTuple):
-    """What a value in pyproject.toml has to be."""
-
-    name: str
-    fits: Callable[[Any], bool]
-
-
-_TEXT = _Form("a string", lambda value: isinstance(value, str))
-_SECONDS = _Form("a number of seconds", lambda value: type(value) in (int, float) and value >= 0)
-_SWITCH = _Form("true or false", lambda value: isinstance(value, bool))
-_TEXTS = _Form("a list of strings", lambda value: isinstance(value, list) and all(map(_TEXT.fits, value)))
-
 DSNS = ("dsn", "direct_dsn")
 
-FORMS = {
-    "dsn": _TEXT,
-    "dir": _TEXT,
-    "table": _TEXT,
-    "budget": _SECONDS,
-    "lock_timeout": _SECONDS,
-    "statement_timeout": _SECONDS,
-    "allow_late": _SWITCH,
-    "strict": _SWITCH,
-    "readers": _TEXTS,
-    "trusted_owners": _TEXTS,
-    "journal": _TEXT,
-    "direct_dsn": _TEXT,
-    "lock": _TEXT,
-    "owner": _TEXT,
+CHECKS: Mapping[str, Callable[[str, Any], object]] = {
+    "dir": arguments.path,
+    "table": lambda what, value: sql.Table.parse(value, what),
+    "budget": arguments.seconds,
+    "lock_timeout": arguments.seconds,
+    "statement_timeout": arguments.seconds,
+    "allow_late": arguments.switch,
+    "strict": arguments.switch,
+    "readers": sql.roles,
+    "trusted_owners": sql.roles,
+    "journal": arguments.path,
+    "lock": lambda what, value: arguments.choice(what, value, Lock),
+    "owner": sql.owner,
 }
+"""The checks that a migrator makes: made here too, as only here it is known where a value comes from."""
+
+SETTINGS = (*DSNS, *CHECKS)
 
 
 def open_migrator(flags: Mapping[str, Any]) -> Migrator:
     """Return the migrator that the settings describe; raises UsageError where they cannot be right."""
     settings = read(flags)
-    dsn, folder = settings.pop("dsn", None), settings.pop("dir", DEFAULT_DIR)
-    if not dsn:
+    address, folder = settings.pop("dsn", None), settings.pop("dir", DEFAULT_DIR)
+    if address is None:
         raise UsageError(NO_DSN)
     # In the call itself: no variable holds what is revealed.
-    return Migrator(dsn.reveal(), folder, **{n: v.reveal() if n in DSNS else v for n, v in settings.items()})
+    return Migrator(address.reveal(), folder, **{n: v.reveal() if n in DSNS else v for n, v in settings.items()})
 
 
 def read(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting that was given anywhere, by its name in [tool.pgratchet]; DSNs are hidden."""
-    return _in_pyproject() | {name: value for name, value in flags.items() if name in FORMS and value not in (None, [])}
+    """Return every setting that was given anywhere, by its name in [tool.pgratchet]; DSNs are hidden.
+
+    Raises UsageError, which names the flag and its variable, or the setting, for a value that cannot be right.
+    """
+    given = {name: value for name, value in flags.items() if name in SETTINGS and value not in (None, [])}
+    settings = _in_pyproject() | given
+    for name, value in settings.items():
+        _check(name, spelling(name) if name in given else _place(name), hide(value))
+    return settings
+
+
+def _check(name: str, what: str, value: Hidden[Any]) -> None:
+    """Raise UsageError, with `what` as the value's name, for one that cannot be right."""
+    if name in DSNS:
+        dsn.read(value, what)
+    elif why := misplaced(**{what: value.reveal()}):
+        raise UsageError(why)
+    else:
+        CHECKS[name](what, value.reveal())
 
 
 def _in_pyproject() -> dict[str, Any]:
@@ -76,13 +86,13 @@ def _in_pyproject() -> dict[str, Any]:
         return {}
     section = _table(_table(Hidden(_parsed(content)), "tool"), "pgratchet")
     for name in section.reveal():
-        if name not in FORMS:
-            raise UsageError(
-                f"unknown setting '{name}' under [tool.pgratchet] in {PYPROJECT}{did_you_mean(name, FORMS)}"
-            )
-        if not FORMS[name].fits(section.reveal()[name]):
-            raise UsageError(f"'{name}' under [tool.pgratchet] in {PYPROJECT} must be {FORMS[name].name}")
+        if name not in SETTINGS:
+            raise UsageError(f"unknown setting {_place(name)}{did_you_mean(name, SETTINGS)}")
     return {name: Hidden(value) if name in DSNS else value for name, value in section.reveal().items()}
+
+
+def _place(name: str) -> str:
+    return f"'{name}' under [tool.pgratchet] in {PYPROJECT}"
 
 
 def _parsed(content: Hidden[bytes]) -> dict[str, Any]:

@@ -1,4 +1,11 @@
-"""Checks of arguments: names without unseen characters, and durations that the server takes."""
+"""Checks of arguments: of the right type, names without unseen characters, durations that the server takes.
+
+Each takes first how the caller knows the argument: by its name, or as a flag, a variable or a setting.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.printing import UNSEEN
@@ -11,34 +18,49 @@ _CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 _WAY_OUT = "take it away: what comes from a file or a secret, for example, often ends with a newline"
 
 
-def name(what: str, text: str) -> str:
+def text(what: str, value: object) -> str:
+    """Return a string; raises UsageError for a value of another type."""
+    # The value itself is never shown: it may be a secret that was meant for another argument.
+    if not isinstance(value, str):
+        raise UsageError(f"{what} must be a string, and is {_kind(value)}")
+    return value
+
+
+def name(what: str, value: object) -> str:
     """Return a name that means exactly what is seen of it.
 
     Raises UsageError for blanks around it and for characters that nobody sees: with either it would be the name of
-    something else, which looks the same. `what` says whose name it is.
+    something else, which looks the same.
     """
-    if (found := unseen(text)) is not None:
-        raise UsageError(f"{what} is '{_shown(text)}', which has {found}; {_WAY_OUT}")
-    return text
+    given = text(what, value)
+    if (found := unseen(given)) is not None:
+        raise UsageError(f"{what} is '{_shown(given)}', which has {found}; {_WAY_OUT}")
+    return given
 
 
-def path(what: str, text: str) -> str:
-    """Return a path; raises UsageError for control characters, and for blanks around it, which nobody has meant."""
+def path(what: str, value: object) -> str:
+    """Return a path; raises UsageError for an empty one, for control characters, and for blanks around it."""
+    given = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(given, str):
+        raise UsageError(f"{what} must be a path, as a string or a Path, and is {_kind(given)}")
+    if not given:
+        raise UsageError(f"{what} is empty; name a path, or leave it out")
     # All else may be in a folder's name: bytes that are no UTF-8 have become surrogates, an emoji has selectors.
-    control = next((each for each in text if each in _CONTROLS), None)
-    if control is not None or text != text.strip():
-        raise UsageError(f"{what} is '{_shown(text)}', which has {_named(control)}; {_WAY_OUT}")
-    return text
+    control = next((each for each in given if each in _CONTROLS), None)
+    if control is not None or given != given.strip():
+        raise UsageError(f"{what} is '{_shown(given)}', which has {_named(control)}; {_WAY_OUT}")
+    return given
 
 
-def prose(what: str, text: str) -> str:
+def prose(what: str, value: object) -> str:
     """Return a text of several words or lines; raises UsageError for one that the server cannot store."""
-    if found := next((each for each in text if each == "\0" or "\ud800" <= each <= "\udfff"), None):
+    given = text(what, value)
+    if found := next((each for each in given if each == "\0" or "\ud800" <= each <= "\udfff"), None):
         raise UsageError(f"{what} has {_named(found)}, which PostgreSQL cannot store; take it away")
-    return text
+    return given
 
 
-def seconds(what: str, value: float) -> float:
+def seconds(what: str, value: object) -> float:
     """Return a duration; raises UsageError for what is no number of seconds, or more than the server takes."""
     # Not shown: an integer may have too many digits for that, and any value may be one that was meant for another.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
@@ -46,10 +68,54 @@ def seconds(what: str, value: float) -> float:
     return value
 
 
-def unseen(text: str) -> str | None:
+def limit(what: str, value: object) -> float | None:
+    """Return a duration as `seconds` does, or None for no limit."""
+    return None if value is None else seconds(what, value)
+
+
+def count(what: str, value: object, least: int = 1) -> int:
+    """Return a whole number of `least` or more; raises UsageError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{what} must be a whole number, {least} or more")
+    return value
+
+
+def switch(what: str, value: object) -> bool:
+    """Return True or False; raises UsageError for anything else, such as the text 'false'."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{what} must be true or false, and is {_kind(value)}")
+    return value
+
+
+def choice(what: str, value: object, choices: Iterable[str]) -> str:
+    """Return one of the choices; raises UsageError, which names them, for anything else."""
+    known = list(map(str, choices))
+    if not isinstance(value, str) or value not in known:
+        shown = f"'{_shown(value):.40}'" if isinstance(value, str) else _kind(value)
+        raise UsageError(f"{what} is {shown}; it must be one of {', '.join(known)}")
+    return value
+
+
+def several(what: str, values: object, each: Callable[[str, object], str]) -> tuple[str, ...]:
+    """Return the members of a collection, each as `each` returns it.
+
+    Raises UsageError for what is no collection, such as one string: its letters would be the members.
+    """
+    if not isinstance(values, Collection) or isinstance(values, str | bytes | bytearray | Mapping):
+        raise UsageError(f"{what} must be a list of strings, also for one of them, and is {_kind(values)}")
+    return tuple(each(f"one of {what}", value) for value in values)
+
+
+def function(what: str, value: Any, wanted: str) -> None:
+    """Raise UsageError for what cannot be called; `wanted` says what it is to be."""
+    if not callable(value):
+        raise UsageError(f"{what} must be {wanted}, and is {_kind(value)}")
+
+
+def unseen(value: str) -> str | None:
     """Return what of a text nobody sees, blanks between words aside; None where all of it is seen."""
-    found = next((each for each in text if not _is_seen(each)), None)
-    return _named(found) if found is not None or text != text.strip() else None
+    found = next((each for each in value if not _is_seen(each)), None)
+    return _named(found) if found is not None or value != value.strip() else None
 
 
 def _is_seen(character: str) -> bool:
@@ -60,9 +126,13 @@ def _named(character: str | None) -> str:
     return "a blank at its beginning or end" if character is None else f"the character {_escaped(character)} in it"
 
 
-def _shown(text: str) -> str:
+def _kind(value: object) -> str:
+    return "None" if value is None else f"of the type {type(value).__name__}"
+
+
+def _shown(value: str) -> str:
     # The text may be a DSN that was given in the wrong place, and hold a password.
-    return "..." if "://" in text or "=" in text else "".join(map(_escaped, text))
+    return "..." if "://" in value or "=" in value else "".join(map(_escaped, value))
 
 
 def _escaped(character: str) -> str:

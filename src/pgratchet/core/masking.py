@@ -103,7 +103,8 @@ def misplaced(**given: object) -> str:
     for name, value in given.items():
         # Together, as a connection string in a variable comes in pieces.
         parts = value if isinstance(value, Collection) and not isinstance(value, str | bytes) else [value]
-        text = " ".join(map(str, parts))
+        # A number holds none, and may have too many digits to be written.
+        text = " ".join(str(part) for part in parts if not isinstance(part, int))
         if discreet(text) != text:
             return f"{name} holds a password ('{printable(discreet(text))}'); only a DSN may, as dsn or direct_dsn"
     return ""

@@ -1,6 +1,5 @@
 """Carries out what a person says of a version that no run can judge, and keeps the reason."""
 
-from pgratchet.core import arguments
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State
 from pgratchet.core.plan.planning import compare
@@ -25,7 +24,6 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     """
     if not judgement.reason.strip():
         raise UsageError("a repair needs a reason: it is what others will read in the history")
-    arguments.prose("the reason", judgement.reason)
     key = None if settings.lock is Lock.NONE else settings.table.lock_key
     async with open_session(settings.direct, budget) as connection:
         history = settings.history

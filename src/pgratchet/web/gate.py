@@ -1,8 +1,9 @@
 """A gate before an ASGI application: nothing is served on a schema that is not ready."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
+from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
 from pgratchet.core.printing import printable_lines, to_json
 from pgratchet.migrator import Migrator
@@ -29,6 +30,8 @@ class Gate:
     Lifespan messages pass. Where the application raises out of its lifespan, the gate tells the server that start-up
     failed: without that answer servers take it for an application that has no lifespan, and serve (asgiref,
     specs/lifespan.rst). One that really has none serves if the schema is ready.
+
+    Raises UsageError for an argument that cannot be right.
     """
 
     def __init__(
@@ -36,21 +39,18 @@ class Gate:
         app: App,
         migrator: Migrator,
         *,
-        live: Iterable[str] = ("/livez", "/healthz"),
+        live: Collection[str] = ("/livez", "/healthz"),
         ready: str | None = "/readyz",
         retry_after: int = 5,
     ) -> None:
-        if isinstance(live, str):
-            raise UsageError(f"live is the string '{live}'; it must be paths: live=('{live}',)")
-        live = frozenset(live)
-        for path in (*live, ready):
-            if path is not None and not path.startswith("/"):
-                raise UsageError(f"'{path}' is no path: it must begin with /")
+        arguments.function("app", app, "an ASGI application")
+        if not hasattr(migrator, "readiness"):
+            raise UsageError("migrator must be a Migrator")
         self._app = app
         self._migrator = migrator
-        self._live = live
-        self._ready = ready
-        self._retry_after = retry_after
+        self._live = frozenset(arguments.several("live", live, _probe))
+        self._ready = None if ready is None else _probe("ready", ready)
+        self._retry_after = arguments.count("retry_after", retry_after, least=0)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection, or refuse it."""
@@ -118,6 +118,13 @@ class Gate:
 
 gate = Gate
 """The same as a function around any ASGI application: `app = gate(app, migrator)`."""
+
+
+def _probe(what: str, value: object) -> str:
+    path = arguments.text(what, value)
+    if not path.startswith("/"):
+        raise UsageError(f"{what} must be the path of a request, which begins with /")
+    return path
 
 
 def _path(scope: MutableMapping[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
 from pgratchet.migrator import Migrator
 from pgratchet.runs.telling import refuse_coroutine
@@ -31,30 +32,34 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
     the error. The application's own lifespan is then entered before the schema is there.
 
     The object is called with the application, as FastAPI and Starlette do it, or entered as it is. It only
-    logs; signal handlers and the configuration of logging are left alone.
+    logs; signal handlers and the configuration of logging are left alone. Raises UsageError for an argument that cannot
+    be right.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
         self,
         migrator: Migrator,
         inner: Lifespan | None = None,
-        mode: Mode = "apply",
         *,
+        mode: Mode = "apply",
         on_slow: OnSlow = "wait",
         slow_after: float = 20.0,
         on_failure: OnFailure | None = None,
     ) -> None:
+        if not hasattr(migrator, "serving"):
+            raise UsageError("migrator must be a Migrator")
         verbs: dict[str, Callable[[], Awaitable[object]]] = {
             "apply": migrator.up,
             "wait": migrator.wait,
             "check": migrator.check,
         }
-        if mode not in verbs:
-            raise UsageError(f"mode is '{mode}'; it must be one of {', '.join(verbs)}")
-        if on_slow not in ("wait", "serve-not-ready"):
-            raise UsageError(f"on_slow is '{on_slow}'; it must be one of wait, serve-not-ready")
-        if inspect.isasyncgenfunction(inner):
-            raise UsageError("inner is a bare generator: decorate it with contextlib.asynccontextmanager")
+        arguments.choice("mode", mode, verbs)
+        arguments.choice("on_slow", on_slow, get_args(OnSlow))
+        arguments.seconds("slow_after", slow_after)
+        if inner is not None:
+            _refuse_no_lifespan(inner)
+        if on_failure is not None:
+            arguments.function("on_failure", on_failure, "a function that takes an error")
         refuse_coroutine("on_failure", on_failure)
         self._migrator = migrator
         self._verb = verbs[mode]
@@ -84,3 +89,15 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._entered.pop().__aexit__(kind, error, trace)
+
+
+def _refuse_no_lifespan(inner: Lifespan) -> None:
+    """Raise UsageError for what makes no context manager: when it is called, the migrations are applied already."""
+    wanted = "a function that takes the application and returns an async context manager (a mode goes by mode=...)"
+    arguments.function("inner", inner, wanted)
+    bare = (inspect.isasyncgenfunction, inspect.isgeneratorfunction, inspect.iscoroutinefunction)
+    if any(is_bare(inner) for is_bare in bare):
+        raise UsageError("inner must be an async generator that is decorated with contextlib.asynccontextmanager")
+    # One that a decorated generator returned can be called, too, but as a decorator.
+    if isinstance(inner, AsyncContextDecorator):
+        raise UsageError("inner is a context manager that was made already; give the function that makes it")

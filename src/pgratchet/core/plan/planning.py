@@ -128,12 +128,10 @@ def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
     """Return the versions above `to`, or the newest `steps` ones, that a way down leads through; newest first.
 
-    Raises HistoryError where one of them is unknown: the database is ahead of the files.
+    One of the two is given, and `steps` is 1 or more.
+    Raises UsageError where there is no version `to`, HistoryError where one of them is unknown: the database is ahead
+    of the files.
     """
-    if (to is None) == (steps is None):
-        raise UsageError("down takes either the version to go back to, or a number of steps")
-    if steps is not None and steps < 1:
-        raise UsageError(f"{steps} steps down are none; the least is 1")
     _known(entries, to)
     chosen = [entry for entry in _revertible(entries) if to is None or int(entry.version) > int(to)][:steps]
     strangers = [entry for entry in chosen if entry.state is State.UNKNOWN]

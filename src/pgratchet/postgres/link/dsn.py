@@ -49,18 +49,22 @@ _NOT_READ = (
 """What asyncpg raises for a DSN or a service file that it cannot read, some of which quote from it."""
 
 
-def read(dsn: Hidden[str]) -> Hidden[str]:
+def read(dsn: Hidden[str], what: str = "the DSN") -> Hidden[str]:
     """Return the DSN as asyncpg takes it; raises UsageError for what is no PostgreSQL DSN."""
     # Not hidden by the type alone: it is the caller's, who may have no type checker.
     if not isinstance(dsn.reveal(), str):
-        raise UsageError(f"the DSN is of the type {type(dsn.reveal()).__name__}; it must be a str")
+        raise UsageError(f"{what} must be a string, and is of the type {type(dsn.reveal()).__name__}")
     url = Hidden(_trimmed(dsn.reveal()))
+    if not url:
+        raise UsageError(f"{what} is empty; {_FORM}")
     if "%00" in url.reveal():
-        raise UsageError("the DSN has a NUL (%00) in it, which PostgreSQL does not take")
+        raise UsageError(f"{what} has a NUL (%00) in it, which PostgreSQL does not take")
     if (found := unseen(url.reveal())) is not None:
-        raise UsageError(f"the DSN has {found}; take it away, or write it as %XX if it belongs to the password")
+        raise UsageError(f"{what} has {found}; take it away, or write it as %XX if it belongs to the password")
     if not _is_read(url):
-        raise UsageError(f"the DSN cannot be parsed; {_FORM}")
+        raise UsageError(f"{what} cannot be parsed; {_FORM}")
+    if found := unseen(query(url).get("application_name", "")):
+        raise UsageError(f"the application_name of {what} has {found}; take it away")
     return Hidden("postgresql://" + url.reveal().partition("://")[2])
 
 

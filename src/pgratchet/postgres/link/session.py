@@ -12,7 +12,6 @@ from weakref import WeakSet
 import anyio
 import asyncpg
 
-from pgratchet.core import arguments
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.link import own
@@ -66,22 +65,19 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(dsn: Dsn, role: str | None = None, *, sessions: bool = False) -> Connect:
+def connector(dsn: Dsn, role: str | None = None, *, sessions: bool = False, what: str = "the DSN") -> Connect:
     """Return a factory of connections to `dsn` that are ready for a run, as `role` if one is given.
 
     Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
-    to strangers; `sessions` promises that it is not.
+    to strangers; `sessions` promises that it is not. `what` is how the caller knows the DSN.
 
     Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
     be parsed, any part of it may be a piece of the password.
     """
     hidden = hide(dsn)
     del dsn
-    address = read(hidden)
-    named = query(address).get("application_name")
-    if found := named and arguments.unseen(named):
-        raise UsageError(f"the application_name of the DSN has {found}; take it away")
-    name = "" if named else APPLICATION
+    address = read(hidden, what)
+    name = "" if query(address).get("application_name") else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
 

@@ -40,12 +40,24 @@ def become(role: str, *, local: bool = False) -> str:
     return f"SET {'LOCAL' if local else 'SESSION'} ROLE {identifier(role)};"
 
 
-def role(what: str, name: str) -> str:
+def role(what: str, value: object) -> str:
     """Return a role's name, exact, as in the catalog; raises UsageError for one that cannot be told from others."""
-    arguments.name(what, name)
+    name = arguments.name(what, value)
     if not 0 < (length := len(name.encode())) <= LONGEST_NAME:
         raise UsageError(f"{what} is {length} bytes long; a role's name has at least one and at most {LONGEST_NAME}")
     return name
+
+
+def roles(what: str, values: object) -> tuple[str, ...]:
+    """Return the names of several roles; raises UsageError for what is no list of names, such as one name."""
+    return arguments.several(what, values, role)
+
+
+def owner(what: str, value: object) -> str:
+    """Return the name of a role that a session may work as; raises UsageError for `none`, which means no role."""
+    if value == "none":
+        raise UsageError(f"{what} is 'none', which PostgreSQL takes for no role; leave it out, or name a role")
+    return role(what, value)
 
 
 def milliseconds(seconds: float) -> str:
@@ -60,15 +72,16 @@ class Table(NamedTuple):
     name: str
 
     @classmethod
-    def parse(cls, text: str) -> "Table":
-        """Return the table that `schema.name` or `name` (in public) means."""
+    def parse(cls, value: object, what: str = "table") -> "Table":
+        """Return the table that `schema.name` or `name` (in public) means; raises UsageError for what is no name."""
+        text = arguments.text(what, value)
         schema, dot, name = text.rpartition(".")
         parts = (schema if dot else "public", name)
         for part in parts:
-            arguments.name("a part of the table's name", part)
+            arguments.name(f"a part of {what}", part)
             if not part or '"' in part or "." in part or len(part.encode()) > LONGEST_NAME:
                 raise UsageError(
-                    f"'{text}' is no table name: write schema.name, without quotes, "
+                    f"{what} is '{text}', which is no table's name: write schema.name, without quotes, "
                     f"each part at most {LONGEST_NAME} bytes"
                 )
         return cls(*parts)
