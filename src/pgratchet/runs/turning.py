@@ -43,7 +43,7 @@ async def turn(held: Held, waiting: deque[Phase]) -> None:
         _refuse_bare(steps, held.lock)
         refuse_unjudged(steps)
         try:
-            await execution.run(records, steps, _applied_numbers(entries), replaceable(entries))
+            await execution.run(records, steps, _applied(entries), replaceable(entries))
         except OvertakenError:
             overtaken.append(tuple(entry.applied for entry in entries))
             _refuse_contradiction(overtaken)
@@ -109,8 +109,8 @@ async def _framing(held: Held) -> Framing:
     return Framing(held.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
 
 
-def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
-    return (entry.applied.number for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
+def _applied(entries: Iterable[Entry]) -> Iterable[str]:
+    return (entry.version for entry in entries if entry.applied and entry.applied.state is RecordState.APPLIED)
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
