@@ -24,8 +24,26 @@ from pgratchet.core.events import (
     StatementFinished,
     Waiting,
 )
-from pgratchet.core.model import Adoption, Direction, Entry, Failure, Finished, Plan, Problem, State, Step, Verdict
+from pgratchet.core.model import (
+    Adoption,
+    Catalogue,
+    Direction,
+    Entry,
+    Failure,
+    File,
+    Finished,
+    Kind,
+    Migration,
+    Options,
+    Plan,
+    Problem,
+    Source,
+    State,
+    Step,
+    Verdict,
+)
 from pgratchet.core.readiness import Condition, Readiness
+from pgratchet.files.layout import Layout
 from pgratchet.migrator import Migrator
 from pgratchet.version import __version__
 from pgratchet.web.gate import Gate, gate
@@ -35,6 +53,7 @@ __all__ = [
     "Adoption",
     "BehindError",
     "BudgetExceededError",
+    "Catalogue",
     "Condition",
     "ConnectionLostError",
     "Direction",
@@ -43,15 +62,20 @@ __all__ = [
     "Event",
     "Failed",
     "Failure",
+    "File",
     "FilesError",
     "Finished",
     "ForeignTableError",
     "Gate",
     "HistoryError",
+    "Kind",
+    "Layout",
     "Locked",
     "Looked",
+    "Migration",
     "MigrationFailedError",
     "Migrator",
+    "Options",
     "PgratchetError",
     "Plan",
     "Problem",
@@ -59,6 +83,7 @@ __all__ = [
     "Retried",
     "ScriptError",
     "ServerError",
+    "Source",
     "Started",
     "State",
     "StatementFinished",

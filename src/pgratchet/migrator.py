@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import anyio.to_thread
 
-from pgratchet.core import arguments, versions
+from pgratchet.core import arguments
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
@@ -20,7 +20,8 @@ from pgratchet.core.plan import judging, planning
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.files import directory
 from pgratchet.files.directory import Location
-from pgratchet.files.layouts import own
+from pgratchet.files.layout import Layout
+from pgratchet.files.layouts.own import own
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.limits import Limits
@@ -28,12 +29,16 @@ from pgratchet.postgres.link.session import Connect, connector, open_session, pr
 from pgratchet.postgres.link.sql import Table
 from pgratchet.runs import journal, telling
 from pgratchet.runs.cancelling import cancelled_for_good
+from pgratchet.runs.comparing import compare
 from pgratchet.runs.run import Run
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.telling import Listener
 from pgratchet.version import __version__
 
 T = TypeVar("T")
+
+DEFAULT_LAYOUT: Layout = own
+"""How a directory is written where nobody says anything else."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -43,7 +48,8 @@ class Migrator:
 
     `dsn` is a PostgreSQL URL; `connect`, an async factory of asyncpg connections, may stand in its place, for
     passwords that rotate and the like (create them with `statement_cache_size=0`). `migrations` is a folder,
-    relative to the working directory, or a Traversable of importlib.resources.
+    relative to the working directory, or a Traversable of importlib.resources. `layout` says how its files are named
+    and written, and what their versions are.
 
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
     never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, 0
@@ -71,6 +77,7 @@ class Migrator:
         migrations: Location = "migrations/versions",
         *,
         connect: Connect | None = None,
+        layout: Layout = DEFAULT_LAYOUT,
         table: str = "public.schema_migrations",
         budget: float | None = None,
         lock_timeout: float = 5.0,
@@ -121,6 +128,7 @@ class Migrator:
                 arguments.seconds("statement_timeout", statement_timeout),
             ),
             tool_version=__version__,
+            layout=layout,
             owner=role,
             allow_late=allow_late,
             strict=strict,
@@ -163,13 +171,13 @@ class Migrator:
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
         to = discreet(to)
-        version = _version(to)
+        version = self._version(to)
         return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
         to = discreet(to)
-        way = planning.WayDown(_version(to), 1 if to is None and steps is None else steps)
+        way = planning.WayDown(self._version(to), 1 if to is None and steps is None else steps)
         return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
@@ -198,15 +206,15 @@ class Migrator:
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection, anybodys=True)
-        plan = planning.plan_up(entries, _version(to))
-        return plan._replace(warnings=judging.judge(entries, allow_late=True))
+        plan = planning.plan_up(entries, self._version(to))
+        return plan._replace(warnings=judging.judge(entries, self._settings.layout.rank, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
         catalogue = await self._read()
         async with open_session(self._settings.connect) as connection:
             history = await self._settings.history.read(connection)
-        return planning.compare(catalogue.migrations, history)
+        return compare(self._settings, catalogue.migrations, history)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
         """Do what `up` would do, under the lock, in one transaction, and roll it back; say what was done.
@@ -214,7 +222,7 @@ class Migrator:
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
         to = discreet(to)
-        run, version = await self._run(_silent), _version(to)
+        run, version = await self._run(_silent), self._version(to)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -251,13 +259,29 @@ class Migrator:
         version, reason = discreet(version), discreet(reason)
         if verdict not in list(Verdict):
             raise UsageError(f"the verdict of a repair is one of {', '.join(Verdict)}")
-        judgement = Judgement(_canonical(version), Verdict(verdict), reason)
+        judgement = Judgement(self._canonical(version), Verdict(verdict), reason)
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
 
+    def _version(self, to: str | int | None) -> str | None:
+        if to is None:
+            return None
+        # Not every layout has a version that is written so.
+        return planning.NOTHING if to in (0, planning.NOTHING) else self._canonical(to)
+
+    def _canonical(self, version: str | int) -> str:
+        try:
+            text = str(version)
+        except ValueError:
+            text = "..."  # an integer of thousands of digits
+        canonical = self._settings.layout.canonical(text)
+        if canonical is None:
+            raise UsageError(f"'{text:.40}' is no version: {self._settings.layout.form}")
+        return canonical
+
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
-            return own.parse(directory.read(self.migrations), strict=self._settings.strict)
+            return self._settings.layout.parse(directory.read(self.migrations), strict=self._settings.strict)
 
         catalogue = await anyio.to_thread.run_sync(read)
         if not catalogue.migrations:
@@ -297,8 +321,10 @@ class Migrator:
         return tuple(finished)
 
 
-def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
-    """Write the files of a new migration, numbered after the last one, and return their paths.
+def new(
+    folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL, *, layout: Layout = DEFAULT_LAYOUT
+) -> tuple[Path, ...]:
+    """Write the files of a new migration, with a version behind the last one, and return their paths.
 
     Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
     nothing is written then.
@@ -310,7 +336,7 @@ def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL)
     _location(folder)
 
     def draft(files: Iterator[File]) -> Mapping[str, str]:
-        return own.draft(own.parse(files).migrations, description, kind, datetime.now(UTC))
+        return layout.draft(layout.parse(files).migrations, description, kind, datetime.now(UTC))
 
     return directory.write(folder, draft)
 
@@ -347,17 +373,3 @@ def _owner(name: str | None) -> str | None:
     if name == "none":
         raise UsageError("owner is 'none', which PostgreSQL takes for no role; leave it out, or name a role")
     return sql.role("owner", name) if name else None
-
-
-def _version(to: str | int | None) -> str | None:
-    return None if to is None else _canonical(to)
-
-
-def _canonical(version: str | int) -> str:
-    longest = versions.LONGEST_VERSION
-    # str() refuses an integer of thousands of digits.
-    text = "..." if isinstance(version, int) and abs(version) >= 10**longest else str(version)
-    canonical = versions.canonical(text)
-    if canonical is None:
-        raise UsageError(f"'{text:.40}' is no version: versions are numbers, at most {longest} of the digits 0 to 9")
-    return canonical

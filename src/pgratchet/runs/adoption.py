@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Lock, Migration
+from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.foreign.homemade import take_over
 from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.spelling import refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.link.sql import Table
@@ -31,7 +33,9 @@ async def adopt(
         history = settings.history._replace(table=table)
         async with lock.exclusively(connection, key, budget, settings.owner):
             await history.hold(connection, settings.readers_of(facts.login), budget)
-            return await _take_over(connection, migrations, source, history, dry_run=False, skip_failed=skip_failed)
+            return await _take_over(
+                connection, settings.layout, migrations, source, history, dry_run=False, skip_failed=skip_failed
+            )
 
 
 async def foresee(
@@ -40,7 +44,9 @@ async def foresee(
     """Return what `adopt` would do now; changes nothing."""
     async with open_session(settings.connect) as connection:
         history = settings.history._replace(table=_target(settings, source))
-        return await _take_over(connection, migrations, source, history, dry_run=True, skip_failed=skip_failed)
+        return await _take_over(
+            connection, settings.layout, migrations, source, history, dry_run=True, skip_failed=skip_failed
+        )
 
 
 def _target(settings: Settings, source: Table) -> Table:
@@ -49,6 +55,7 @@ def _target(settings: Settings, source: Table) -> Table:
 
 async def _take_over(  # noqa: PLR0913 - two tables, the files, and how
     connection: Connection,
+    layout: Layout,
     migrations: Mapping[str, Migration],
     source: Table,
     history: History,
@@ -57,8 +64,10 @@ async def _take_over(  # noqa: PLR0913 - two tables, the files, and how
     skip_failed: bool,
 ) -> Adoption:
     foreign = await history._replace(table=source).read_foreign(connection)
-    recorded = {row.version for row in await history.read(connection)}
-    takeover = take_over(foreign, migrations, recorded, skip_failed=skip_failed)
+    rows = await history.read(connection)
+    refuse_misspelled(rows, layout, history.table)
+    recorded = {row.version for row in rows}
+    takeover = take_over(foreign, migrations, recorded, layout, skip_failed=skip_failed)
     if not dry_run:
         await history.adopt(connection, takeover.rows, reason=f"adopted from {source}")
     return Adoption(

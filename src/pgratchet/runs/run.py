@@ -26,6 +26,7 @@ from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, open_session, refuse_statement_pooling
 from pgratchet.postgres.wire.progress import Progress
+from pgratchet.runs.comparing import compare
 from pgratchet.runs.settings import Held, Settings
 
 MOST_LOSSES = 5
@@ -131,12 +132,14 @@ class Run:
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in planning.failures(entries)}
         settings = self._settings
-        for warning in judging.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
+        for warning in judging.judge(
+            entries, settings.layout.rank, allow_late=settings.allow_late, strict=settings.strict
+        ):
             _log.warning("%s", warning)
         return entries
 
     def _tell_look(self) -> tuple[Entry, ...]:
-        entries = planning.compare(self._migrations.values(), self._rows.values())
+        entries = compare(self._settings, self._migrations.values(), self._rows.values())
         self.progress.tell(looked(entries))
         return entries
 

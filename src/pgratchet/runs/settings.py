@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from pgratchet.core.model import AppliedMigration, Direction, Entry, Lock
+from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link.budget import Budget
@@ -16,8 +17,9 @@ from pgratchet.postgres.wire.progress import Progress
 class Settings(NamedTuple):
     """Everything that stays the same from run to run.
 
-    `direct` leads past poolers, for what takes the lock. `lock` is what keeps runners apart, None for what the
-    connection allows. `owner` is the role that `direct` works as, None for the one that logs in.
+    `direct` leads past poolers, for what takes the lock. `layout` is how the files are written. `lock` is what keeps
+    runners apart, None for what the connection allows. `owner` is the role that `direct` works as, None for the one
+    that logs in.
     """
 
     connect: Connect
@@ -25,6 +27,7 @@ class Settings(NamedTuple):
     table: Table
     limits: Limits
     tool_version: str
+    layout: Layout
     owner: str | None = None
     allow_late: bool = False
     strict: bool = False
