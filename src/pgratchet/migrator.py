@@ -114,7 +114,7 @@ class Migrator:
         role = _owner(owner)
         self.migrations = _location(migrations)
         self.budget = None if budget is None else arguments.seconds("budget", budget)
-        self._course = Course()
+        self._course = Course(layout.rank)
         self._applications = 0
         self._listener = listener
         self._journal = None if journal is None else Path(arguments.path("journal", os.fspath(journal)))
