@@ -68,6 +68,7 @@ async def test_dotted_versions_are_applied_in_their_order(dsn: str, write: Write
     migrator = Migrator(dsn, write(FILES), lock=lock, layout=Flyway())
 
     first = await migrator.up("1_9")
+    assert migrator.readiness.pending == ("1.10", "2")
     rest = await migrator.up()
     await migrator.check()
 
