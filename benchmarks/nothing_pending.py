@@ -15,7 +15,7 @@ import harness
 from pgratchet import Migrator
 from pgratchet.core.model import HistoryRow
 from pgratchet.files import directory
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.session import connector, open_session
 from pgratchet.postgres.link.sql import Table

@@ -40,11 +40,19 @@ def pgratchet_migrations(pytestconfig: pytest.Config) -> str | os.PathLike[str]:
 
 
 @pytest.fixture(scope="session")
-def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str]) -> Callable[[str], Any]:
+def pgratchet_layout() -> Any:
+    """Return how the files are named and written, and what their versions are."""
+    from pgratchet.migrator import DEFAULT_LAYOUT  # noqa: PLC0415 - as above
+
+    return DEFAULT_LAYOUT
+
+
+@pytest.fixture(scope="session")
+def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str], pgratchet_layout: Any) -> Callable[[str], Any]:
     """Return a function that makes the Migrator of the database that a DSN leads to; override it for options."""
     from pgratchet import Migrator  # noqa: PLC0415 - as above
 
-    return partial(Migrator, migrations=pgratchet_migrations)
+    return partial(Migrator, migrations=pgratchet_migrations, layout=pgratchet_layout)
 
 
 @pytest.fixture(scope="session")

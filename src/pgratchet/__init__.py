@@ -26,9 +26,11 @@ from pgratchet.core.events import (
 )
 from pgratchet.core.model import (
     Adoption,
+    Catalogue,
     Direction,
     Entry,
     Failure,
+    File,
     Finished,
     HistoryRow,
     Kind,
@@ -48,6 +50,7 @@ from pgratchet.core.model import (
 )
 from pgratchet.core.readiness import Condition, Readiness
 from pgratchet.files.directory import Traversable
+from pgratchet.files.layout import Layout
 from pgratchet.migrator import Migrator, new
 from pgratchet.version import __version__
 from pgratchet.web.gate import Gate, gate
@@ -57,6 +60,7 @@ __all__ = [
     "Adoption",
     "BehindError",
     "BudgetExceededError",
+    "Catalogue",
     "Condition",
     "ConnectionLostError",
     "Direction",
@@ -65,6 +69,7 @@ __all__ = [
     "Event",
     "Failed",
     "Failure",
+    "File",
     "FilesError",
     "Finished",
     "ForeignTableError",
@@ -72,6 +77,7 @@ __all__ = [
     "HistoryError",
     "HistoryRow",
     "Kind",
+    "Layout",
     "Lock",
     "Locked",
     "Looked",

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import anyio.to_thread
 
-from pgratchet.core import arguments, versions
+from pgratchet.core import arguments
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
@@ -20,7 +20,8 @@ from pgratchet.core.plan import judging, planning
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.files import directory
 from pgratchet.files.directory import Location
-from pgratchet.files.layouts import own
+from pgratchet.files.layout import Layout
+from pgratchet.files.layouts.own import own
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.limits import Limits
@@ -28,6 +29,7 @@ from pgratchet.postgres.link.session import Connect, connector, open_session, pr
 from pgratchet.postgres.link.sql import Table
 from pgratchet.runs import journal, telling
 from pgratchet.runs.cancelling import cancelled_for_good
+from pgratchet.runs.comparing import compare
 from pgratchet.runs.run import Run
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.telling import Listener
@@ -35,7 +37,13 @@ from pgratchet.version import __version__
 
 T = TypeVar("T")
 
+DEFAULT_LAYOUT: Layout = own
+"""How a directory is written where nobody says anything else."""
+
 _log = logging.getLogger("pgratchet")
+
+MOST_INTEGER = 10**40
+"""Above that an integer is no version of any layout, and is not shown."""
 
 
 class Migrator:
@@ -43,7 +51,8 @@ class Migrator:
 
     `dsn` is a PostgreSQL URL; `connect`, an async factory of asyncpg connections, may stand in its place, for
     passwords that rotate and the like (create them with `statement_cache_size=0`). `migrations` is a folder,
-    relative to the working directory, or a Traversable of importlib.resources.
+    relative to the working directory, or a Traversable of importlib.resources. `layout` says how its files are named
+    and written, and what their versions are.
 
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
     never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, None or 0
@@ -71,6 +80,7 @@ class Migrator:
         migrations: Location = "migrations/versions",
         *,
         connect: Connect | None = None,
+        layout: Layout = DEFAULT_LAYOUT,
         table: str = "public.schema_migrations",
         budget: float | None = None,
         lock_timeout: float | None = 5.0,
@@ -90,6 +100,7 @@ class Migrator:
         del dsn, connect, direct_dsn
         why = misplaced(
             migrations=migrations,
+            layout=None if isinstance(layout, Layout) else layout,
             table=table,
             budget=budget,
             lock_timeout=lock_timeout,
@@ -104,19 +115,20 @@ class Migrator:
             listener=None if callable(listener) else listener,
         )
         if why:
-            del migrations, table, budget, lock_timeout, statement_timeout, allow_late, strict
+            del migrations, layout, table, budget, lock_timeout, statement_timeout, allow_late, strict
             del readers, trusted_owners, journal, lock, owner, listener
             raise UsageError(why)
         if listener is not None:
             arguments.function("listener", listener, "a function that takes an event")
         telling.refuse_coroutine("listener", listener)
+        _refuse_no_layout(layout)
         by = None if lock is None else Lock(arguments.choice("lock", lock, Lock))
         sessions = _sessions(address, factory)
         direct = sessions if direct_address is None else partial(connector, direct_address, what="direct_dsn")
         role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
         self.budget = arguments.limit("budget", budget)
-        self._course = Course()
+        self._course = Course(layout.rank)
         self._applications = 0
         self._listener = listener
         self._journal = None if journal is None else Path(arguments.path("journal", journal))
@@ -130,6 +142,7 @@ class Migrator:
                 arguments.limit("statement_timeout", statement_timeout) or 0.0,
             ),
             tool_version=__version__,
+            layout=layout,
             owner=role,
             allow_late=arguments.switch("allow_late", allow_late),
             strict=arguments.switch("strict", strict),
@@ -172,7 +185,7 @@ class Migrator:
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
         to = discreet(to)
-        version = _up_to(to)
+        version = self._version(to)
         return await self._change(lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
@@ -182,7 +195,7 @@ class Migrator:
             raise UsageError("give either to, a version to go back to, or steps, a number of versions")
         if to is None:
             steps = arguments.count("steps", 1 if steps is None else steps)
-        way = planning.WayDown(_up_to(to), steps)
+        way = planning.WayDown(self._version(to), steps)
         return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
@@ -208,19 +221,19 @@ class Migrator:
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
         to = discreet(to)
-        version = _up_to(to)
+        version = self._version(to)
         run = await self._run(_silent)
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection, anybodys=True)
         plan = planning.plan_up(entries, version)
-        return plan._replace(warnings=judging.judge(entries, allow_late=True))
+        return plan._replace(warnings=judging.judge(entries, self._settings.layout.rank, allow_late=True))
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
         catalogue = await self._read()
         async with open_session(self._settings.connect) as connection:
             history = await self._settings.history.read(connection)
-        return planning.compare(catalogue.migrations, history)
+        return compare(self._settings, catalogue.migrations, history)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
         """Do what `up` would do, under the lock, in one transaction, and roll it back; say what was done.
@@ -228,7 +241,7 @@ class Migrator:
         Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
         """
         to = discreet(to)
-        version = _up_to(to)
+        version = self._version(to)
         run = await self._run(_silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
@@ -268,13 +281,28 @@ class Migrator:
         version, reason = discreet(version), discreet(reason)
         if verdict not in list(Verdict):
             raise UsageError(f"the verdict of a repair is one of {', '.join(Verdict)}")
-        judgement = Judgement(_canonical("version", version), Verdict(verdict), arguments.prose("reason", reason))
+        judgement = Judgement(self._canonical("version", version), Verdict(verdict), arguments.prose("reason", reason))
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
 
+    def _version(self, to: str | int | None) -> str | None:
+        if to is None:
+            return None
+        # Not every layout has a version that is written so.
+        return planning.NOTHING if to in (0, planning.NOTHING) else self._canonical("to", to)
+
+    def _canonical(self, what: str, version: str | int) -> str:
+        fits = isinstance(version, str) or (type(version) is int and abs(version) < MOST_INTEGER)
+        # Not shown otherwise: str() refuses an integer of thousands of digits.
+        text = str(version) if fits else "..."
+        canonical = self._settings.layout.canonical(text) if fits else None
+        if canonical is None:
+            raise UsageError(f"{what} is '{text:.40}', which is no version: {self._settings.layout.form}")
+        return canonical
+
     async def _read(self) -> Catalogue:
         def read() -> Catalogue:
-            return own.parse(directory.read(self.migrations), strict=self._settings.strict)
+            return self._settings.layout.parse(directory.read(self.migrations), strict=self._settings.strict)
 
         catalogue = await anyio.to_thread.run_sync(read)
         if not catalogue.migrations:
@@ -314,22 +342,27 @@ class Migrator:
         return tuple(finished)
 
 
-def new(folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL) -> tuple[Path, ...]:
-    """Write the files of a new migration, numbered after the last one, and return their paths.
+def new(
+    folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL, *, layout: Layout = DEFAULT_LAYOUT
+) -> tuple[Path, ...]:
+    """Write the files of a new migration, with a version behind the last one, and return their paths.
 
     Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
     nothing is written then.
     """
-    why = misplaced(folder=folder, description=description, kind=kind)
+    why = misplaced(
+        folder=folder, description=description, kind=kind, layout=None if isinstance(layout, Layout) else layout
+    )
     if why:
-        del folder, description, kind
+        del folder, description, kind, layout
         raise UsageError(why)
     arguments.path("folder", folder)
     arguments.text("description", description)
     language = Kind(arguments.choice("kind", kind, Kind))
+    _refuse_no_layout(layout)
 
     def draft(files: Iterator[File]) -> Mapping[str, str]:
-        return own.draft(own.parse(files).migrations, description, language, datetime.now(UTC))
+        return layout.draft(layout.parse(files).migrations, description, language, datetime.now(UTC))
 
     return directory.write(folder, draft)
 
@@ -357,18 +390,6 @@ def _location(migrations: Location) -> Location:
     return migrations
 
 
-def _up_to(to: str | int | None) -> str | None:
-    return None if to is None else _canonical("to", to)
-
-
-def _canonical(what: str, version: str | int) -> str:
-    longest = versions.LONGEST_VERSION
-    fits = isinstance(version, str) or (type(version) is int and abs(version) < 10**longest)
-    # Not shown otherwise: str() refuses an integer of thousands of digits.
-    text = str(version) if fits else "..."
-    canonical = versions.canonical(text)
-    if canonical is None:
-        raise UsageError(
-            f"{what} is '{text:.40}', which is no version: versions are numbers, at most {longest} of the digits 0 to 9"
-        )
-    return canonical
+def _refuse_no_layout(layout: Layout) -> None:
+    if not isinstance(layout, Layout):
+        raise UsageError("layout must be a Layout")

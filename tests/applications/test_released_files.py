@@ -6,6 +6,7 @@ import pytest
 
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Problem
+from pgratchet.files.layouts.own import own
 from pgratchet.testing.released import NotComparableError, edits
 
 Git = Callable[..., None]
@@ -61,17 +62,17 @@ def test_what_no_database_would_notice_is_no_edit(folder: Path, monkeypatch: pyt
             "003_new.sql": b"SELECT 1",
         },
     )
-    assert edits(folder, "origin/main") == ()
+    assert edits(folder, "origin/main", own) == ()
 
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_WORK_TREE", "/nowhere")
-    assert edits(folder, "origin/main") == ()
+    assert edits(folder, "origin/main", own) == ()
 
 
 def test_an_edited_file_is_reported(folder: Path) -> None:
     write(folder, {"001_users.sql": b"CREATE TABLE people ();\n"})
 
-    (problem,) = edits(folder, "origin/main")
+    (problem,) = edits(folder, "origin/main", own)
 
     assert problem.path == str(folder / "001_users.sql")
     assert problem.message == "version 1 was edited after its release (in origin/main)"
@@ -81,7 +82,7 @@ def test_an_edited_file_is_reported(folder: Path) -> None:
 def test_a_removed_file_is_reported_with_the_commit_that_has_it(folder: Path) -> None:
     (folder / "002_orders.sql").unlink()
 
-    (problem,) = edits(folder, "origin/main")
+    (problem,) = edits(folder, "origin/main", own)
 
     assert problem.path.startswith("002_orders.sql of ")
     assert problem.message == "version 2 is released (in origin/main), and has no file here"
@@ -94,7 +95,7 @@ def test_a_renumbered_file_is_reported(folder: Path, other: Mapping[str, bytes],
     write(folder, {"003_orders.sql": content, **other})
 
     message = "it was released as version 2 (in origin/main), and is 3 now"
-    assert said(edits(folder, "origin/main")) == [("003_orders.sql", message)]
+    assert said(edits(folder, "origin/main", own)) == [("003_orders.sql", message)]
 
 
 def test_what_others_have_released_meanwhile_is_not_missed(folder: Path, git: Git) -> None:
@@ -104,7 +105,7 @@ def test_what_others_have_released_meanwhile_is_not_missed(folder: Path, git: Gi
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     git("reset", "--quiet", "--hard", "v1")
 
-    assert edits(folder, "origin/main") == ()
+    assert edits(folder, "origin/main", own) == ()
 
 
 def test_a_folder_that_was_never_released_may_hold_anything(folder: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_folder_that_was_never_released_may_hold_anything(folder: Path) -> Non
     new.mkdir()
     write(new, FILES)
 
-    assert edits(new, "origin/main") == ()
+    assert edits(new, "origin/main", own) == ()
 
 
 def test_a_folder_that_was_moved_is_compared_with_what_it_was(folder: Path, git: Git) -> None:
@@ -128,13 +129,13 @@ def test_a_folder_that_was_moved_is_compared_with_what_it_was(folder: Path, git:
     for name in ("001_users.sql", "002_orders.sql", "003_more.sql"):
         (folder / name).rename(moved / name)
 
-    assert edits(moved, "origin/main") == ()
+    assert edits(moved, "origin/main", own) == ()
 
     write(moved, {"002_orders.sql": b"CREATE TABLE orders (id int)"})
     (moved / "003_more.sql").unlink()
     (folder / "001_users.sql").symlink_to(moved / "001_users.sql")
 
-    assert said(edits(moved, "origin/main")) == [
+    assert said(edits(moved, "origin/main", own)) == [
         ("002_orders.sql", "version 2 was edited after its release (in origin/main)"),
         ("003_more.sql", "version 3 is released (in origin/main), and has no file here"),
     ]
@@ -151,12 +152,12 @@ def test_a_link_is_what_it_leads_to(folder: Path, git: Git) -> None:
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     (folder / "a_folder.sql").unlink()
 
-    assert edits(folder, "origin/main") == ()
+    assert edits(folder, "origin/main", own) == ()
 
     write(elsewhere, {"shared.sql": b"SELECT 2\n"})
 
     message = "version 3 was edited after its release (in origin/main)"
-    assert said(edits(folder, "origin/main")) == [("003_shared.sql", message)]
+    assert said(edits(folder, "origin/main", own)) == [("003_shared.sql", message)]
 
 
 def test_a_link_out_of_the_repository_cannot_be_compared(
@@ -170,7 +171,7 @@ def test_a_link_out_of_the_repository_cannot_be_compared(
     git("update-ref", "refs/remotes/origin/main", "HEAD")
 
     with pytest.raises(NotComparableError, match=rf"003_shared.sql of \w+ is a link out .*: {elsewhere}; put the file"):
-        edits(folder, "origin/main")
+        edits(folder, "origin/main", own)
 
 
 def test_a_pattern_stands_for_the_newest_tag_that_matches(folder: Path, git: Git) -> None:
@@ -180,14 +181,14 @@ def test_a_pattern_stands_for_the_newest_tag_that_matches(folder: Path, git: Git
     git("tag", "v2-rc")
     write(folder, {"003_new.sql": b"SELECT 2"})
 
-    assert edits(folder, "v1*") == ()
-    assert said(edits(folder, "v*")) == [("003_new.sql", "version 3 was edited after its release (in v2-rc)")]
+    assert edits(folder, "v1*", own) == ()
+    assert said(edits(folder, "v*", own)) == [("003_new.sql", "version 3 was edited after its release (in v2-rc)")]
 
 
 @pytest.mark.parametrize("ref", ["origin/elsewhere", "release-*"])
 def test_a_checkout_without_the_ref_is_told_how_to_get_it(folder: Path, ref: str) -> None:
     with pytest.raises(NotComparableError) as caught:
-        edits(folder, ref)
+        edits(folder, ref, own)
 
     assert f"this checkout has no {ref} to compare with" in str(caught.value)
     assert "fetch-depth: 0" in str(caught.value)
@@ -198,18 +199,18 @@ def test_a_checkout_without_the_history_is_told_how_to_get_it(folder: Path, git:
     git("commit", "--quiet", "--message=shallow")
 
     with pytest.raises(NotComparableError, match=r"nothing in common\); fetch it with its history"):
-        edits(folder, "origin/main")
+        edits(folder, "origin/main", own)
 
 
 def test_a_machine_without_git_is_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
 
     with pytest.raises(NotComparableError, match="no git on PATH"):
-        edits(folder, "origin/main")
+        edits(folder, "origin/main", own)
 
 
 def test_files_that_cannot_be_read_are_problems_of_their_own(folder: Path) -> None:
     write(folder, {"003_bad.sql": b"\xff"})
 
     with pytest.raises(FilesError, match=r"003_bad\.sql:1: not UTF-8"):
-        edits(folder, "origin/main")
+        edits(folder, "origin/main", own)

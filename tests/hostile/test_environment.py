@@ -23,6 +23,7 @@ from pgratchet.cli import main, settings
 from pgratchet.core.events import Event, Started
 from pgratchet.core.model import Direction, Finished
 from pgratchet.core.readiness import Course
+from pgratchet.files.layouts.own import own
 from pgratchet.postgres.link.sql import Table
 from pgratchet.postgres.link.temporary import MOST, Cause, Tries
 from tests.support import (
@@ -825,7 +826,7 @@ class TestAStream:
 class TestReadiness:
     def test_readiness_is_a_snapshot_in_every_thread(self) -> None:
         versions = tuple(map(str, range(2000)))
-        course = Course()
+        course = Course(own.rank)
         course.take(Looked(5, versions, (), (), ("9999",)))
         over = threading.Event()
         wrong: list[object] = []
@@ -858,7 +859,7 @@ class TestReadiness:
         assert (course.readiness.applied, course.readiness.pending) == (5 + len(versions), ())
 
     def test_readiness_is_summed_up_once_for_each_change(self) -> None:
-        course = Course()
+        course = Course(own.rank)
         course.take(Looked(0, tuple(map(str, range(10_000))), (), (), ()))
         before = course.readiness
 
@@ -868,7 +869,7 @@ class TestReadiness:
 
     def test_a_signal_handler_may_ask_for_readiness(self) -> None:
         """Which may interrupt the thread that has just begun to take an event into account."""
-        course = Course()
+        course = Course(own.rank)
         course.take(Looked(0, tuple(map(str, range(1000))), (), (), ()))
         seen = []
         before = signal.signal(signal.SIGPROF, lambda *_: seen.append(course.readiness))

@@ -48,7 +48,7 @@ from pgratchet.core.plan import judging
 from pgratchet.core.sql.scripts import compile_script
 from pgratchet.core.sql.statements import scan
 from pgratchet.files import directory, parsing
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 from pgratchet.migrator import new
 from pgratchet.postgres.ledger.foreign import homemade
 from pgratchet.runs import journal
@@ -95,7 +95,7 @@ def problem_of(contents: Mapping[str, str | bytes]) -> Problem:
 
 
 def options_of(text: str, kind: Kind = Kind.SQL) -> Options:
-    found = parsing.read(File("1_a.sql", "m/1_a.sql", text.encode()), kind, "1")
+    found = parsing.read(File("1_a.sql", "m/1_a.sql", text.encode()), kind, "1", own)
     assert found.problems == ()
     return found.source.options
 
@@ -430,7 +430,7 @@ def test_a_comparison_with_released_files_does_not_wait_for_an_entry_that_is_no_
     make(released / "002_b.sql")
 
     with pytest.raises(UsageError, match=kind):
-        edits(released, "origin/main")
+        edits(released, "origin/main", own)
 
 
 def test_a_released_file_that_git_has_lost_is_named(released: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_released_file_that_git_has_lost_is_named(released: Path) -> None:
     blob.unlink()
 
     with pytest.raises(NotComparableError, match=r"001_a\.sql of \w+ is missing"):
-        edits(released, "origin/main")
+        edits(released, "origin/main", own)
 
 
 def is_blob(folder: Path, path: Path) -> bool:
@@ -453,7 +453,7 @@ def test_a_released_link_with_a_line_break_in_its_name_is_named(released: Path) 
     (released / "002_b\nc.sql").unlink()
 
     with pytest.raises(NotComparableError, match=r"002_b\\nc\.sql of \w+ has a line break in its name"):
-        edits(released, "origin/main")
+        edits(released, "origin/main", own)
 
 
 # What a new migration is described as
@@ -845,11 +845,11 @@ async def test_the_server_ends_comments_where_heads_are_read_to_end_them(dsn: st
 
 
 def sql(text: str) -> object:
-    return parsing.read(File("1_a.sql", "m/1_a.sql", text.encode()), Kind.SQL, "1")
+    return parsing.read(File("1_a.sql", "m/1_a.sql", text.encode()), Kind.SQL, "1", own)
 
 
 def python(text: str) -> object:
-    return parsing.read(File("1_a.py", "m/1_a.py", text.encode()), Kind.PYTHON, "1")
+    return parsing.read(File("1_a.py", "m/1_a.py", text.encode()), Kind.PYTHON, "1", own)
 
 
 def split(text: str) -> object:
@@ -918,7 +918,7 @@ def test_a_head_of_many_comments_takes_no_memory_for_each(comment: str) -> None:
 
     tracemalloc.start()
     try:
-        parsing.read(source, Kind.SQL, "1")
+        parsing.read(source, Kind.SQL, "1", own)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -1077,7 +1077,7 @@ def test_a_floor_in_the_history_that_nobody_can_read_keeps_old_code_out(floor: s
     old = Entry("2", State.APPLIED, parsed({"2_b.sql": ""}).migrations[0], None)
 
     with pytest.raises(HistoryError, match="cannot live with it"):
-        judging.judge([old, Entry("3", State.UNKNOWN, None, row)])
+        judging.judge([old, Entry("3", State.UNKNOWN, None, row)], own.rank)
 
 
 WRITTEN = {
@@ -1190,7 +1190,7 @@ def literal(text: str) -> str:
 
 def taken(*rows: ForeignRow, files: Mapping[str, str] | None = None, skip_failed: bool = False) -> homemade.Takeover:
     migrations = {each.version: each for each in parsed(files or {}).migrations}
-    return homemade.take_over(rows, migrations, (), skip_failed=skip_failed)
+    return homemade.take_over(rows, migrations, (), own, skip_failed=skip_failed)
 
 
 def foreign(

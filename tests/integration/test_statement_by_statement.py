@@ -11,7 +11,7 @@ from pgratchet.core.model import Direction, Kind, Step
 from pgratchet.core.plan import planning
 from pgratchet.core.sql.scripts import compile_script
 from pgratchet.files import directory
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim, Records, Writer
 from pgratchet.postgres.link.guards import Guards
@@ -421,7 +421,8 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
     await tell(dsn, "UPDATE schema_migrations SET state = 'running', statements_done = 1")
     table = Table.parse(HISTORY)
     async with connected(dsn) as connection:
-        entries = planning.compare(own.parse(directory.read(folder)).migrations, await History(table).read(connection))
+        rows = await History(table).read(connection)
+        entries = planning.compare(own.parse(directory.read(folder)).migrations, rows, own.rank)
         # The cursor still stands for two statements: what was read is older than that.
         stale = entries[0].row
         assert stale is not None

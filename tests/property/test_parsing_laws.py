@@ -12,7 +12,7 @@ from pgratchet.core.model import Catalogue, Direction, File, Kind, Mode, Options
 from pgratchet.core.sql.scripts import MOST_MARKERS, compile_script
 from pgratchet.core.sql.statements import split
 from pgratchet.files import directory, parsing
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -50,7 +50,7 @@ def outcome(read: Callable[[], object]) -> object:
 
 
 def content_of(body: bytes, kind: Kind = Kind.SQL) -> parsing.Content:
-    return parsing.read(File("7_x.sql", "m/7_x.sql", body), kind, "7")
+    return parsing.read(File("7_x.sql", "m/7_x.sql", body), kind, "7", own)
 
 
 def compiled(text: str, *, no_transaction: bool = False) -> Script:
@@ -157,7 +157,7 @@ def test_any_directory_is_read_or_refused_with_all_its_problems_in_order(content
 @quick
 @given(directories())
 def test_migrations_are_in_the_order_of_their_numbers(contents: dict[str, bytes]) -> None:
-    found = [migration.number for migration in own.parse(files_of(contents)).migrations]
+    found = [migration.rank for migration in own.parse(files_of(contents)).migrations]
 
     assert found == sorted(set(found))
     assert len(found) == sum(not name.endswith(".down.sql") for name in contents)

@@ -20,6 +20,7 @@ from pgratchet.core.model import (
 )
 from pgratchet.core.plan import judging, planning
 from pgratchet.core.sql.scripts import compile_script, digests
+from pgratchet.files.layouts.own import own
 
 SCRIPTS = ["", "SELECT 1", "CREATE TABLE a (b int);\nCREATE TABLE c ();\n", "CREATE INDEX CONCURRENTLY i ON a (b);"]
 VERSIONS = st.integers(0, 30) | st.integers(20260101000000, 20261231235959)
@@ -34,7 +35,7 @@ class World(NamedTuple):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        return planning.compare(self.migrations, self.history)
+        return planning.compare(self.migrations, self.history, own.rank)
 
 
 def recorded(migration: Migration, state: RecordState = RecordState.APPLIED, done: int = 0) -> HistoryRow:
@@ -61,7 +62,9 @@ def recorded(migration: Migration, state: RecordState = RecordState.APPLIED, don
 def a_migration(draw: st.DrawFn, version: int) -> Migration:
     up, down = draw(st.sampled_from(SCRIPTS)), draw(st.sampled_from(SCRIPTS))
     path = f"m/{version:04}_x.sql"
-    return Migration(str(version), "x", Kind.SQL, f"sum of {up}", Source(path, up), Source(f"{path}.down", down))
+    return Migration(
+        str(version), (version,), "x", Kind.SQL, f"sum of {up}", Source(path, up), Source(f"{path}.down", down)
+    )
 
 
 @st.composite
@@ -73,11 +76,11 @@ def worlds(draw: st.DrawFn, *, unknown: bool = False) -> World:
     missing = draw(st.sets(st.sampled_from(versions))) if unknown and versions else set()
     history = [
         # What is half done and has its file goes on by a cursor: a law of its own.
-        recorded(migration, state, draw(st.integers(0, 1)) if migration.number in missing else 0)
+        recorded(migration, state, draw(st.integers(0, 1)) if int(migration.version) in missing else 0)
         for migration in migrations
         if (state := draw(states))
     ]
-    on_disk = [migration for migration in migrations if migration.number not in missing]
+    on_disk = [migration for migration in migrations if int(migration.version) not in missing]
     return World(tuple(draw(st.permutations(on_disk))), tuple(draw(st.permutations(history))))
 
 
@@ -93,11 +96,11 @@ def applied(world: World, plan: Plan) -> World:
 
 
 def numbers(plan: Plan) -> list[int]:
-    return [step.migration.number for step in plan.steps]
+    return [int(step.migration.version) for step in plan.steps]
 
 
 def applied_numbers(world: World) -> list[int]:
-    return sorted(row.number for row in world.history if row.state is RecordState.APPLIED)
+    return sorted(int(row.version) for row in world.history if row.state is RecordState.APPLIED)
 
 
 @quick
@@ -107,7 +110,7 @@ def test_nothing_is_pending_after_everything_was_applied(world: World) -> None:
 
     assert planning.pending(after.entries) == ()
     assert {entry.state for entry in after.entries} <= {State.APPLIED}
-    assert judging.judge(after.entries, strict=True) == ()
+    assert judging.judge(after.entries, own.rank, strict=True) == ()
     assert planning.plan_up(after.entries) == Plan(())
 
 
@@ -117,7 +120,7 @@ def test_up_applies_each_missing_version_once_and_in_order(world: World) -> None
     plan = planning.plan_up(world.entries)
 
     done = set(applied_numbers(world))
-    assert numbers(plan) == sorted({migration.number for migration in world.migrations} - done)
+    assert numbers(plan) == sorted({int(migration.version) for migration in world.migrations} - done)
 
 
 @quick
@@ -168,7 +171,7 @@ def test_redo_ends_where_it_began(world: World, steps: int) -> None:
 @given(worlds(unknown=True), st.integers(1, 9))
 def test_down_leads_through_known_versions_or_is_refused_with_the_others(world: World, steps: int) -> None:
     newest = applied_numbers(world)[::-1][:steps]
-    strangers = [number for number in newest if number not in {file.number for file in world.migrations}]
+    strangers = [number for number in newest if number not in {int(file.version) for file in world.migrations}]
 
     chosen, refused_for = chosen_or_refused(world.entries, steps)
 
@@ -186,7 +189,7 @@ def chosen_or_refused(entries: Sequence[Entry], steps: int) -> tuple[list[int], 
 @quick
 @given(worlds(unknown=True))
 def test_the_order_of_files_and_rows_is_irrelevant(world: World) -> None:
-    entries = planning.compare(reversed(world.migrations), sorted(world.history))
+    entries = planning.compare(reversed(world.migrations), sorted(world.history), own.rank)
 
     assert entries == world.entries
     assert [int(entry.version) for entry in entries] == sorted(int(entry.version) for entry in entries)
@@ -218,13 +221,13 @@ def test_only_what_is_late_is_ever_refused_of_files_that_nobody_edited(world: Wo
     late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
     unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
 
-    assert len(judging.judge(world.entries, allow_late=True)) == len(unknown)
+    assert len(judging.judge(world.entries, own.rank, allow_late=True)) == len(unknown)
     assert refused(world.entries) == late
 
 
 def refused(entries: Sequence[Entry]) -> tuple[str, ...]:
     try:
-        judging.judge(entries)
+        judging.judge(entries, own.rank)
     except HistoryError as error:
         return error.versions
     return ()
@@ -235,8 +238,8 @@ def refused(entries: Sequence[Entry]) -> tuple[str, ...]:
 def test_a_floor_forbids_exactly_the_images_whose_newest_file_lies_below_it(world: World, data: st.DataObject) -> None:
     floors = st.none() | VERSIONS.map(str)
     history = tuple(row._replace(compatible_with=data.draw(floors)) for row in world.history)
-    entries = planning.compare(world.migrations, history)
-    newest = max((migration.number for migration in world.migrations), default=-1)
+    entries = planning.compare(world.migrations, history, own.rank)
+    newest = max((int(migration.version) for migration in world.migrations), default=-1)
 
     forbidding = tuple(
         entry.version
@@ -253,9 +256,9 @@ def by_statement(statements: Iterable[str]) -> Source:
 
 
 def half_done(source: Source, done: int, cursor: str | None) -> tuple[Entry, ...]:
-    migration = Migration("1", "x", Kind.SQL, "sum", source)
+    migration = Migration("1", (1,), "x", Kind.SQL, "sum", source)
     row = recorded(migration, RecordState.FAILED)._replace(statements_done=done, cursor=cursor, checksum="before")
-    return planning.compare([migration], [row])
+    return planning.compare([migration], [row], own.rank)
 
 
 @quick

@@ -207,6 +207,17 @@ def test_our_own_sql_goes_through_one_door() -> None:
     }
 
 
+def test_only_a_layout_takes_a_version_for_a_number() -> None:
+    number = re.compile(r"\bint\([^()]*\b(version|floor|to)\b|\.number\b|key=int\b")
+    found = {name for name, tree in modules().items() if number.search(ast.unparse(tree))}
+
+    assert found == {"files.layouts.own"}
+
+
+def test_nothing_but_the_default_names_a_layout() -> None:
+    assert [name for name in modules() if "files.layouts.own" in inner_imports(name)] == ["migrator"]
+
+
 def test_the_library_neither_prints_nor_exits() -> None:
     forbidden = {"print", "exit", "quit", "sys.exit", "os._exit", "SystemExit", "input", "sys.stdout.write"}
     forbidden |= {"sys.stderr.write", "warnings.warn", "breakpoint"}

@@ -116,7 +116,7 @@ def failure(**more: Any) -> Failure:
 
 
 def migration(version: str, name: str) -> Migration:
-    return Migration(version, name, Kind.SQL, "00", Source(f"m/{version}_{name}.sql", ""))
+    return Migration(version, (int(version),), name, Kind.SQL, "00", Source(f"m/{version}_{name}.sql", ""))
 
 
 def row(version: str, name: str, **more: Any) -> HistoryRow:

@@ -57,6 +57,7 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("owner", "at least one"): [""],
     ("owner", "takes for no role"): ["none"],
     ("listener", "must be a function that takes an event"): [5, "print", [print], object()],
+    ("layout", "must be a Layout"): ["own", 5, None, object()],
     ("dsn", "is empty; write postgresql://"): ["", "  ", "\n"],
     ("dsn", A_STRING): [5, b"postgresql://a/b", ["postgresql://a/b"], Path("a")],
     ("dsn", "cannot be parsed; write postgresql://"): ["a", "mysql://a/b", "host=a"],
@@ -333,4 +334,4 @@ def test_a_setting_of_the_project_that_a_flag_overrides_is_not_judged(tmp_path: 
 def test_every_setting_is_an_option_and_an_argument() -> None:
     options = Writing.__annotations__.keys() - {"json", "verbose"}
 
-    assert set(settings.SETTINGS) == options == PARAMETERS - {"connect", "listener", "migrations"} | {"dir"}
+    assert set(settings.SETTINGS) == options == PARAMETERS - {"connect", "layout", "listener", "migrations"} | {"dir"}

@@ -27,7 +27,7 @@ WHOLE = (Verdict.APPLIED, Verdict.NOT_APPLIED)
 
 
 def migration(text: str = "SELECT 1") -> Migration:
-    return Migration("7", "work", Kind.SQL, "sum", Source("m/7_work.sql", text, Options(no_transaction=True)))
+    return Migration("7", (7,), "work", Kind.SQL, "sum", Source("m/7_work.sql", text, Options(no_transaction=True)))
 
 
 def row(state: RecordState = RecordState.RUNNING, **changes: Any) -> HistoryRow:

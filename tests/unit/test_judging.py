@@ -4,8 +4,7 @@ import pytest
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import Entry, RecordState
-from pgratchet.core.plan import judging, planning
-from tests.unit.test_planning import entries, migration, row
+from tests.unit.test_planning import compare, entries, judge, migration, row
 
 
 def with_floor(
@@ -13,18 +12,18 @@ def with_floor(
 ) -> tuple[Entry, ...]:
     """Return entries of files and of one more version, 9, that only the database knows, with its floor."""
     history = [*map(row, on_disk), row(9, state, compatible_with=floor, statements_done=done)]
-    return planning.compare(map(migration, on_disk), history)
+    return compare(map(migration, on_disk), history)
 
 
 def test_nothing_is_wrong_with_files_and_history_that_agree() -> None:
-    assert judging.judge(entries([1, 2, 3], [1, 2]), strict=True) == ()
+    assert judge(entries([1, 2, 3], [1, 2]), strict=True) == ()
 
 
 def test_an_edited_migration_is_refused_with_its_file_and_time() -> None:
-    compared = planning.compare([migration(1, checksum="edited"), migration(2)], [row(1)])
+    compared = compare([migration(1, checksum="edited"), migration(2)], [row(1)])
 
     with pytest.raises(HistoryError) as caught:
-        judging.judge(compared, allow_late=True)
+        judge(compared, allow_late=True)
 
     assert caught.value.versions == ("1",)
     assert "m/001_name.sql was edited after it had been applied on 2026-03-01 12:30:45" in str(caught.value)
@@ -33,18 +32,18 @@ def test_an_edited_migration_is_refused_with_its_file_and_time() -> None:
 
 def test_a_late_migration_is_refused() -> None:
     with pytest.raises(HistoryError) as caught:
-        judging.judge(entries([1, 2, 3], [1, 3]))
+        judge(entries([1, 2, 3], [1, 3]))
 
     assert caught.value.versions == ("2",)
     assert "m/002_name.sql" in str(caught.value)
 
 
 def test_a_late_migration_is_fine_where_allowed() -> None:
-    assert judging.judge(entries([1, 2, 3], [1, 3]), allow_late=True, strict=True) == ()
+    assert judge(entries([1, 2, 3], [1, 3]), allow_late=True, strict=True) == ()
 
 
 def test_an_unknown_version_is_a_warning() -> None:
-    (warning,) = judging.judge(entries([1], [1, 2]))
+    (warning,) = judge(entries([1], [1, 2]))
 
     assert "2 name2" in warning
     assert "no file" in warning
@@ -52,18 +51,16 @@ def test_an_unknown_version_is_a_warning() -> None:
 
 def test_an_unknown_version_is_refused_under_strict() -> None:
     with pytest.raises(HistoryError) as caught:
-        judging.judge(entries([1], [1, 2]), strict=True)
+        judge(entries([1], [1, 2]), strict=True)
 
     assert caught.value.versions == ("2",)
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    compared = planning.compare(
-        [migration(1, checksum="edited"), migration(2), migration(3)], [row(1), row(3), row(4), row(5)]
-    )
+    compared = compare([migration(1, checksum="edited"), migration(2), migration(3)], [row(1), row(3), row(4), row(5)])
 
     with pytest.raises(HistoryError) as caught:
-        judging.judge(compared, strict=True)
+        judge(compared, strict=True)
 
     assert caught.value.versions == ("1", "2", "4", "5")
     assert len(str(caught.value).splitlines()) == 4
@@ -71,7 +68,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 @pytest.mark.parametrize("state", [RecordState.RUNNING, RecordState.REVERTING, RecordState.FAILED])
 def test_what_is_half_done_is_for_those_to_judge_who_hold_the_lock(state: RecordState) -> None:
-    assert judging.judge(planning.compare([migration(1)], [row(1, state)]), strict=True) == ()
+    assert judge(compare([migration(1)], [row(1, state)]), strict=True) == ()
 
 
 @pytest.mark.parametrize("state", [state for state in RecordState if state is not RecordState.PENDING])
@@ -80,7 +77,7 @@ def test_an_image_below_the_floor_of_what_it_does_not_know_is_refused(
     state: RecordState, allowing: dict[str, bool]
 ) -> None:
     with pytest.raises(HistoryError) as caught:
-        judging.judge(with_floor([1, 2, 5], "7", state), **allowing)
+        judge(with_floor([1, 2, 5], "7", state), **allowing)
 
     assert caught.value.versions == ("9",)
     for part in ("9 name9", "compatible-with=7", "newest file here is 5", "deploy a release", "revert 9"):
@@ -89,30 +86,30 @@ def test_an_image_below_the_floor_of_what_it_does_not_know_is_refused(
 
 @pytest.mark.parametrize("on_disk", [[7], [1, 8], [1, 7, 10]])
 def test_an_image_that_knows_the_floor_may_start(on_disk: list[int]) -> None:
-    (warning,) = judging.judge(with_floor(on_disk, "7"), allow_late=True)
+    (warning,) = judge(with_floor(on_disk, "7"), allow_late=True)
 
     assert "9 name9" in warning
 
 
 def test_an_image_without_files_lies_below_every_floor() -> None:
     with pytest.raises(HistoryError, match="no files here"):
-        judging.judge(with_floor([], "0"))
+        judge(with_floor([], "0"))
 
 
 def test_a_floor_that_somebody_has_written_by_hand_and_nobody_can_read_forbids() -> None:
     with pytest.raises(HistoryError, match="v2"):
-        judging.judge(with_floor([1], "v2"))
+        judge(with_floor([1], "v2"))
 
 
 def test_a_floor_of_a_version_that_has_its_file_here_forbids_nothing() -> None:
     history = [row(1), row(2, compatible_with="7")]
 
-    assert judging.judge(planning.compare(map(migration, (1, 2)), history), strict=True) == ()
+    assert judge(compare(map(migration, (1, 2)), history), strict=True) == ()
 
 
 def test_a_failure_that_left_nothing_has_no_floor() -> None:
-    assert judging.judge(with_floor([1], "9", RecordState.FAILED, done=0)) == ()
-    assert judging.judge(with_floor([1], "9", RecordState.PENDING, done=0)) == ()
+    assert judge(with_floor([1], "9", RecordState.FAILED, done=0)) == ()
+    assert judge(with_floor([1], "9", RecordState.PENDING, done=0)) == ()
 
 
 def test_status_shows_what_is_below_its_floor_like_any_other() -> None:

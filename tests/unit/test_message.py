@@ -18,7 +18,7 @@ MARK = mark("here")
 
 def claim(text: str, version: str = "1") -> Claim:
     source = Source(f"m/{version}_x.sql", text)
-    migration = Migration(version, "x", Kind.SQL, "sum", source)
+    migration = Migration(version, (int(version),), "x", Kind.SQL, "sum", source)
     return Claim(Step(migration, Direction.UP, compile_script(source, Kind.SQL, Direction.UP)), f"token{version}")
 
 

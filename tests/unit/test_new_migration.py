@@ -5,7 +5,7 @@ import pytest
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import Kind
 from pgratchet.files.directory import read
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 from pgratchet.migrator import new
 
 

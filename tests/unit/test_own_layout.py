@@ -4,7 +4,7 @@ import pytest
 
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Catalogue, File, Kind, Problem
-from pgratchet.files.layouts import own
+from pgratchet.files.layouts.own import own
 
 UP = "async def up(connection): ...\n"
 
@@ -42,7 +42,7 @@ def test_an_empty_directory_has_no_migrations() -> None:
 def test_a_migration_is_made_of_its_name_and_its_content() -> None:
     (migration,) = own.parse(files({"007_add_users.sql": "SELECT 1;"})).migrations
 
-    assert (migration.version, migration.number, migration.name) == ("7", 7, "add_users")
+    assert (migration.version, migration.rank, migration.name) == ("7", (7,), "add_users")
     assert (migration.kind, migration.up.path, migration.up.text) == (Kind.SQL, "m/007_add_users.sql", "SELECT 1;")
     assert migration.down is None
     assert len(migration.checksum) == 64

@@ -4,6 +4,7 @@ import pytest
 
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 from pgratchet.core.printing import line_of
+from pgratchet.files.layouts.own import own
 from pgratchet.files.parsing import BYTE_ORDER_MARK, Content, read
 
 PATH = "migrations/007_add_users.sql"
@@ -11,7 +12,7 @@ PATH = "migrations/007_add_users.sql"
 
 def content_of(content: str | bytes, kind: Kind = Kind.SQL) -> Content:
     body = content.encode() if isinstance(content, str) else content
-    return read(File("007_add_users.sql", PATH, body), kind, "7")
+    return read(File("007_add_users.sql", PATH, body), kind, "7", own)
 
 
 def read_sql(content: str | bytes) -> Content:

@@ -2,13 +2,14 @@ import pytest
 
 from pgratchet import Condition, Direction, Done, Event, Failed, Failure, Finished, Locked, Looked, Readiness, Started
 from pgratchet.core.readiness import Course
+from pgratchet.files.layouts.own import own
 
 MISSING = Looked(applied=2, pending=("3", "4"), running=(), failed=(), unknown=())
 COMPLETE = Looked(applied=4, pending=(), running=(), failed=(), unknown=("9",))
 
 
 def after(*events: Event) -> Readiness:
-    course = Course()
+    course = Course(own.rank)
     for event in events:
         course.take(event)
     return course.readiness
@@ -118,7 +119,7 @@ def test_versions_are_in_their_order_also_on_the_way_down() -> None:
 
 
 def test_a_run_that_looks_says_nothing_while_another_one_works() -> None:
-    course = Course()
+    course = Course(own.rank)
     with course.working() as work:
         work(COMPLETE)
         look = course.looking()
@@ -134,7 +135,7 @@ def test_a_run_that_looks_says_nothing_while_another_one_works() -> None:
 
 
 def test_a_run_that_has_looked_before_another_one_worked_has_to_look_again() -> None:
-    course = Course()
+    course = Course(own.rank)
     look = course.looking()
     look(MISSING)
     with course.working() as work:
@@ -149,7 +150,7 @@ def test_a_run_that_has_looked_before_another_one_worked_has_to_look_again() -> 
 
 @pytest.mark.parametrize("event", [Done(()), Failed("CancelledError", "")])
 def test_what_was_applied_is_forgotten_and_a_failure_is_not(event: Event) -> None:
-    course = Course()
+    course = Course(own.rank)
     for each in (COMPLETE, event):
         course.take(each)
     before = course.readiness

@@ -139,10 +139,11 @@ def looked(entries: Iterable[Entry]) -> Looked:
     """Return what there is to tell of a comparison."""
     by: dict[State, list[str]] = {state: [] for state in State}
     for entry in entries:
-        by[entry.state if entry.migration else State.UNKNOWN].append(entry.version)
+        state = State.PENDING if entry.state is State.LATE else entry.state
+        by[state if entry.migration else State.UNKNOWN].append(entry.version)
     return Looked(
         applied=len(by[State.APPLIED]) + len(by[State.CHANGED]),
-        pending=tuple(sorted(by[State.PENDING] + by[State.LATE], key=int)),
+        pending=tuple(by[State.PENDING]),
         running=tuple(by[State.RUNNING]),
         failed=tuple(by[State.FAILED]),
         unknown=tuple(by[State.UNKNOWN]),

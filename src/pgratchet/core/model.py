@@ -4,11 +4,18 @@ They are named tuples: at import, which every start of the command line pays for
 dataclass, and so do its instances, of which there are some for each of ten thousand files.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pgratchet.core.printing import printable
+
+Rank: TypeAlias = tuple[int | str, ...]
+"""The place of a version among others: tuples of one layout compare with each other."""
+
+Ranking: TypeAlias = Callable[[str], Rank | None]
+"""What a layout knows of the place of a bare version, None where it knows nothing."""
 
 
 class Kind(StrEnum):
@@ -111,19 +118,18 @@ class Source(NamedTuple):
 
 
 class Migration(NamedTuple):
-    """One version on disk. `version` is canonical: decimal digits without leading zeros."""
+    """One version on disk.
+
+    `version` is the text by which the history knows it, in the one form that its layout gives it; `rank` orders it.
+    """
 
     version: str
+    rank: Rank
     name: str
     kind: Kind
     checksum: str
     up: Source
     down: Source | None = None
-
-    @property
-    def number(self) -> int:
-        """The version as the integer that orders it."""
-        return int(self.version)
 
 
 class Catalogue(NamedTuple):
@@ -157,11 +163,6 @@ class HistoryRow(NamedTuple):
     compatible_with: str | None = None
     reason: str | None = None
     error: str | None = None
-
-    @property
-    def number(self) -> int:
-        """The version as the integer that orders it."""
-        return int(self.version)
 
 
 class Entry(NamedTuple):

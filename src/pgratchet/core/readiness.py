@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Done, Event, Failed, Looked, Started, Tell
-from pgratchet.core.model import Direction, Finished
+from pgratchet.core.model import Direction, Finished, Ranking
 
 
 class Condition(StrEnum):
@@ -43,9 +43,13 @@ class Readiness(NamedTuple):
 
 
 class Course:
-    """The course of all runs so far; `readiness` is what it has come to, whichever thread asks."""
+    """The course of all runs so far; `readiness` is what it has come to, whichever thread asks.
 
-    def __init__(self) -> None:
+    Versions are told by rank; those that have none, in the order in which they became known.
+    """
+
+    def __init__(self, rank: Ranking) -> None:
+        self._rank = rank
         # Not a Lock: a signal handler that asks may have interrupted the very thread that has it.
         self._lock = RLock()
         self._known: Readiness | None = None
@@ -69,7 +73,8 @@ class Course:
 
     def _sum_up(self) -> Readiness:
         def those(condition: Condition) -> tuple[str, ...]:
-            return tuple(sorted((version for version, its in self._missing.items() if its is condition), key=int))
+            versions = (version for version, its in self._missing.items() if its is condition)
+            return tuple(sorted(versions, key=lambda version: self._rank(version) or ()))
 
         missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
         return Readiness(self._state, self._applied, *missing, self._unknown)

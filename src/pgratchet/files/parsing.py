@@ -12,7 +12,7 @@ from pgratchet.core.arguments import LONGEST_SECONDS
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 from pgratchet.core.printing import line_of
-from pgratchet.core.versions import canonical
+from pgratchet.files.layout import Layout
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
@@ -54,7 +54,7 @@ class _Directive(NamedTuple):
     text: str
 
 
-def read(file: File, kind: Kind, version: str) -> Content:
+def read(file: File, kind: Kind, version: str, layout: Layout) -> Content:
     """Return the file's text with LF line endings and no byte order mark, and its checksum.
 
     The checksum is SHA-256, in hex, over exactly that text in UTF-8: a checkout with other line endings is
@@ -69,8 +69,8 @@ def read(file: File, kind: Kind, version: str) -> Content:
         return Content(Source(file.path, ""), checksum, (text,))
     end = _end_of_head(text, kind)
     about = [found for found in _COMMENT[kind].finditer(text, 0, end) if found.lastindex]
-    options, problems = _options(file.path, text, about, version)
-    problems += _contradiction(file.path, text, about, version)
+    options, problems = _options(file.path, text, about, version, layout)
+    problems += _contradiction(file.path, text, about, version, layout)
     problems += _stray_directives(file.path, text, kind, end)
     return Content(Source(file.path, text, options), checksum, tuple(problems))
 
@@ -117,21 +117,23 @@ def _end_of_head(text: str, kind: Kind) -> int:
     return end
 
 
-def _contradiction(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> list[Problem]:
+def _contradiction(path: str, text: str, about: Iterable[re.Match[str]], version: str, layout: Layout) -> list[Problem]:
     found = next((found for found in about if found["version"]), None)
-    if found is None or canonical(found["version"]) == version:
+    if found is None or layout.canonical(found["version"]) == version:
         return []
     message = f"the head says version {found['version']}, the file's name says {version}"
     return [Problem(path, message, "make the two agree", line_of(text, found.start("version")))]
 
 
-def _options(path: str, text: str, about: Iterable[re.Match[str]], version: str) -> tuple[Options, list[Problem]]:
+def _options(
+    path: str, text: str, about: Iterable[re.Match[str]], version: str, layout: Layout
+) -> tuple[Options, list[Problem]]:
     options, problems = Options(), []
     directives = [found for found in about if found["name"]]
     lines = _lines_of(text, (found.start("name") for found in directives))
     for found, line in zip(directives, lines, strict=True):
         try:
-            options = _apply(options, _Directive(found["colon"], found["text"].strip()), version)
+            options = _apply(options, _Directive(found["colon"], found["text"].strip()), version, layout)
         except ValueError as error:
             message, cure = error.args
             problems.append(Problem(path, message, cure, line))
@@ -161,7 +163,7 @@ def _outside_statements(text: str, offsets: list[int]) -> list[int]:
     return [offset for offset, count in begun if count == 0 or bounds[count - 1][1] <= offset]
 
 
-def _apply(options: Options, directive: _Directive, version: str) -> Options:
+def _apply(options: Options, directive: _Directive, version: str, layout: Layout) -> Options:
     key, equals, value = (part.strip() for part in directive.text.partition("="))
     if not directive.colon:
         if key not in DIRECTIVES:
@@ -177,16 +179,17 @@ def _apply(options: Options, directive: _Directive, version: str) -> Options:
         case "statement-timeout":
             return options._replace(statement_timeout=_seconds(key, value))
         case "compatible-with":
-            return options._replace(compatible_with=_floor(value, version))
+            return options._replace(compatible_with=_floor(value, version, layout))
         case _:
             raise ValueError(f"unknown directive '{key}'", _suggestion(key))
 
 
-def _floor(value: str, version: str) -> str:
-    floor = canonical(value)
+def _floor(value: str, version: str, layout: Layout) -> str:
+    floor = layout.canonical(value)
     if floor is None:
         raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
-    if int(floor) > int(version):
+    above, here = layout.rank(floor), layout.rank(version)
+    if above is not None and here is not None and above > here:
         message = f"compatible-with={floor} lies above the file's own version, which is {version}"
         raise ValueError(message, "write the number of the oldest version whose code can live with this file")
     return floor

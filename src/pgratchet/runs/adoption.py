@@ -7,6 +7,7 @@ from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.foreign.homemade import Takeover, take_over
 from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.spelling import refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.link.sql import Table
@@ -32,7 +33,7 @@ async def adopt(
         history = settings.history._replace(table=table)
         async with lock.exclusively(connection, key, budget, settings.owner):
             seal = await history.hold(connection, settings.readers_of(facts.login), budget)
-            takeover = await _compared(connection, migrations, source, history, skip_failed=skip_failed)
+            takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)
             await history.adopt(connection, takeover.rows, f"adopted from {source}", without=absent(seal.columns))
             return _adoption(takeover, source, history.table, dry_run=False)
 
@@ -43,7 +44,7 @@ async def foresee(
     """Return what `adopt` would do now; changes nothing."""
     async with open_session(settings.connect) as connection:
         history = settings.history._replace(table=_target(settings, source))
-        takeover = await _compared(connection, migrations, source, history, skip_failed=skip_failed)
+        takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)
         return _adoption(takeover, source, history.table, dry_run=True)
 
 
@@ -51,12 +52,19 @@ def _target(settings: Settings, source: Table) -> Table:
     return Table(source.schema, TARGET) if settings.table == source else settings.table
 
 
-async def _compared(
-    connection: Connection, migrations: Mapping[str, Migration], source: Table, history: History, *, skip_failed: bool
+async def _compared(  # noqa: PLR0913 - two tables, the files, and how
+    connection: Connection,
+    settings: Settings,
+    migrations: Mapping[str, Migration],
+    source: Table,
+    history: History,
+    *,
+    skip_failed: bool,
 ) -> Takeover:
     foreign = await history._replace(table=source).read_foreign(connection)
-    recorded = {row.version for row in await history.read(connection)}
-    return take_over(foreign, migrations, recorded, skip_failed=skip_failed)
+    rows = await history.read(connection)
+    refuse_misspelled(rows, settings.layout, history.table)
+    return take_over(foreign, migrations, {row.version for row in rows}, settings.layout, skip_failed=skip_failed)
 
 
 def _adoption(takeover: Takeover, source: Table, target: Table, *, dry_run: bool) -> Adoption:

@@ -10,6 +10,7 @@ from pgratchet.core.plan import judging, planning
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.wire.progress import Progress
+from pgratchet.runs.comparing import compare
 from pgratchet.runs.settings import Settings
 
 _log = logging.getLogger("pgratchet")
@@ -40,7 +41,9 @@ class Observer:
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in planning.failures(entries)}
         settings = self._settings
-        for warning in judging.judge(entries, allow_late=settings.allow_late, strict=settings.strict):
+        for warning in judging.judge(
+            entries, settings.layout.rank, allow_late=settings.allow_late, strict=settings.strict
+        ):
             _log.warning("%s", warning)
         return entries
 
@@ -57,7 +60,7 @@ class Observer:
         return rows
 
     def _tell_look(self) -> tuple[Entry, ...]:
-        entries = planning.compare(self._migrations.values(), self._rows.values())
+        entries = compare(self._settings, self._migrations.values(), self._rows.values())
         self._progress.tell(looked(entries))
         return entries
 

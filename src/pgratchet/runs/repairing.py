@@ -2,17 +2,16 @@
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State
-from pgratchet.core.plan.planning import compare
 from pgratchet.core.plan.verdicts import Judgement, settle
 from pgratchet.core.printing import printable
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.columns import absent
-from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.wire import backends, frames
+from pgratchet.runs.comparing import compare
 from pgratchet.runs.settings import Settings
 
 
@@ -32,14 +31,16 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
             frames.refuse_useless(facts)
             seal = await history.hold(connection, settings.readers_of(facts.login), budget)
             records = lock.records(settings.table, Lock.NONE)._replace(absent=absent(seal.columns))
-            entry = await _entry(connection, history, catalogue, judgement.version, budget)
+            entry = await _entry(connection, settings, catalogue, judgement.version, budget)
             await _record(connection, settings, records, entry, judgement, facts)
-            return await _entry(connection, history, catalogue, judgement.version, budget)
+            return await _entry(connection, settings, catalogue, judgement.version, budget)
 
 
-async def _entry(connection: Connection, history: History, catalogue: Catalogue, version: str, budget: Budget) -> Entry:
-    rows = {row.version: row for row in await history.read_patiently(connection, budget)}
-    entries = {entry.version: entry for entry in compare(catalogue.migrations, rows.values())}
+async def _entry(
+    connection: Connection, settings: Settings, catalogue: Catalogue, version: str, budget: Budget
+) -> Entry:
+    rows = {row.version: row for row in await settings.history.read_patiently(connection, budget)}
+    entries = {entry.version: entry for entry in compare(settings, catalogue.migrations, rows.values())}
     # What left nothing behind, of a file that is gone, is no entry, but may be judged.
     return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from pgratchet.core.model import Lock
+from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.session import Connect
@@ -12,8 +13,9 @@ from pgratchet.postgres.link.sql import Table
 class Settings(NamedTuple):
     """Everything that stays the same from run to run.
 
-    `direct` leads past poolers, for what takes the lock. `lock` is what keeps runners apart, None for what the
-    connection allows. `owner` is the role that `direct` works as, None for the one that logs in.
+    `direct` leads past poolers, for what takes the lock. `layout` is how the files are written. `lock` is what keeps
+    runners apart, None for what the connection allows. `owner` is the role that `direct` works as, None for the one
+    that logs in.
     """
 
     connect: Connect
@@ -21,6 +23,7 @@ class Settings(NamedTuple):
     table: Table
     limits: Limits
     tool_version: str
+    layout: Layout
     owner: str | None = None
     allow_late: bool = False
     strict: bool = False

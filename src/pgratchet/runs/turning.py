@@ -43,7 +43,7 @@ async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
         _refuse_bare(steps, turn.lock.by)
         refuse_unjudged(steps)
         try:
-            await executing.run(turn.lock.records, steps, _applied_numbers(entries))
+            await executing.run(turn.lock.records, steps, _applied(entries))
         except OvertakenError:
             overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)
@@ -135,8 +135,8 @@ async def _framing(turn: Turn) -> Framing:
     return Framing(turn.lock.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
 
 
-def _applied_numbers(entries: Iterable[Entry]) -> Iterable[int]:
-    return (entry.row.number for entry in entries if entry.row and entry.row.state is RecordState.APPLIED)
+def _applied(entries: Iterable[Entry]) -> Iterable[str]:
+    return (entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED)
 
 
 def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:

@@ -14,6 +14,7 @@ from pgratchet.core.errors import FilesError, MigrationFailedError, PgratchetErr
 from pgratchet.core.model import Kind, Migration
 from pgratchet.core.printing import printable
 from pgratchet.files.directory import Location
+from pgratchet.files.layout import Layout
 from pgratchet.testing import dumps, released
 from pgratchet.testing.databases import Databases, MakeMigrator, made, run
 
@@ -35,12 +36,16 @@ def test_every_down_undoes_its_up(pgratchet_databases: Databases, pgratchet_migr
         pytest.fail("\n".join(problems), pytrace=False)
 
 
-def test_no_released_migration_was_edited(pgratchet_migrations: Location, pytestconfig: pytest.Config) -> None:
+def test_no_released_migration_was_edited(
+    pgratchet_migrations: Location, pgratchet_layout: Layout, pytestconfig: pytest.Config
+) -> None:
     """Compare the files with those of the release: none of them is edited, renumbered or gone."""
     if not isinstance(pgratchet_migrations, str | os.PathLike):
         pytest.fail("only a folder can be compared with a git ref, not a package's resources", pytrace=False)
     with _failing():
-        problems = released.edits(Path(pgratchet_migrations), pytestconfig.getini("pgratchet_released"))
+        problems = released.edits(
+            Path(pgratchet_migrations), pytestconfig.getini("pgratchet_released"), pgratchet_layout
+        )
     if problems:
         pytest.fail("\n".join(map(str, problems)), pytrace=False)
 

@@ -10,7 +10,7 @@ from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden
 from pgratchet.core.model import File, Migration, Problem
 from pgratchet.files import directory
-from pgratchet.files.layouts import own
+from pgratchet.files.layout import Layout
 
 # Set where tests run in a git hook, they would lead git to another place than the folder.
 _ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
@@ -23,14 +23,14 @@ class NotComparableError(UsageError):
     """The checkout does not have what the folder is to be compared with."""
 
 
-def edits(folder: Path, ref: str) -> tuple[Problem, ...]:
+def edits(folder: Path, ref: str, layout: Layout) -> tuple[Problem, ...]:
     """Return what has become of released migrations that databases which have them applied would be refused for.
 
     Released is what `ref` and HEAD have in common; a `ref` with a * in it stands for the newest tag before HEAD
     that matches. Raises NotComparableError where git cannot tell, FilesError where either side has problems.
     """
     files = tuple(directory.read(folder))
-    here = own.parse(files).migrations
+    here = layout.parse(files).migrations
     try:
         name = (
             _git(folder, "describe", "--tags", "--abbrev=0", f"--match={ref}").strip() if "*" in ref else ref.encode()
@@ -42,7 +42,7 @@ def edits(folder: Path, ref: str) -> tuple[Problem, ...]:
             "--unshallow; in GitHub Actions, fetch-depth: 0), or say in pgratchet_released, an option of pytest, "
             "which ref is released"
         ) from None
-    there = own.parse(_files(folder, commit, {file.name for file in files})).migrations
+    there = layout.parse(_files(folder, commit, {file.name for file in files})).migrations
     return tuple(_edits(there, here, os.fsdecode(name)))
 
 

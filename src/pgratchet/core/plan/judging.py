@@ -1,27 +1,30 @@
 """Whether this image may run on this database: what is wrong between files and history, and what is only odd."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 
 from pgratchet.core.errors import HistoryError
-from pgratchet.core.model import Entry, State
+from pgratchet.core.model import Entry, Migration, Ranking, State
 from pgratchet.core.plan.halfway import is_begun
 from pgratchet.core.printing import printable
-from pgratchet.core.versions import canonical
 
 
-def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
+def judge(
+    entries: Sequence[Entry], rank: Ranking, *, allow_late: bool = False, strict: bool = False
+) -> tuple[str, ...]:
     """Return the warnings that files and history give rise to.
 
     Raises HistoryError with all that is wrong: an edited migration; a late one, unless late ones are allowed; a
     version that has no file, where its floor lies above the newest file, or where `strict` (otherwise a warning:
     an older image has to start after a rollback, see sqlalchemy/alembic#691).
     """
-    newest = max((entry.migration.number for entry in entries if entry.migration), default=None)
+    files = {entry.version: entry.migration for entry in entries if entry.migration}
+    newest = max(files.values(), key=attrgetter("rank"), default=None)
     wrong: list[tuple[Entry, str]] = []
     warnings: list[str] = []
     for entry in entries:
         match entry.state:
-            case _ if _is_below_floor(entry, newest):
+            case _ if _is_below_floor(entry, files, newest, rank):
                 wrong.append((entry, _below_floor(entry, newest)))
             case State.CHANGED:
                 wrong.append((entry, _changed(entry)))
@@ -49,18 +52,18 @@ def unknown(entry: Entry) -> str:
     return f"{label(entry)} is {where}, but has no file here"
 
 
-def _is_below_floor(entry: Entry, newest: int | None) -> bool:
+def _is_below_floor(entry: Entry, files: Collection[str], newest: Migration | None, rank: Ranking) -> bool:
     """Say whether the author of a migration without a file here has ruled out code as old as this one's files."""
     floor = entry.row.compatible_with if entry.row and not entry.migration else None
-    if floor is None:
+    if floor is None or floor in files:
         return False
-    number = canonical(floor)
-    return newest is None or number is None or newest < int(number)
+    known = rank(floor)
+    return newest is None or known is None or newest.rank < known
 
 
-def _below_floor(entry: Entry, newest: int | None) -> str:
+def _below_floor(entry: Entry, newest: Migration | None) -> str:
     floor = entry.row.compatible_with if entry.row else None
-    here = "there are no files here" if newest is None else f"the newest file here is {newest}"
+    here = "there are no files here" if newest is None else f"the newest file here is {newest.version}"
     return (
         f"{label(entry)} is in the database, and code that does not know version {floor} cannot live with it "
         f"(compatible-with={floor}), but {here}; deploy a release that has version {floor}, or revert "

@@ -1,6 +1,9 @@
 """What is to be done, decided from two lists and nothing else."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
@@ -12,6 +15,8 @@ from pgratchet.core.model import (
     Migration,
     Plan,
     Problem,
+    Rank,
+    Ranking,
     RecordState,
     State,
     Step,
@@ -19,6 +24,9 @@ from pgratchet.core.model import (
 from pgratchet.core.plan import halfway
 from pgratchet.core.plan.judging import unknown
 from pgratchet.core.printing import printable
+
+NOTHING = "0"
+"""The version below all others, unless there is one of that name: to go down to it reverts everything."""
 
 
 class Phase(NamedTuple):
@@ -32,25 +40,56 @@ RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
 
 
-def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow]) -> tuple[Entry, ...]:
-    """Return one entry for each version that is on disk or in the history, in the order of versions.
+def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank: Ranking) -> tuple[Entry, ...]:
+    """Return one entry for each version that is on disk or in the history, in the order of their ranks.
 
-    What left nothing behind, of a file that is gone, is no entry: it was renumbered, or given up.
+    A row that has no rank comes behind everything that was applied before it, and makes no file late. What left nothing
+    behind, of a file that is gone, is no entry: it was renumbered, or given up.
     """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in history}
-    newest = newest_applied(rows.values())
+    ranks = {version: rank(version) for version in rows.keys() - files.keys()}
+    ranks |= {version: migration.rank for version, migration in files.items()}
+    newest = max((known for row in rows.values() if (known := _applied_rank(row, ranks)) is not None), default=None)
     entries = []
-    for version in sorted(files.keys() | rows.keys(), key=int):
+    for version in _in_order(rows, ranks):
         migration, row = files.get(version), rows.get(version)
-        if row is None:
-            state = State.LATE if int(version) < newest else State.PENDING
-        elif migration is None and row.state is not RecordState.APPLIED and not halfway.is_begun(row):
-            continue
-        else:
+        if migration is not None and row is None:
+            state = State.LATE if newest is not None and migration.rank < newest else State.PENDING
+        elif row is not None and (migration or row.state is RecordState.APPLIED or halfway.is_begun(row)):
             state = _recorded_state(migration, row)
+        else:
+            continue
         entries.append(Entry(version, state, migration, row))
     return tuple(entries)
+
+
+def _applied_rank(row: HistoryRow, ranks: Mapping[str, Rank | None]) -> Rank | None:
+    return ranks[row.version] if row.state is RecordState.APPLIED else None
+
+
+def _in_order(rows: Mapping[str, HistoryRow], ranks: Mapping[str, Rank | None]) -> list[str]:
+    """Return the versions by rank, those that have none where they were applied."""
+    ranked = sorted((known, version) for version, known in ranks.items() if known is not None)
+    unranked = sorted((_moment(rows[version]), version) for version, known in ranks.items() if known is None)
+    order = [version for _, version in ranked]
+    if not unranked:
+        return order
+    applied = sorted((_moment(rows[version]), place) for place, version in enumerate(order, 1) if version in rows)
+    moments = [moment for moment, _ in applied]
+    behind = [0, *accumulate((place for _, place in applied), max)]
+    # The latest comes first: an insertion moves nothing that is before it.
+    for moment, version in reversed(unranked):
+        order.insert(behind[bisect_right(moments, moment)], version)
+    return order
+
+
+def _moment(row: HistoryRow) -> datetime:
+    """Return when a row was applied, or begun. One that does not say it, as adopted ones may not, is the oldest."""
+    moment = row.finished_at or row.started_at
+    if not isinstance(moment, datetime):
+        return datetime.min.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
@@ -63,23 +102,20 @@ def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
 
 
-def newest_applied(history: Iterable[HistoryRow]) -> int:
-    """Return the number of the newest applied version, -1 where there is none."""
-    return max((row.number for row in history if row.state is RecordState.APPLIED), default=-1)
-
-
 def failures(entries: Iterable[Entry]) -> list[HistoryRow]:
     """Return the rows of what has failed."""
     return [entry.row for entry in entries if entry.row and entry.row.state is RecordState.FAILED]
 
 
-def pending(entries: Iterable[Entry], to: str | None = None) -> tuple[Entry, ...]:
-    """Return what `up` would run, in order: everything, or everything up to and including `to`."""
+def pending(entries: Sequence[Entry], to: str | None = None) -> tuple[Entry, ...]:
+    """Return what `up` would run, in order: everything, or everything up to and including `to`.
+
+    Raises UsageError where there is no version `to`.
+    """
     return tuple(
         entry
-        for entry in entries
-        if (entry.state in RUNNABLE or halfway.goes_on(entry, Direction.UP))
-        and (to is None or int(entry.version) <= int(to))
+        for entry in entries[: _place(entries, to)]
+        if entry.state in RUNNABLE or halfway.goes_on(entry, Direction.UP)
     )
 
 
@@ -88,13 +124,8 @@ def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
 
     Those that have no file here are nobody's that reads these files. Raises UsageError where there is no version `to`.
     """
-    _known(entries, to)
     wanted = (*RUNNABLE, State.RUNNING)
-    return tuple(
-        entry.version
-        for entry in entries
-        if entry.migration and entry.state in wanted and (to is None or int(entry.version) <= int(to))
-    )
+    return tuple(entry.version for entry in entries[: _place(entries, to)] if entry.migration and entry.state in wanted)
 
 
 def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
@@ -103,7 +134,6 @@ def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
     Raises FilesError with all problems of all scripts concerned, HistoryError where a half-done migration
     cannot go on with the file as it is now, UsageError where there is no version `to`.
     """
-    _known(entries, to)
     return _plan(pending(entries, to), Direction.UP)
 
 
@@ -114,10 +144,15 @@ def plan_again(entries: Sequence[Entry], versions: Sequence[str], absent: Collec
     """
     there = pending(entries)
     steps = [entry for entry in there if entry.version in versions]
-    others = [entry for entry in there if entry.version not in {*versions, *absent}]
-    if wrong := [entry for entry in others if steps and int(entry.version) < int(steps[-1].version)]:
+    if wrong := [entry for entry in _others_before(steps, there) if entry.version not in absent]:
         raise _moved(wrong, "reverted", "apply both with up")
     return _plan(steps, Direction.UP)
+
+
+def _others_before(steps: Sequence[Entry], there: Sequence[Entry]) -> list[Entry]:
+    """Return what comes before the last of the steps, and is none of them."""
+    ours = {step.version for step in steps}
+    return [entry for entry in there[: there.index(steps[-1])] if entry.version not in ours] if steps else []
 
 
 def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
@@ -132,8 +167,8 @@ def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int |
     Raises UsageError where there is no version `to`, HistoryError where one of them is unknown: the database is ahead
     of the files.
     """
-    _known(entries, to)
-    chosen = [entry for entry in _revertible(entries) if to is None or int(entry.version) > int(to)][:steps]
+    above = entries if to is None else entries[_place(entries, to) :]
+    chosen = _revertible(above)[:steps]
     strangers = [entry for entry in chosen if entry.state is State.UNKNOWN]
     if strangers:
         text = "\n".join(printable(f"{unknown(entry)}; revert it with the release that has it") for entry in strangers)
@@ -148,8 +183,7 @@ def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
     """
     there = _revertible(entries)
     steps = [entry for entry in there if entry.version in versions]
-    others = [entry for entry in there if entry.version not in versions]
-    if wrong := [entry for entry in others if steps and int(entry.version) > int(steps[-1].version)]:
+    if wrong := _others_before(steps, there):
         raise _moved(wrong, "applied", "choose again what to revert")
     return _plan(steps, Direction.DOWN)
 
@@ -184,11 +218,14 @@ def _revertible(entries: Iterable[Entry]) -> list[Entry]:
     ]
 
 
-def _known(entries: Iterable[Entry], to: str | None) -> None:
-    if to is None or (to.isdecimal() and int(to) == 0):
-        return
-    if not to.isdecimal() or all(int(to) != int(entry.version) for entry in entries):
+def _place(entries: Sequence[Entry], to: str | None) -> int:
+    """Return how many of the entries come up to and including `to`."""
+    if to is None:
+        return len(entries)
+    place = next((count for count, entry in enumerate(entries, 1) if entry.version == to), 0)
+    if not place and to != NOTHING:
         raise UsageError(f"there is no version {to}")
+    return place
 
 
 def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:

@@ -9,12 +9,17 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import NamedTuple
 
-from pgratchet.core import versions
 from pgratchet.core.errors import FilesError, UsageError
-from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Source
+from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Rank, Source
 from pgratchet.core.printing import one_line
 from pgratchet.files import parsing
 from pgratchet.files.parsing import Content
+
+LONGEST_VERSION = 18
+"""Digits in a version: what a signed 64-bit number holds for certain."""
+
+LONGEST_GUESS = 40
+"""Digits of a text in which a version is looked for."""
 
 TIMESTAMP_DIGITS = 8
 """Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
@@ -57,51 +62,78 @@ class _Shelf:
     problems: list[Problem] = field(default_factory=list)
 
 
-def parse(files: Iterable[File], *, strict: bool = False) -> Catalogue:
-    """Return the migrations that the files make up, oldest first.
+class OwnLayout:
+    """Versions are numbers, as texts without leading zeros."""
 
-    Raises FilesError with every problem of the directory. A gap in a series of numbers is a warning, and a
-    problem where `strict`. Scripts are not read as SQL here: that is for those who plan to run them, unless
-    there are problems already, which are then reported together with those of the scripts.
-    """
-    shelf = _Shelf()
-    for file in files:
-        _put(shelf, file)
-    gaps = _gaps(shelf)
-    problems = _stray_downs(shelf) + shelf.problems + (gaps if strict else [])
-    if problems:
-        problems += _unfit_scripts(shelf)
-        raise FilesError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
-    return Catalogue(tuple(_migration(shelf, version) for version in _in_order(shelf)), tuple(gaps))
+    name = "pgratchet"
+    form = f"versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9"
+
+    def recognises(self, files: Iterable[File]) -> bool:
+        """Say whether any of the files is named as this layout has it."""
+        return any(_NAME.fullmatch(_unmarked(parsing.composed(file.name))) for file in files)
+
+    def parse(self, files: Iterable[File], *, strict: bool = False) -> Catalogue:
+        """Return the migrations that the files make up, oldest first.
+
+        Raises FilesError with every problem of the directory. A gap in a series of numbers is a warning, and a
+        problem where `strict`. Scripts are not read as SQL here: that is for those who plan to run them, unless
+        there are problems already, which are then reported together with those of the scripts.
+        """
+        shelf = _Shelf()
+        for file in files:
+            _put(shelf, file)
+        gaps = _gaps(shelf)
+        problems = _stray_downs(shelf) + shelf.problems + (gaps if strict else [])
+        if problems:
+            problems += _unfit_scripts(shelf)
+            raise FilesError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
+        return Catalogue(tuple(_migration(shelf, version) for version in _in_order(shelf)), tuple(gaps))
+
+    def canonical(self, text: str) -> str | None:
+        """Return a version without leading zeros; None for what is no version."""
+        fits = text.isascii() and text.isdecimal() and len(text) <= LONGEST_VERSION
+        return (text.lstrip("0") or "0") if fits else None
+
+    def meant(self, text: str) -> str | None:
+        """Return the version that a person has meant: with a plus, blanks, zeros or the digits of another script."""
+        digits = text.strip().removeprefix("+")
+        return self.canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= LONGEST_GUESS else None
+
+    def rank(self, version: str) -> Rank | None:
+        """Return the number that a version is; None for what is no version."""
+        return None if self.canonical(version) is None else (int(version),)
+
+    def draft(self, migrations: Sequence[Migration], description: str, kind: Kind, now: datetime) -> dict[str, str]:
+        """Return the files of a new migration, by name: the next number, or the next timestamp where these are used.
+
+        Raises UsageError for a description that no file can be named after.
+        """
+        text = one_line(description)
+        title = _title(text)
+        if not title:
+            raise UsageError(f"'{text:.100}' has no letter or digit to name a file after")
+        last = migrations[-1] if migrations else None
+        digits = _next(last, now)
+        if kind is Kind.PYTHON:
+            # In its first two lines Python looks for the file's encoding (PEP 263), within any comment.
+            text = re.sub("coding(?=[:=])", "coding ", text)
+        mark = parsing.COMMENT[kind]
+        head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
+        if kind is Kind.PYTHON:
+            return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
+        return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
 
 
-def draft(migrations: Sequence[Migration], description: str, kind: Kind, now: datetime) -> dict[str, str]:
-    """Return the files of a new migration, by name: the next number, or the next timestamp where these are used.
-
-    Raises UsageError for a description that no file can be named after.
-    """
-    text = one_line(description)
-    title = _title(text)
-    if not title:
-        raise UsageError(f"'{text:.100}' has no letter or digit to name a file after")
-    last = migrations[-1] if migrations else None
-    digits = _next(last, now)
-    if kind is Kind.PYTHON:
-        # In its first two lines Python looks for the file's encoding (PEP 263), within any comment.
-        text = re.sub("coding(?=[:=])", "coding ", text)
-    mark = parsing.COMMENT[kind]
-    head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
-    if kind is Kind.PYTHON:
-        return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
-    return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
+own = OwnLayout()
+"""The layout itself: it has no state."""
 
 
 def _next(last: Migration | None, now: datetime) -> str:
     """Return the digits behind those of the last migration, as wide as its file has them."""
     if last is None:
         return "001"
-    number = last.number + 1
-    if versions.canonical(str(number)) is None:
+    number = int(last.version) + 1
+    if own.canonical(str(number)) is None:
         raise UsageError(f"there is no version above {last.version}, the last one; give it a lower number")
     if len(last.version) >= TIMESTAMP_DIGITS:
         return str(max(number, int(f"{now:%Y%m%d%H%M%S}"[: len(last.version)])))
@@ -159,7 +191,7 @@ def _read(file: File) -> _Read | Problem:
     version = str(int(name["digits"]))
     kind = Kind.PYTHON if name["suffix"] == ".py" else Kind.SQL
     direction = Direction.DOWN if name["suffix"] == ".down.sql" else Direction.UP
-    return _Read(version, title, kind, direction, parsing.read(file, kind, version))
+    return _Read(version, title, kind, direction, parsing.read(file, kind, version, own))
 
 
 def _unmarked(name: str) -> str:
@@ -188,7 +220,7 @@ def _migration(shelf: _Shelf, version: str) -> Migration:
         down = up.content.source
     elif version in shelf.downs:
         down = shelf.downs[version].content.source
-    return Migration(version, up.title, up.kind, up.content.checksum, up.content.source, down)
+    return Migration(version, (int(version),), up.title, up.kind, up.content.checksum, up.content.source, down)
 
 
 def _stray_downs(shelf: _Shelf) -> list[Problem]:

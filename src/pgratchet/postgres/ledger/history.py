@@ -16,14 +16,13 @@ import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
-from pgratchet.core.versions import LONGEST_VERSION, canonical
 from pgratchet.postgres.ledger import trust
 from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, absent, defined, required
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.guards import Guard, Guards
 from pgratchet.postgres.link.session import Connection
-from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
+from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier
 from pgratchet.postgres.link.temporary import through_races
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
@@ -63,9 +62,6 @@ LEFT JOIN (
 ) a ON a.attrelid {EQ} c.oid
 WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
 """
-MOST_SHOWN = 40
-"""Characters of a version that is none."""
-
 _LEAVES = f"""
 SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
 FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) p
@@ -119,12 +115,12 @@ class History(NamedTuple):
                 raise
             columns = await self._copied_after(raised, connection, patience)
         try:
-            return _rows(_values(columns), self.table)
+            return _rows(_values(columns))
         except ValueError:
             # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
             if await self.is_safe(connection):
                 return await self._select(connection, "", (), patience)
-        return _rows(_strangers(columns), self.table)
+        return _rows(_strangers(columns))
 
     async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
         """Return the same as `_copied` if a second look finds in order what a first one has raised."""
@@ -205,7 +201,7 @@ class History(NamedTuple):
         if columns and not columns.keys() >= set(required()):
             raise ForeignTableError(self._described(*await self._relation(connection)))
         try:
-            return _rows(_values(columns), self.table)
+            return _rows(_values(columns))
         except ValueError:
             raise ServerError(self._unreadable) from None
 
@@ -475,12 +471,9 @@ def _strangers(texts: dict[str, Texts]) -> dict[str, list[Any]]:
     return {name: [value(COLUMNS[name], text) for text in texts[name]] for name in COLUMNS.keys() & texts}
 
 
-def _rows(columns: dict[str, list[Any]], table: Table) -> tuple[HistoryRow, ...]:
+def _rows(columns: dict[str, list[Any]]) -> tuple[HistoryRow, ...]:
     if not columns:
         return ()
-    for version in columns["version"]:
-        if not isinstance(version, str) or canonical(version) != version:
-            raise ServerError(_not_ours(version, table))
     states = [_STATES.get(state) for state in columns["state"]]
     if None in states:
         version, state = (columns[name][states.index(None)] for name in ("version", "state"))
@@ -491,40 +484,6 @@ def _rows(columns: dict[str, list[Any]], table: Table) -> tuple[HistoryRow, ...]
             columns[name] = [nothing if value is None else value for value in columns[name]]
     fields = [columns.get(name) or repeat(None, len(states)) for name in HistoryRow._fields]
     return tuple(map(HistoryRow._make, zip(*fields, strict=True)))
-
-
-def _not_ours(version: object, table: Table) -> str:
-    """Return what is wrong with a row whose version pgratchet has not written: it would count as another version."""
-    text = str(version)
-    row = f"the history has a row of version {text!a:.{MOST_SHOWN}}"
-    where = f"WHERE {_condition(None if version is None else text)}"
-    delete = f"DELETE FROM {table.quoted} {where}"
-    if meant := _meant(text):
-        return (
-            f"{row}, which is '{meant}' as pgratchet writes it: it counts as another one; "
-            f"UPDATE {table.quoted} SET version = '{meant}' {where}, or, where there is a row '{meant}' too, {delete}"
-        )
-    return (
-        f"{row}, which is no version: versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9; find out "
-        f"which one is meant, and UPDATE {table.quoted} SET version = '<its number>' {where}, or {delete}"
-    )
-
-
-def _meant(text: str) -> str | None:
-    """Return the version that a person has meant by it, with a plus, blanks, zeros or the digits of another script."""
-    digits = text.strip().removeprefix("+")
-    return canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= MOST_SHOWN else None
-
-
-def _condition(text: str | None) -> str:
-    """Return what is true of the row alone, in characters that can be copied from any terminal."""
-    if text is None:
-        return "version IS NULL"
-    if len(text) > MOST_SHOWN:
-        return f"length(version) = {len(text)}"
-    if text.isascii() and text.isprintable():
-        return f"version = {literal(text)}"
-    return "version = E'" + "".join(f"\\U{ord(each):08x}" for each in text) + "'"
 
 
 def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:

@@ -1,5 +1,7 @@
 """The SQL that writes the history: claims, records, counts and failures, each fenced."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pgratchet.core.model import Direction, Entry, HistoryRow, Migration, Mode, RecordState, Step
@@ -30,15 +32,40 @@ class Writer(NamedTuple):
     tool_version: str
 
 
+class Applied(NamedTuple):
+    """A set of applied versions, in a form of which the server can tell whether it still is the history's."""
+
+    total: int
+    digest: str
+
+    @classmethod
+    def of(cls, versions: Sequence[bytes]) -> "Applied":
+        """Return the form of versions in UTF-8 and in order."""
+        return cls(len(versions), hashlib.sha256(b"\0".join(versions)).hexdigest())
+
+    def holds(self, table: Table) -> str:
+        """Return the condition that is true while exactly these versions are applied.
+
+        Neither the collation nor the encoding of the database has a part in it, and no text of a server has a NUL.
+        """
+        version = "pg_catalog.convert_to(version, 'UTF8')"
+        joined = f"pg_catalog.string_agg({version}, pg_catalog.decode('00', 'hex') ORDER BY {version})"
+        digest = f"pg_catalog.encode(pg_catalog.sha256(COALESCE({joined}, '')), 'hex')"
+        return (
+            f"(SELECT pg_catalog.count(*) {EQ} {self.total} AND {digest} {EQ} {literal(self.digest)} "
+            f"FROM {table.quoted} WHERE state {EQ} {literal(RecordState.APPLIED)})"
+        )
+
+
 class Claim(NamedTuple):
     """A step that a run is about to do, and the random token by which it knows its own row again.
 
-    `newest` is the number of the newest applied version that it is to be done after, -1 for none.
+    `before` are the applied versions that it is to be done after, None where nobody can have changed them since.
     """
 
     step: Step
     token: str
-    newest: int | None = None
+    before: Applied | None = None
 
 
 class Records(NamedTuple):
@@ -82,12 +109,10 @@ class Records(NamedTuple):
         if self.take_lock is None:
             return self._checked
         taken = self.guards.unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
-        if claim.newest is None:
+        if claim.before is None:
             return taken + self._checked
         # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
-        newest = f"SELECT COALESCE(pg_catalog.max(version::pg_catalog.numeric), -1) FROM {self.table.quoted}"
-        applied = f"({newest} WHERE state {EQ} {literal(RecordState.APPLIED)}) {EQ} {claim.newest}"
-        return taken + self._checked + self.guards.unless(applied, Guard.MOVED)
+        return taken + self._checked + self.guards.unless(claim.before.holds(self.table), Guard.MOVED)
 
     def _claim(self, claim: Claim, writer: Writer) -> str:
         step = claim.step

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, Pgr
 from pgratchet.core.events import Started
 from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Mode, RecordState, Step
 from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.ledger.records import FLUSH, Claim, Records
+from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, describe
@@ -50,15 +51,15 @@ class Execution:
         self._waiting: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(self, records: Records, steps: Iterable[Step], applied: Iterable[int]) -> None:
+    async def run(self, records: Records, steps: Iterable[Step], applied: Iterable[str]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
-        `applied` are the numbers of the versions that the steps were planned for. Raises OvertakenError where that is
-        no longer so, BusyError where another runner has the lock.
+        `applied` are the versions that the steps were planned for. Raises OvertakenError where that is no longer so,
+        BusyError where another runner has the lock.
         """
         self._framing = self._framing._replace(records=records)
-        groups = _groups if self._framing.records.take_lock is None else _one_by_one
-        self._waiting = deque(groups(_claims(steps, applied)))
+        alone = records.take_lock is not None
+        self._waiting = deque(_one_by_one(steps, applied) if alone else _groups(map(_claim, steps)))
         with self._wire.listening():
             while self._waiting:
                 group = self._waiting.popleft()
@@ -224,19 +225,20 @@ def _finished(claim: Claim, seconds: float | None) -> Finished:
     return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
 
 
-def _claims(steps: Iterable[Step], applied: Iterable[int]) -> Iterator[Claim]:
-    """Yield the steps, claimed, each with what is the newest version when its turn comes."""
-    there = set(applied)
+def _claim(step: Step, before: Applied | None = None) -> Claim:
+    return Claim(step, uuid4().hex, before)
+
+
+def _one_by_one(steps: Iterable[Step], applied: Iterable[str]) -> Iterator[Group]:
+    """Yield the steps, claimed, each alone and with the versions that are applied when its turn comes."""
+    there = sorted(version.encode() for version in applied)
     for step in steps:
-        yield Claim(step, uuid4().hex, max(there, default=-1))
+        yield (_claim(step, Applied.of(there)),)
+        version = step.migration.version.encode()
         if step.direction is Direction.UP:
-            there.add(step.migration.number)
+            insort(there, version)
         else:
-            there.discard(step.migration.number)
-
-
-def _one_by_one(claims: Iterable[Claim]) -> Iterator[Group]:
-    return ((claim,) for claim in claims)
+            there.remove(version)
 
 
 def _groups(claims: Iterable[Claim]) -> Iterator[Group]:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
-from pgratchet.core import versions
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 from pgratchet.core.printing import one_line, printable
 from pgratchet.files import parsing
+from pgratchet.files.layout import Layout
 
 UNKNOWN_CHECKSUM = "unknown"
 """Stands in the history for a file that was not there when its row was adopted."""
@@ -30,6 +30,7 @@ def take_over(
     rows: Iterable[ForeignRow],
     migrations: Mapping[str, Migration],
     recorded: Collection[str],
+    layout: Layout,
     *,
     skip_failed: bool,
 ) -> Takeover:
@@ -38,11 +39,11 @@ def take_over(
     Raises HistoryError for rows whose version is none, for rows that speak of another file than the one here, and
     for versions that have only failed, unless these are to be skipped, which leaves them pending.
     """
-    latest, strange = _latest(rows)
+    latest, strange = _latest(rows, layout)
     failed = {version: row for version, row in latest.items() if not row.success}
     done = {version: row for version, row in latest.items() if row.success}
     other = {version: row for version, row in done.items() if not _same_file(row, migrations.get(version))}
-    problems = [_no_version(row) for row in strange]
+    problems = [_no_version(row, layout) for row in strange]
     problems += [_other_file(version, row, migrations[version]) for version, row in other.items()]
     if not skip_failed:
         problems += [_failed(version, row) for version, row in failed.items()]
@@ -59,7 +60,7 @@ def take_over(
     )
 
 
-def _latest(rows: Iterable[ForeignRow]) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
+def _latest(rows: Iterable[ForeignRow], layout: Layout) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
     """Return one row for each version, in order: one that says success, where there is one. And what is no version.
 
     The column may be of any type: runners have written 2, '2' and '002'.
@@ -67,19 +68,18 @@ def _latest(rows: Iterable[ForeignRow]) -> tuple[dict[str, ForeignRow], list[For
     latest: dict[str, ForeignRow] = {}
     strange = []
     for row in sorted(rows, key=lambda row: bool(row.success)):
-        version = versions.canonical(str(row.version))
+        version = layout.canonical(str(row.version))
         if version is None:
             strange.append(row)
         else:
             latest[version] = row
-    return {version: latest[version] for version in sorted(latest, key=int)}, strange
+    return {version: latest[version] for version in sorted(latest, key=lambda each: layout.rank(each) or ())}, strange
 
 
-def _no_version(row: ForeignRow) -> str:
-    longest = versions.LONGEST_VERSION
+def _no_version(row: ForeignRow, layout: Layout) -> str:
     return (
         f"the row of version {str(row.version)!a:.60} ({row.filename}) has no version that a file could have: "
-        f"versions are numbers, at most {longest} of the digits 0 to 9; correct that row, or delete it"
+        f"{layout.form}; correct that row, or delete it"
     )
 
 
