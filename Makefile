@@ -11,14 +11,17 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 TEST := $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal
 SERVERS := .servers
 MAJORS := 14 15 16 17 18
+TYPER := .typer
+TYPER_FLOOR := $(shell sed -n 's/^ *"typer>=\([0-9.]*\)",/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-matrix chaos model lint types bench clean
+.PHONY: help demo test test-matrix test-typer chaos model lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
 	@echo "make test    the whole test suite (make test ARGS='-k lifespan' for a part)"
 	@echo "make test-18 what needs a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
+	@echo "make test-typer   the command line, on the oldest typer that is accepted"
 	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
@@ -38,6 +41,12 @@ test-%: $(VENV)/.dev $(SERVERS)/.installed
 	PGRATCHET_POSTGRES_BIN=$(CURDIR)/$(SERVERS)/node_modules/pg$*/native/bin \
 		$(TEST) tests/integration tests/faults tests/concurrency tests/hostile $(ARGS)
 
+# On the newest typer these run with all others, where the environment is new. The warning is about what the oldest
+# imports from click.
+test-typer: $(TYPER)/.installed
+	PYTHONPATH=$(CURDIR)/$(TYPER) $(TEST) -W ignore::DeprecationWarning:typer \
+		tests/unit/test_cli.py tests/applications/test_command_line.py $(ARGS)
+
 chaos: $(VENV)/.dev
 	$(RUN) -m tests.chaos $(ARGS)
 
@@ -56,7 +65,7 @@ model:
 	@model/check.sh
 
 clean:
-	rm -rf $(VENV) $(SERVERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
+	rm -rf $(VENV) $(SERVERS) $(TYPER) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
 	find src tests examples benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN):
@@ -67,6 +76,12 @@ $(SERVERS)/.installed: tests/servers/package.json tests/servers/package-lock.jso
 	mkdir -p $(SERVERS)
 	cp $^ $(SERVERS)
 	npm ci --prefix $(SERVERS) --silent --no-audit --no-fund
+	@touch $@
+
+# Laid over the environment, and with the newest click and rich that it takes.
+$(TYPER)/.installed: pyproject.toml $(VENV)/.dev
+	rm -rf $(TYPER)
+	$(INSTALL) --target $(TYPER) "typer==$(TYPER_FLOOR)"
 	@touch $@
 
 # pip first: what comes with Python 3.11 does not know dependency groups.
