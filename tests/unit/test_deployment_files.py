@@ -130,7 +130,7 @@ def test_continuous_integration_is_one_executable_file_that_runs_everything() ->
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
     made = [line.removeprefix("make ") for line in lines if line.startswith("make ")]
-    assert made == ["test", "test-14 test-18", "lint", "types", "model"]
+    assert made == ["test", "test-14 test-18", "test-typer", "lint", "types", "model"]
 
 
 def test_every_target_that_is_called_somewhere_is_in_the_makefile() -> None:
