@@ -708,7 +708,6 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         ["stauts"],
         ["up", "--budgte", "3"],
         ["up", "--budget", "soon"],
-        ["up", "--budget", "-1"],
         ["down", "--steps", "0"],
         ["status", "now"],
         ["new"],

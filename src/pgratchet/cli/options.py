@@ -23,12 +23,12 @@ _JSON = typer.Option("--json", help="Write one JSON document to stdout instead o
 _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
 _LATE = _setting("ALLOW_LATE", None, "Apply also what is pending below a version that is applied.")
 _STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database that have no file.")
-_BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.", min=0)
+_BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.")
 _DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.", parser=Hidden)
 _LOCK = _setting("LOCK", None, "What keeps runners apart; what the connection allows if not given.")
 _OWNER = _setting("OWNER", "ROLE", "Whom the migrations run as, and who owns the history.")
-_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.", min=0)
-_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.", min=0)
+_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.")
+_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.")
 _JOURNAL = _setting("JOURNAL", "FILE", "Gets a line for each finished step.")
 _READERS = typer.Option(
     "--reader",
