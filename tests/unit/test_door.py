@@ -274,6 +274,7 @@ WRONG_SETTINGS = [
     ("--dir (PGRATCHET_DIR)", "dir", "m\n", "which has"),
     ("--table (PGRATCHET_TABLE)", "table", "a.b.c", "write schema.name"),
     ("--budget (PGRATCHET_BUDGET)", "budget", "nan", A_NUMBER),
+    ("--budget (PGRATCHET_BUDGET)", "budget", "-1", A_NUMBER),
     ("--lock-timeout (PGRATCHET_LOCK_TIMEOUT)", "lock_timeout", "1e10", A_NUMBER),
     ("--statement-timeout (PGRATCHET_STATEMENT_TIMEOUT)", "statement_timeout", "inf", A_NUMBER),
     ("one of --reader (PGRATCHET_READERS)", "readers", "x" * 64, "at most 63"),
