@@ -116,7 +116,7 @@ active [SESSIONS] proctype Session()
 {
 end:	do
 	:: atomic { alive[me] && !linked[me] -> die(me) }
-#ifdef NOLOCK                    /* a statement of its own: is the newest applied version what the plan was made for? */
+#ifdef NOLOCK                    /* a statement of its own: are the applied versions those that the plan was made for? */
 	:: atomic { asked[me] == WHOLE -> if :: as_planned -> asked[me] = PLANNED :: else -> tell(MOVED) fi }
 #endif
 #ifdef NOCLAIM                   /* the record is no key, and is written last */

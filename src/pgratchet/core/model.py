@@ -15,7 +15,7 @@ Rank: TypeAlias = tuple[int | str, ...]
 """The place of a version among others: tuples of one layout compare with each other."""
 
 Ranking: TypeAlias = Callable[[str], Rank | None]
-"""What a layout knows of the place of a bare version, None where it knows nothing."""
+"""Gives the rank of a version by its text alone, None where the text does not say it."""
 
 
 class Kind(StrEnum):
@@ -88,7 +88,7 @@ class File(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something in a file that its author has to mend, and how. Lines count from 1."""
+    """Something in a file that its author has to fix, and how. Lines count from 1."""
 
     path: str
     message: str

@@ -1,4 +1,4 @@
-"""What a layout is: the way in which the files of a directory are named and written, and in which versions are."""
+"""The contract of a layout, which reads the names and texts of a directory's files and orders their versions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name by which people call it."""
 
     @property
     def form(self) -> str:

@@ -1,1 +1,1 @@
-"""What is recorded: the history table, the SQL that writes it, the lock."""
+"""The record of all runs: the history table, the SQL that writes it, the lock."""

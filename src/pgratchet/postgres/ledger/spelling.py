@@ -1,4 +1,4 @@
-"""Whether the history has its versions as the layout writes them: in another spelling one would count as another."""
+"""Refuses rows whose version the layout spells otherwise: they would count as other versions."""
 
 from collections.abc import Iterable
 
