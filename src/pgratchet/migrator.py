@@ -279,9 +279,8 @@ class Migrator:
         from pgratchet.runs.repairing import repair  # noqa: PLC0415 - the same
 
         version, reason = discreet(version), discreet(reason)
-        if verdict not in list(Verdict):
-            raise UsageError(f"the verdict of a repair is one of {', '.join(Verdict)}")
-        judgement = Judgement(self._canonical("version", version), Verdict(verdict), arguments.prose("reason", reason))
+        said = Verdict(arguments.choice("verdict", verdict, Verdict))
+        judgement = Judgement(self._canonical("version", version), said, arguments.prose("reason", reason))
         work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
         return await cancelled_for_good(work)
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.postgres.ledger import lock
-from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.foreign.homemade import Takeover, take_over
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.spelling import refuse_misspelled
@@ -34,7 +33,7 @@ async def adopt(
         async with lock.exclusively(connection, key, budget, settings.owner):
             seal = await history.hold(connection, settings.readers_of(facts.login), budget)
             takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)
-            await history.adopt(connection, takeover.rows, f"adopted from {source}", without=absent(seal.columns))
+            await history.adopt(connection, takeover.rows, f"adopted from {source}", without=seal.absent)
             return _adoption(takeover, source, history.table, dry_run=False)
 
 

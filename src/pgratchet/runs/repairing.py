@@ -5,7 +5,6 @@ from pgratchet.core.model import Catalogue, Entry, Lock, State
 from pgratchet.core.plan.verdicts import Judgement, settle
 from pgratchet.core.printing import printable
 from pgratchet.postgres.ledger import lock
-from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
@@ -30,7 +29,7 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
             facts = await frames.facts(connection, None, settings.owner)
             frames.refuse_useless(facts)
             seal = await history.hold(connection, settings.readers_of(facts.login), budget)
-            records = lock.records(settings.table, Lock.NONE)._replace(absent=absent(seal.columns))
+            records = lock.records(settings.table, Lock.NONE)._replace(absent=seal.absent)
             entry = await _entry(connection, settings, catalogue, judgement.version, budget)
             await _record(connection, settings, records, entry, judgement, facts)
             return await _entry(connection, settings, catalogue, judgement.version, budget)

@@ -9,7 +9,7 @@ from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, Mode, Recor
 from pgratchet.core.plan.doubt import refuse_unjudged
 from pgratchet.core.plan.halfway import in_flight, refuse_interrupted
 from pgratchet.core.plan.planning import Phase, failures, plan_up
-from pgratchet.postgres.ledger import columns, lock
+from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
 from pgratchet.postgres.link.sql import become
@@ -32,9 +32,9 @@ async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
     executing = execution.Execution(_wire(turn, framing.facts), framing, turn.progress)
     overtaken: list[tuple[HistoryRow | None, ...]] = []
     while waiting:
-        history, absent = turn.settings.history, turn.lock.records.absent
-        seal = await history.ensure(turn.connection, readers, turn.budget, without=absent)
-        turn.lock.records = turn.lock.records._replace(seal=seal, absent=columns.absent(seal.columns))
+        records = turn.lock.records
+        seal = await turn.settings.history.ensure(turn.connection, readers, turn.budget, without=records.absent)
+        turn.lock.records = records._replace(seal=seal, absent=seal.absent)
         entries = await _look_again(turn, waiting[0].direction)
         if await _let_finish(turn, in_flight(entries, waiting[0].direction)):
             continue

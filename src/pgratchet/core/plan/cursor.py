@@ -10,6 +10,8 @@ Its text has the form `DIGEST[ SESSION][>DIGEST[ {OIDS}] TIME]`:
 
 from typing import NamedTuple
 
+from pgratchet.core.model import HistoryRow
+
 MARK = ">"
 """Separates the digest of the finished statements from the one that includes the statement in progress."""
 
@@ -41,7 +43,7 @@ class Begun(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """What a row says of its finished statements; `session` is None where that is not recorded."""
+    """The finished statements of a row, and the one in progress; `session` is None where that is not recorded."""
 
     digest: str
     session: str | None = None
@@ -56,6 +58,11 @@ class Cursor(NamedTuple):
     def counted(self) -> str:
         """The text that says that the statement in progress took effect."""
         return _text(self.begun.digest if self.begun else self.digest, self.session)
+
+
+def of(row: HistoryRow | None) -> Cursor | None:
+    """Return the cursor of a row, None for one that counts no statements."""
+    return None if row is None or row.cursor is None else read(row.cursor)
 
 
 def read(text: str) -> Cursor:

@@ -17,7 +17,8 @@ FIRST_CHARACTERS = 60
 
 def doubt(row: HistoryRow | None) -> Begun | None:
     """Return the statement of a row that is in doubt."""
-    return None if row is None or row.cursor is None else cursor.read(row.cursor).begun
+    at = cursor.of(row)
+    return at and at.begun
 
 
 def refuse_unjudged(steps: Iterable[Step]) -> None:

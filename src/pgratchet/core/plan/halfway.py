@@ -38,8 +38,8 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Hi
     row = entry.row
     if row is None or not (goes_on(entry, direction) or _failed_halfway(row, direction)):
         return 0, None
-    digest = None if row.cursor is None else cursor.read(row.cursor).digest
-    if script.mode is Mode.TRANSACTION or digest_at(script, row.statements_done) != digest:
+    at = cursor.of(row)
+    if script.mode is Mode.TRANSACTION or digest_at(script, row.statements_done) != (at and at.digest):
         message = (
             f"{script.source.path}: its first {row.statements_done} statement(s) are committed since an earlier run, "
             "but are not the same any more, or would share a transaction now; restore them as they were, fix only "

@@ -41,7 +41,7 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
 
 
 def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settled:
-    at = None if row is None or row.cursor is None else cursor.read(row.cursor)
+    at = cursor.of(row)
     if row is not None and row.state in _HALFWAY and row.cursor is None:
         whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED
         raise _pointless(

@@ -4,7 +4,7 @@ The columns that are NOT NULL make a table a history, and are those of the first
 nullable ones only: a release that does not know a column does not write it, and reads the others.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
@@ -53,7 +53,7 @@ class Column(NamedTuple):
 
     @property
     def nullable(self) -> bool:
-        """Whether a history may lack it."""
+        """True if a history may lack it."""
         return not self.more
 
 
@@ -86,11 +86,6 @@ COLUMNS = {
     "error": _TEXT,
 }
 """By name, in the order of a new table."""
-
-
-def absent(present: Iterable[str]) -> frozenset[str]:
-    """Return which columns are not among those."""
-    return frozenset(COLUMNS).difference(present)
 
 
 def required() -> list[str]:

@@ -17,7 +17,7 @@ import asyncpg
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
 from pgratchet.postgres.ledger import trust
-from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, absent, defined, required
+from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, defined, required
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.guards import Guard, Guards
@@ -26,7 +26,7 @@ from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier
 from pgratchet.postgres.link.temporary import through_races
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
-"""What stands for a value that a table of ours always has, and one of somebody else's may lack."""
+"""The values for NULLs that only somebody else's table has."""
 _STATES = {state.value: state for state in RecordState}
 
 KNOWN_TABLES = (
@@ -124,7 +124,7 @@ class History(NamedTuple):
 
     async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
         """Return the same as `_copied` if a second look finds in order what a first one has raised."""
-        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        found = await self._inspect(connection)
         if found.strange and raised is Guard.OWNER:
             raise ForeignTableError(self._untrusted(found.strange))
         guards = Guards.new()
@@ -247,12 +247,15 @@ class History(NamedTuple):
 
     async def is_safe(self, connection: Connection) -> bool | None:
         """Say whether nobody could run code in whoever uses the table but those that a run trusts; None without one."""
-        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        found = await self._inspect(connection)
         return None if found.kind is None else found.kind in _TABLES and not found.strange
+
+    async def _inspect(self, connection: Connection) -> trust.Inspection:
+        return await trust.inspect(connection, self.table, self.owner, self.trusted)
 
     async def _refuse_unsafe(self, connection: Connection) -> trust.Inspection:
         """Return what there is to know of the table; raises ForeignTableError where it is none, or is not safe."""
-        found = await trust.inspect(connection, self.table, self.owner, self.trusted)
+        found = await self._inspect(connection)
         if found.kind not in (None, *_TABLES):
             raise ForeignTableError(self._described(*await self._relation(connection)))
         if found.strange:
@@ -305,7 +308,7 @@ class History(NamedTuple):
         self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
     ) -> trust.Seal:
         """Add the columns that an older release has not made; return the table as it is then."""
-        if not (missing := absent(seal.columns)):
+        if not (missing := seal.absent):
             return seal
         if not missing.isdisjoint(required()):
             raise ForeignTableError(self._described(*await self._relation(connection)))

@@ -25,7 +25,7 @@ FLUSH = f"BEGIN;{DURABLE}SELECT pg_catalog.pg_logical_emit_message(true, 'pgratc
 
 
 class Writer(NamedTuple):
-    """Who writes: what a row says about the runner that made it."""
+    """A runner, as the rows that it makes name it."""
 
     applied_by: str
     backend_start: str
@@ -93,7 +93,7 @@ class Records(NamedTuple):
 
     @property
     def _checked(self) -> str:
-        """What begins every transaction that writes: it raises where somebody may have attached a trigger."""
+        """The SQL that begins every transaction that writes: it raises where somebody may have attached a trigger."""
         return self.seal.check(self.guards) if self.seal else ""
 
     def claim(self, claim: Claim, writer: Writer) -> str:
@@ -134,25 +134,23 @@ class Records(NamedTuple):
 
     def tally(self, claim: Claim, done: int, digest: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
-        values = f"statements_done = {done}, cursor = {cursor.written(digest)}"
-        update = f"UPDATE {self.table.quoted} SET {values} WHERE {self._own(claim)}"
-        counted = self._fenced(f"{update} AND statements_done {EQ} {done - 1}", f"statements_done {EQ} {done}")
-        return self._checked + counted
+        values = {"statements_done": literal(done), "cursor": cursor.written(digest)}
+        update = self._update(values, f"{self._own(claim)} AND statements_done {EQ} {done - 1}")
+        return self._checked + self._fenced(update, f"statements_done {EQ} {done}")
 
     def note(self, claim: Claim, digest: str) -> str:
         """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
         noted = cursor.written(digest)
-        update = f"UPDATE {self.table.quoted} SET cursor = {noted}"
-        return f"{self._checked}{update} WHERE {self._own(claim)} AND cursor {NE} ({noted});"
+        return f"{self._checked}{self._update({'cursor': noted}, f'{self._own(claim)} AND cursor {NE} ({noted})')};"
 
     def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
         """Return the SQL that says that the statement behind the first `done` is about to run bare.
 
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
-        update = f"UPDATE {self.table.quoted} SET cursor = {cursor.written_at_beginning(before, after)}"
-        fenced = self._fenced(f"{update} WHERE {self._own(claim)} AND statements_done {EQ} {done}", cursor.MARKED)
-        return self._checked + fenced
+        values = {"cursor": cursor.written_at_beginning(before, after)}
+        update = self._update(values, f"{self._own(claim)} AND statements_done {EQ} {done}")
+        return self._checked + self._fenced(update, cursor.MARKED)
 
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
@@ -201,10 +199,7 @@ class Records(NamedTuple):
             values |= self._file(migration)
         proof = f"state {EQ} {literal(settled.state)}"
         if row is None:
-            written = self._written(values)
-            return self._fenced(
-                f"INSERT INTO {self.table.quoted} ({', '.join(written)}) VALUES ({', '.join(written.values())})", proof
-            )
+            return self._fenced(self._new(values), proof)
         return self._fenced(self._update(values, f"version {EQ} {literal(row.version)} AND {_as_read(row)}"), proof)
 
     def _insert(self, claim: Claim, writer: Writer, state: RecordState, error: str | None, *, replaces: bool) -> str:
@@ -213,9 +208,9 @@ class Records(NamedTuple):
         delete = f"DELETE FROM {self.table.quoted} WHERE {self._version(claim)} AND state {EQ} ANY ({left})"
         migration = claim.step.migration
         now = "pg_catalog.clock_timestamp()"
-        # Who replaces a row keeps its reason, if the table has any.
+        # A row keeps the reason of the one that it replaces, if the table has any.
         kept = "RETURNING reason" if "reason" not in self.absent else ""
-        values = self._written(
+        insert = self._new(
             self._file(migration)
             | {
                 "state": literal(state),
@@ -227,8 +222,6 @@ class Records(NamedTuple):
             }
             | (_first_cursor(claim.step) | self._writer(claim, writer))
         )
-        columns = ", ".join(values)
-        insert = f"INSERT INTO {self.table.quoted} ({columns}) VALUES ({', '.join(values.values())})"
         return f"WITH left_over AS ({delete} {kept}) {insert}" if replaces else insert
 
     def _take(self, claim: Claim, writer: Writer, condition: str, more: dict[str, str]) -> str:
@@ -246,7 +239,7 @@ class Records(NamedTuple):
             | more
         )
         if step.direction is Direction.UP:
-            # What comes after the finished statements may have been mended since.
+            # What comes after the finished statements may have been fixed since.
             values["checksum"] = literal(step.migration.checksum)
             values["compatible_with"] = literal(step.migration.up.options.compatible_with)
         update = self._update(values, f"{self._version(claim)} AND {condition}")
@@ -287,6 +280,10 @@ class Records(NamedTuple):
         written = self._written(values) or {"state": "state"}
         settings = ", ".join(f"{name} = {value}" for name, value in written.items())
         return f"UPDATE {self.table.quoted} SET {settings} WHERE {where}"
+
+    def _new(self, values: dict[str, str]) -> str:
+        written = self._written(values)
+        return f"INSERT INTO {self.table.quoted} ({', '.join(written)}) VALUES ({', '.join(written.values())})"
 
     def _written(self, values: dict[str, str]) -> dict[str, str]:
         """Return the values of the columns that the table has."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.guards import Guard, Guards
 from pgratchet.postgres.link.own import Connection
@@ -130,6 +131,11 @@ class Seal(NamedTuple):
     columns: Sequence[str]
     alterable: bool
 
+    @property
+    def absent(self) -> frozenset[str]:
+        """The columns of a history that the table does not have."""
+        return frozenset(COLUMNS).difference(self.columns)
+
     def check(self, guards: Guards) -> str:
         """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
         same = f"{_oid(self.table)} {EQ} {self.oid}"
@@ -158,7 +164,7 @@ class Inspection(NamedTuple):
 
     @property
     def has_heirs(self) -> bool:
-        """Whether other tables inherit from this one, and are no partitions of it."""
+        """True if other tables inherit from this one, and are no partitions of it."""
         return self.kind == "r" and self.seal is not None and len(self.seal.tree) > 1
 
 

@@ -77,8 +77,8 @@ class _Run:
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""
         step = self._claim.step
-        text = step.over and step.over.cursor
-        was = None if text is None else cursor.read(text).session
+        at = cursor.of(step.over)
+        was = at and at.session
         now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
         if was not in (None, now):
             raise other_session(step, was, now)

@@ -8,7 +8,6 @@ import asyncpg
 
 from pgratchet.core.errors import MigrationFailedError, UsageError
 from pgratchet.core.model import Failure, Finished, Kind, Mode, Step
-from pgratchet.postgres.ledger.columns import absent
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link.lending import lent
@@ -37,7 +36,7 @@ async def run(
     try:
         async with python_steps.undone(wire, framing):
             seal = await history.hold(connection, (), wire.budget)
-            framing = framing._replace(records=framing.records._replace(absent=absent(seal.columns)))
+            framing = framing._replace(records=framing.records._replace(absent=seal.absent))
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 progress.launch((claim,))
