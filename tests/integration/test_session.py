@@ -1,8 +1,9 @@
 import asyncio
+import gc
 import logging
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import asyncpg
 import pytest
 
 from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
+from pgratchet.postgres.link.sql import Table
 from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
 
 pytestmark = pytest.mark.anyio
@@ -270,3 +274,53 @@ async def test_a_lost_session_is_told_in_the_log(dsn: str, write: Write, caplog:
         await Migrator(dsn, write({"001_a.py": code})).up()
     assert any("connecting again" in record.getMessage() for record in caplog.records)
     assert await states(dsn) == {"1": "applied"}
+
+
+ENDED = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+
+def hear_the_end(session: Connection) -> None:
+    """Have a session hear the server's last word while it waits for nothing."""
+    protocol: Any = session._protocol  # type: ignore[attr-defined]
+    protocol.data_received(b"E" + (len(ENDED) + 4).to_bytes(4, "big") + ENDED)
+
+
+@contextmanager
+def abandoning() -> Iterator[None]:
+    """Pass over what asyncpg tells the loop, inside the block, of a request that it has given up itself."""
+    loop = asyncio.get_running_loop()
+    was = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), asyncpg.ConnectionDoesNotExistError) and was is not None:
+            was(loop, context)
+
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        gc.collect()
+        loop.set_exception_handler(was)
+
+
+REQUESTS = {
+    "a query": lambda session: own.fetchval(session, "SELECT 1"),
+    "a message": lambda session: own.execute(session, "SELECT 1"),
+    "a read of the history": lambda session: History(Table("public", "schema_migrations")).read(session),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+async def test_a_session_that_the_server_ends_between_two_requests_counts_as_lost(
+    dsn: str, request_: Callable[[Connection], Awaitable[object]]
+) -> None:
+    async def ask_behind_the_end() -> None:
+        async with open_session(connector(dsn)) as session:
+            hear_the_end(session)
+            await request_(session)
+
+    with abandoning():
+        with pytest.raises(ConnectionLostError):
+            await ask_behind_the_end()
+        async with open_session(connector(dsn)) as session:
+            await request_(session)

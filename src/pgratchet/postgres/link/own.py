@@ -75,8 +75,14 @@ async def copied(connection: Connection, statements: str, patience: float | None
         chunks.append(chunk)
 
     with reading(connection):
-        # asyncpg's public methods send a COPY alone.
-        await connection._copy_out(statements, take, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        try:
+            # asyncpg's public methods send a COPY alone.
+            await connection._copy_out(statements, take, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        except asyncpg.InternalClientError:
+            # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
+            # the connection itself over that.
+            connection.terminate()
+            raise
     return _columns(b"".join(chunks).decode())
 
 
