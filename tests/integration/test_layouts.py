@@ -1,6 +1,5 @@
 """A second layout, written here alone: what the package knows of versions, it knows from a layout."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -8,7 +7,8 @@ from typing import Literal
 
 import pytest
 
-from pgratchet import Catalogue, File, HistoryError, Kind, Migration, Migrator, Source, UsageError
+from pgratchet import Catalogue, File, FilesError, HistoryError, Kind, Migration, Migrator, Problem, UsageError
+from pgratchet.files import parsing
 from pgratchet.postgres.ledger.records import Applied
 from pgratchet.postgres.link.sql import Table
 from tests.support import HISTORY, Write, ask, column, connected, states, tell
@@ -34,21 +34,33 @@ class Flyway:
         return any(NAME.fullmatch(file.name) for file in files)
 
     def parse(self, files: Iterable[File], *, strict: bool = False) -> Catalogue:  # noqa: ARG002 - nothing is odd
-        return Catalogue(tuple(sorted(map(self._migration, files), key=lambda migration: migration.rank)))
-
-    def _migration(self, file: File) -> Migration:
-        found = NAME.fullmatch(file.name)
-        assert found is not None
-        version, source = found[1].replace("_", "."), Source(file.path, file.content.decode())
-        rank = tuple(map(int, version.split(".")))
-        return Migration(version, rank, found[2], Kind.SQL, hashlib.sha256(file.content).hexdigest(), source)
+        found: dict[str, Migration] = {}
+        problems: list[Problem] = []
+        for file in files:
+            name = NAME.fullmatch(file.name)
+            version = self.canonical(name[1]) if name else None
+            if name is None or version is None:
+                problems.append(Problem(file.path, "the name is not V<version>__<description>.sql", "rename the file"))
+            elif version in found:
+                message = f"version {version} is already {found[version].up.path}"
+                problems.append(Problem(file.path, message, "give one of them another version"))
+            else:
+                content = parsing.read(file, Kind.SQL, version, self)
+                problems += content.problems
+                rank = self.rank(version) or ()
+                found[version] = Migration(version, rank, name[2], Kind.SQL, content.checksum, content.source)
+        if problems:
+            raise FilesError(problems)
+        return Catalogue(tuple(sorted(found.values(), key=lambda migration: migration.rank)))
 
     def canonical(self, text: str) -> str | None:
-        dotted = text.replace("_", ".")
-        return dotted if re.fullmatch(r"[0-9]+(\.[0-9]+)*", dotted) else None
+        parts = re.split("[._]", text)
+        if not all(re.fullmatch("[0-9]{1,18}", part) for part in parts):
+            return None
+        return ".".join(part.lstrip("0") or "0" for part in parts)
 
     def meant(self, text: str) -> str | None:
-        return self.canonical(text)
+        return self.canonical(text.strip())
 
     def rank(self, version: str) -> tuple[int, ...] | None:
         return None if self.canonical(version) is None else tuple(map(int, version.split(".")))
@@ -92,6 +104,18 @@ async def test_what_is_late_and_what_has_no_file_is_known_by_rank(dsn: str, writ
 async def test_what_is_no_version_is_said_in_the_words_of_the_layout(dsn: str, write: Write) -> None:
     with pytest.raises(UsageError, match="'x', which is no version: versions are numbers with dots between"):
         await Migrator(dsn, write(FILES), layout=Flyway()).up("x")
+
+
+async def test_a_file_that_the_layout_cannot_read_is_a_problem_and_not_passed_over(dsn: str, write: Write) -> None:
+    folder = write({"V01__e.sql": "SELECT 1;", "V3__f.sql": "\0", "R__g.sql": "SELECT 1;"} | FILES)
+    with pytest.raises(FilesError) as caught:
+        await Migrator(dsn, folder, layout=Flyway()).up()
+
+    assert {problem.path.rpartition("/")[2] for problem in caught.value.problems} == {
+        "R__g.sql",
+        "V1__a.sql",
+        "V3__f.sql",
+    }
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,19 @@ def test_imports_point_down() -> None:
     assert upward == []
 
 
+def test_the_page_about_the_house_draws_its_rooms_and_how_they_import() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = dict(re.findall(r'(\w+)\["([\w/.]+) ·', page))
+    rooms = {node: path.removesuffix("/").removesuffix(".py").replace("/", ".") for node, path in drawn.items()}
+    rooms = {node: "" if room == "__init__" else room for node, room in rooms.items()}
+    arrows = re.findall(r"^ +(\w+)(?:\[.*?\])? --> (\w+)", page, re.MULTILINE)
+    used = {(room_of(name), room_of(target)) for name in modules() for target in inner_imports(name)}
+
+    assert sorted(rooms.values()) == sorted(room for floor in FLOORS for room in floor)
+    assert len(arrows) >= len(rooms)
+    assert [(above, below) for above, below in arrows if (rooms[above], rooms[below]) not in used] == []
+
+
 def test_there_is_no_import_circle() -> None:
     left = {name: inner_imports(name) for name in modules()}
     while True:

@@ -1,7 +1,12 @@
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "pgratchet"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 
@@ -52,3 +57,74 @@ def test_every_page_that_a_page_links_to_is_there() -> None:
     ]
 
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+PAGES_OF_CODE = ("architecture.md", "layouts.md", "protocol.md")
+"""The pages that name our files by their paths below the package, or below one of these folders."""
+
+FOLDERS = ("docs/", "examples/", "model/", "src/", "tests/")
+IS_PATH = re.compile(r"[\w/.-]+(/|\.(py|md|pml))")
+IS_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+def quoted(page: str) -> Iterator[list[str]]:
+    """Yield the words in backticks of each line outside blocks of code; of a table's line, those of each cell."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in text.splitlines():
+        for cell in line.split("|") if line.startswith("|") else [line]:
+            yield re.findall(r"`([^`]+)`", cell)
+
+
+def place(path: str) -> Path:
+    return ROOT / path if path.startswith(FOLDERS) else SOURCE / path
+
+
+def defined(file: Path) -> set[str]:
+    """Return the names that a module defines, those in its classes with the name of the class before them."""
+
+    def names(nodes: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+        for node in nodes:
+            match node:
+                case ast.ClassDef(name=name):
+                    yield prefix + name
+                    yield from names(node.body, f"{prefix}{name}.")
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    yield prefix + name
+                case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                    yield prefix + name
+
+    return set(names(ast.parse(file.read_text(encoding="utf-8")).body))
+
+
+@pytest.mark.parametrize("page", PAGES_OF_CODE)
+def test_every_path_that_a_page_about_the_code_names_is_there(page: str) -> None:
+    paths = {word for words in quoted(page) for word in words if IS_PATH.fullmatch(word)}
+
+    assert paths
+    assert [path for path in sorted(paths) if not place(path).exists()] == []
+
+
+def test_every_name_behind_a_path_in_a_table_about_the_code_is_defined_there() -> None:
+    missing, count = [], 0
+    for words in quoted("architecture.md"):
+        path = ""
+        for word in words:
+            if IS_PATH.fullmatch(word):
+                path = word
+            elif path.endswith(".py") and place(path).is_file() and IS_NAME.fullmatch(word):
+                count += 1
+                missing += [] if word in defined(place(path)) else [f"{path} {word}"]
+
+    assert missing == []
+    assert count > 50
+
+
+def test_the_example_of_a_layout_is_the_one_that_is_tested() -> None:
+    page = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
+    tested = (ROOT / "tests" / "integration" / "test_layouts.py").read_text(encoding="utf-8")
+    name, example = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[-1].split("\n\n\n")
+
+    assert "def parse" in example
+    assert name in tested
+    assert example in re.sub("  # noqa.*", "", tested)
