@@ -16,7 +16,7 @@ from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
-from pgratchet.core.plan import judging, planning
+from pgratchet.core.plan import planning
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.files import directory
 from pgratchet.files.directory import Location
@@ -226,7 +226,8 @@ class Migrator:
         async with open_session(self._settings.connect) as connection:
             entries = await run.look(connection, anybodys=True)
         plan = planning.plan_up(entries, version)
-        return plan._replace(warnings=judging.judge(entries, self._settings.layout.rank, allow_late=True))
+        warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
+        return plan._replace(warnings=warnings)
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""

@@ -44,7 +44,7 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.plan import judging
+from pgratchet.core.plan import planning
 from pgratchet.core.sql.scripts import compile_script
 from pgratchet.core.sql.statements import scan
 from pgratchet.files import directory, parsing
@@ -1077,7 +1077,7 @@ def test_a_floor_in_the_history_that_nobody_can_read_keeps_old_code_out(floor: s
     old = Entry("2", State.APPLIED, parsed({"2_b.sql": ""}).migrations[0], None)
 
     with pytest.raises(HistoryError, match="cannot live with it"):
-        judging.judge([old, Entry("3", State.UNKNOWN, None, row)], own.rank)
+        planning.refuse_disagreement([old, Entry("3", State.UNKNOWN, None, row)], own.rank)
 
 
 WRITTEN = {

@@ -18,7 +18,7 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.plan import judging, planning
+from pgratchet.core.plan import planning
 from pgratchet.core.sql.scripts import compile_script, digests
 from pgratchet.files.layouts.own import own
 
@@ -110,7 +110,7 @@ def test_nothing_is_pending_after_everything_was_applied(world: World) -> None:
 
     assert planning.pending(after.entries) == ()
     assert {entry.state for entry in after.entries} <= {State.APPLIED}
-    assert judging.judge(after.entries, own.rank, strict=True) == ()
+    assert planning.refuse_disagreement(after.entries, own.rank, strict=True) == ()
     assert planning.plan_up(after.entries) == Plan(())
 
 
@@ -221,13 +221,13 @@ def test_only_what_is_late_is_ever_refused_of_files_that_nobody_edited(world: Wo
     late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
     unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
 
-    assert len(judging.judge(world.entries, own.rank, allow_late=True)) == len(unknown)
+    assert len(planning.refuse_disagreement(world.entries, own.rank, allow_late=True)) == len(unknown)
     assert refused(world.entries) == late
 
 
 def refused(entries: Sequence[Entry]) -> tuple[str, ...]:
     try:
-        judging.judge(entries, own.rank)
+        planning.refuse_disagreement(entries, own.rank)
     except HistoryError as error:
         return error.versions
     return ()

@@ -20,7 +20,7 @@ from pgratchet.core.sql.bare import Bare, Nature, read
 )
 def test_an_index_has_a_name_and_a_table_as_they_are_written(text: str, name: str | None, table: str) -> None:
     assert read(text) == Bare(Nature.BUILD, name, table, concurrently=True)
-    assert read(text).is_judged
+    assert read(text).is_recoverable
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_partition_has_a_name_and_a_parent(text: str, table: str, name: str) -
         ("REINDEX (CONCURRENTLY) TABLE t", Nature.REINDEX, True),
     ],
 )
-def test_what_may_be_run_again_is_judged_by_running_it(text: str, nature: Nature, *, concurrently: bool) -> None:
+def test_what_may_be_run_again_is_recoverable_by_running_it(text: str, nature: Nature, *, concurrently: bool) -> None:
     assert read(text) == Bare(nature, concurrently=concurrently)
-    assert read(text).is_judged
+    assert read(text).is_recoverable
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_what_may_be_run_again_is_judged_by_running_it(text: str, nature: Nature
 )
 def test_anything_else_is_for_a_person_to_judge(text: str) -> None:
     assert read(text).nature is Nature.OPAQUE
-    assert not read(text).is_judged
+    assert not read(text).is_recoverable

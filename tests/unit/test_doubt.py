@@ -16,11 +16,17 @@ from pgratchet.core.model import (
     Step,
     Verdict,
 )
-from pgratchet.core.plan.cursor import Begun, read
-from pgratchet.core.plan.doubt import doubt, lasting, other_session, refusal, refuse_unjudged, text_of
-from pgratchet.core.plan.halfway import Settled
+from pgratchet.core.plan.halfway import (
+    Begun,
+    Settled,
+    cursor_of,
+    doubt,
+    doubtful,
+    other_session,
+    refuse_unrecoverable,
+)
 from pgratchet.core.plan.verdicts import settle
-from pgratchet.core.sql.scripts import compile_script, digests
+from pgratchet.core.sql.scripts import compile_script, digests, session_settings
 
 HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
 WHOLE = (Verdict.APPLIED, Verdict.NOT_APPLIED)
@@ -60,7 +66,8 @@ def test_a_cursor_with_a_mark_says_which_statement_is_begun(
     text: str, begun: Begun, unmarked: str, counted: str
 ) -> None:
     assert doubt(row(cursor=text)) == begun
-    cursor = read(text)
+    cursor = cursor_of(row(cursor=text))
+    assert cursor is not None
     assert (cursor.unmarked, cursor.counted) == (unmarked, counted)
 
 
@@ -78,7 +85,9 @@ def test_a_cursor_with_a_mark_says_which_statement_is_begun(
 def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
     cursor: str, finished: str, session: str | None
 ) -> None:
-    assert read(cursor)[:2] == (finished, session)
+    found = cursor_of(row(cursor=cursor))
+    assert found is not None
+    assert found[:2] == (finished, session)
 
 
 def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
@@ -99,7 +108,7 @@ def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
 def test_without_a_mark_nothing_is_in_doubt(cursor: str | None) -> None:
     assert doubt(row(cursor=cursor)) is None
     assert doubt(None) is None
-    refuse_unjudged([step("CALL work()")._replace(over=row(cursor=cursor))])
+    refuse_unrecoverable([step("CALL work()")._replace(over=row(cursor=cursor))])
 
 
 LOOKED_UP = (
@@ -112,17 +121,17 @@ LOOKED_UP = (
 
 @pytest.mark.parametrize(("text", "there"), [("VACUUM t", ""), *((text, "{4,2} ") for text in LOOKED_UP)])
 def test_what_can_be_judged_is_no_matter_for_a_person(text: str, there: str) -> None:
-    refuse_unjudged([step(text, there=there)])
+    refuse_unrecoverable([step(text, there=there)])
 
 
 @pytest.mark.parametrize(("text", "there"), [("CALL work()", "{} "), *((text, "") for text in LOOKED_UP)])
 def test_what_cannot_be_judged_is_for_a_person(text: str, there: str) -> None:
     with pytest.raises(HistoryError, match="statement 2 of 2"):
-        refuse_unjudged([step("VACUUM"), step(text, there=there)])
+        refuse_unrecoverable([step("VACUUM"), step(text, there=there)])
 
 
 def test_what_is_in_doubt_is_told_with_all_that_is_known() -> None:
-    error = refusal(step(text := "CALL work()"), "The moon is full. ")
+    error = doubtful(step(text := "CALL work()"), "The moon is full. ")
     assert error.versions == ("7",)
     facts = (
         f"m/7_work.sql:2: statement 2 of 2 ({text})",
@@ -137,13 +146,13 @@ def test_what_is_in_doubt_is_told_with_all_that_is_known() -> None:
 
 
 def test_a_long_statement_is_told_by_its_first_words() -> None:
-    assert f"(CALL work('{'x' * 49}...)" in str(refusal(step(f"CALL\n  work('{'x' * 900}')")))
+    assert f"(CALL work('{'x' * 49}...)" in str(doubtful(step(f"CALL\n  work('{'x' * 900}')")))
 
 
 @pytest.mark.parametrize("edited", ["VACUUM u", ";"])
 def test_the_statement_in_doubt_must_not_be_edited(edited: str) -> None:
     with pytest.raises(HistoryError, match=r"statement 2 of .*another statement there now"):
-        refuse_unjudged([step("VACUUM t", edited=edited)])
+        refuse_unrecoverable([step("VACUUM t", edited=edited)])
 
 
 def test_settings_that_last_are_those_of_the_session() -> None:
@@ -171,7 +180,7 @@ def test_settings_that_last_are_those_of_the_session() -> None:
     ]
     script = compile_script(migration(";\n".join(passes + lasts + ["SET a.later = 1"])).up, Kind.SQL, Direction.UP)
 
-    assert [text_of(script, segment) for segment in lasting(script, len(passes + lasts))] == lasts
+    assert [script.text_of(segment) for segment in session_settings(script, len(passes + lasts))] == lasts
 
 
 def entry(applied: HistoryRow | None) -> Entry:
@@ -209,8 +218,8 @@ def test_a_pending_migration_may_have_been_applied_by_hand_and_an_applied_one_un
         (row(RecordState.APPLIED, cursor="a"), [Verdict.AGAIN, Verdict.SKIP], "no statement of it is in doubt"),
         (row(RecordState.FAILED, cursor="a"), [Verdict.AGAIN, Verdict.SKIP], "in doubt; the next run goes on behind"),
         (row(RecordState.RUNNING, cursor=""), [Verdict.AGAIN, Verdict.SKIP], "in doubt; the next run goes on behind"),
-        (row(RecordState.RUNNING), [Verdict.AGAIN], "'not-applied' is what comes near"),
-        (row(RecordState.RUNNING), [Verdict.SKIP], "'applied' is what comes near"),
+        (row(RecordState.RUNNING), [Verdict.AGAIN], "nearest verdict is 'not-applied'"),
+        (row(RecordState.RUNNING), [Verdict.SKIP], "nearest verdict is 'applied'"),
     ],
 )
 def test_a_verdict_that_makes_no_sense_is_refused(

@@ -18,7 +18,7 @@ from pgratchet.core.model import (
     Source,
     State,
 )
-from pgratchet.core.plan import halfway, judging, planning
+from pgratchet.core.plan import halfway, planning
 from pgratchet.core.sql.scripts import compile_script, digests
 from pgratchet.files.layouts.own import own
 
@@ -68,7 +68,7 @@ def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow]) -> t
 
 
 def judge(entries: Sequence[Entry], *, allow_late: bool = False, strict: bool = False) -> tuple[str, ...]:
-    return judging.judge(entries, own.rank, allow_late=allow_late, strict=strict)
+    return planning.refuse_disagreement(entries, own.rank, allow_late=allow_late, strict=strict)
 
 
 def entries(on_disk: Sequence[int], applied: Sequence[int]) -> tuple[Entry, ...]:
@@ -109,15 +109,6 @@ def test_a_failure_that_left_nothing_is_forgotten_with_its_file() -> None:
     assert compare([], [failed]) == ()
     assert [entry.version for entry in compare([migration(2)], [failed])] == ["2"]
     assert [entry.state for entry in compare([migration(1)], [failed])] == [State.FAILED]
-
-
-def test_failures_are_the_rows_that_say_so() -> None:
-    failed, half_done = row(2, RecordState.FAILED), row(5, RecordState.FAILED, statements_done=1)
-    others = [row(1), row(3, RecordState.RUNNING), row(4, RecordState.REVERTING, error="locked")]
-
-    compared = compare(map(migration, range(1, 7)), [half_done, failed, *others])
-
-    assert planning.failures(compared) == [failed, half_done]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +223,6 @@ def test_what_a_person_has_put_back_is_pending_and_never_late(*, allowed: bool) 
 
     assert [entry.state for entry in compared] == [State.PENDING, State.APPLIED]
     assert judge(compared, allow_late=allowed) == ()
-    assert planning.failures(compared) == []
     (step, *_) = planning.plan_up(compared).steps
     assert step.replaces
     assert versions(planning.plan_up(compared)) == ["1"]

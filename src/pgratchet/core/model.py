@@ -203,6 +203,10 @@ class Script(NamedTuple):
     statements: int = 0
     begin: str = ""
 
+    def text_of(self, segment: Segment) -> str:
+        """Return the text of one of its segments."""
+        return self.source.text[segment.start : segment.end]
+
 
 class Step(NamedTuple):
     """One migration in one direction.

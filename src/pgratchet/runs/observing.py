@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pgratchet.core.errors import MigrationFailedError
 from pgratchet.core.events import looked
 from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, RecordState
-from pgratchet.core.plan import judging, planning
+from pgratchet.core.plan import planning
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.wire.progress import Progress
@@ -39,9 +39,10 @@ class Observer:
         self._rows = {row.version: row for row in rows}
         entries = self._tell_look()
         if self._old_failures is None:
-            self._old_failures = {row.version: row.token for row in planning.failures(entries)}
+            failed = (entry.row for entry in entries if entry.row and entry.row.state is RecordState.FAILED)
+            self._old_failures = {row.version: row.token for row in failed}
         settings = self._settings
-        for warning in judging.judge(
+        for warning in planning.refuse_disagreement(
             entries, settings.layout.rank, allow_late=settings.allow_late, strict=settings.strict
         ):
             _log.warning("%s", warning)

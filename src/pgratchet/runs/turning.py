@@ -6,9 +6,8 @@ from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
 from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, Mode, RecordState, State, Step
-from pgratchet.core.plan.doubt import refuse_unjudged
-from pgratchet.core.plan.halfway import in_flight, refuse_interrupted
-from pgratchet.core.plan.planning import Phase, failures, plan_up
+from pgratchet.core.plan.halfway import in_flight, refuse_interrupted, refuse_unrecoverable
+from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
@@ -41,7 +40,7 @@ async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
         steps = waiting[0].plan(entries).steps
         turn.observer.raise_new_failure(_failures(entries, steps))
         _refuse_bare(steps, turn.lock.by)
-        refuse_unjudged(steps)
+        refuse_unrecoverable(steps)
         try:
             await executing.run(turn.lock.records, steps, _applied(entries))
         except OvertakenError:
@@ -101,9 +100,10 @@ def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None
 
 
 def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[HistoryRow]:
-    """Return the rows of what has failed, of that which is to be done."""
+    """Return the rows of failed versions that are to be done."""
     versions = {step.migration.version for step in steps}
-    return failures(entry for entry in entries if entry.version in versions)
+    rows = [entry.row for entry in entries if entry.row and entry.version in versions]
+    return [row for row in rows if row.state is RecordState.FAILED]
 
 
 async def _let_finish(turn: Turn, rows: Iterable[HistoryRow]) -> bool:

@@ -1,9 +1,13 @@
-"""What is to be done, decided from two lists and nothing else."""
+"""Files beside history: may this image run on this database, and which steps are to be done.
+
+All of it is decided from two lists and nothing else.
+"""
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
+from operator import attrgetter
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
@@ -15,44 +19,46 @@ from pgratchet.core.model import (
     Migration,
     Plan,
     Problem,
-    Rank,
     Ranking,
     RecordState,
     State,
     Step,
 )
 from pgratchet.core.plan import halfway
-from pgratchet.core.plan.judging import unknown
 from pgratchet.core.printing import printable
 
 NOTHING = "0"
-"""The version below all others, unless there is one of that name: to go down to it reverts everything."""
-
-
-class Phase(NamedTuple):
-    """One direction of a run: `plan` decides, from what files and history say, what is to be done."""
-
-    direction: Direction
-    plan: Callable[[Sequence[Entry]], Plan]
-
+"""The version below all others, unless a version has that name: to go down to it reverts everything."""
 
 RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
 
 
+class Phase(NamedTuple):
+    """One direction of a run: `plan` decides the steps from both sides of every version."""
+
+    direction: Direction
+    plan: Callable[[Sequence[Entry]], Plan]
+
+
 def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank: Ranking) -> tuple[Entry, ...]:
     """Return one entry for each version that is on disk or in the history, in the order of their ranks.
 
-    A row that has no rank comes behind everything that was applied before it, and makes no file late. What left nothing
-    behind, of a file that is gone, is no entry: it was renumbered, or given up.
+    A row without a rank comes behind everything that was applied before it, and makes no file late. There is no entry
+    for a row that left nothing behind and has no file: its file was renumbered, or given up.
     """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in history}
     ranks = {version: rank(version) for version in rows.keys() - files.keys()}
     ranks |= {version: migration.rank for version, migration in files.items()}
-    newest = max((known for row in rows.values() if (known := _applied_rank(row, ranks)) is not None), default=None)
+    applied = (ranks[row.version] for row in rows.values() if row.state is RecordState.APPLIED)
+    newest = max((known for known in applied if known is not None), default=None)
+    ranked = sorted((known, version) for version, known in ranks.items() if known is not None)
+    order = [version for _, version in ranked]
+    if len(order) < len(ranks):
+        _insert(order, rows, ranks.keys() - set(order))
     entries = []
-    for version in _in_order(rows, ranks):
+    for version in order:
         migration, row = files.get(version), rows.get(version)
         if migration is not None and row is None:
             state = State.LATE if newest is not None and migration.rank < newest else State.PENDING
@@ -64,28 +70,18 @@ def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank
     return tuple(entries)
 
 
-def _applied_rank(row: HistoryRow, ranks: Mapping[str, Rank | None]) -> Rank | None:
-    return ranks[row.version] if row.state is RecordState.APPLIED else None
-
-
-def _in_order(rows: Mapping[str, HistoryRow], ranks: Mapping[str, Rank | None]) -> list[str]:
-    """Return the versions by rank, those that have none where they were applied."""
-    ranked = sorted((known, version) for version, known in ranks.items() if known is not None)
-    unranked = sorted((_moment(rows[version]), version) for version, known in ranks.items() if known is None)
-    order = [version for _, version in ranked]
-    if not unranked:
-        return order
+def _insert(order: list[str], rows: Mapping[str, HistoryRow], versions: Iterable[str]) -> None:
+    """Insert versions without a rank, each behind everything in `order` that was applied before it."""
     applied = sorted((_moment(rows[version]), place) for place, version in enumerate(order, 1) if version in rows)
     moments = [moment for moment, _ in applied]
     behind = [0, *accumulate((place for _, place in applied), max)]
     # The latest comes first: an insertion moves nothing that is before it.
-    for moment, version in reversed(unranked):
+    for moment, version in sorted(((_moment(rows[version]), version) for version in versions), reverse=True):
         order.insert(behind[bisect_right(moments, moment)], version)
-    return order
 
 
 def _moment(row: HistoryRow) -> datetime:
-    """Return when a row was applied, or begun. One that does not say it, as adopted ones may not, is the oldest."""
+    """Return the time at which a row was applied, or begun; the oldest for a row without times, as adopted ones are."""
     moment = row.finished_at or row.started_at
     if not isinstance(moment, datetime):
         return datetime.min.replace(tzinfo=UTC)
@@ -102,30 +98,80 @@ def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
 
 
-def failures(entries: Iterable[Entry]) -> list[HistoryRow]:
-    """Return the rows of what has failed."""
-    return [entry.row for entry in entries if entry.row and entry.row.state is RecordState.FAILED]
+def refuse_disagreement(
+    entries: Sequence[Entry], rank: Ranking, *, allow_late: bool = False, strict: bool = False
+) -> tuple[str, ...]:
+    """Return warnings about differences between files and history that do not stop a run.
+
+    Raises HistoryError with all other differences: an edited migration; a late one, unless late ones are allowed; a
+    version without a file whose floor lies above the newest file. With `strict`, any version without a file is one of
+    them; otherwise it is a warning, because an older image has to start after a rollback (sqlalchemy/alembic#691).
+    """
+    files = {entry.version: entry.migration for entry in entries if entry.migration}
+    newest = max(files.values(), key=attrgetter("rank"), default=None)
+    wrong: list[tuple[str, str]] = []
+    warnings: list[str] = []
+    for version, state, migration, row in entries:
+        if migration is None and row is not None:
+            if below := _below_floor(row, files, newest, rank):
+                wrong.append((version, below))
+            elif strict:
+                wrong.append((version, f"{_no_file(row)}; deploy the release that has it"))
+            else:
+                warnings.append(_no_file(row))
+        elif migration is not None and state is State.CHANGED:
+            when = f" on {row.finished_at:%Y-%m-%d %H:%M:%S%z}" if row and row.finished_at else ""
+            cure = "restore the file and put the change into a new migration"
+            wrong.append((version, f"{migration.up.path} was edited after it had been applied{when}; {cure}"))
+        elif migration is not None and state is State.LATE and not allow_late:
+            cure = "give it a number above them, or allow late migrations"
+            wrong.append((version, f"{migration.up.path} is pending, but later versions are applied; {cure}"))
+    if wrong:
+        raise HistoryError("\n".join(printable(text) for _, text in wrong), [version for version, _ in wrong])
+    return tuple(warnings)
+
+
+def _no_file(row: HistoryRow) -> str:
+    where = "half done" if halfway.is_begun(row) else "in the database"
+    return f"{row.version} {row.name} is {where}, but has no file here"
+
+
+def _below_floor(row: HistoryRow, files: Collection[str], newest: Migration | None, rank: Ranking) -> str | None:
+    """Return the problem of a version without a file whose author has ruled out code as old as the files here."""
+    floor = row.compatible_with
+    if floor is None or floor in files:
+        return None
+    known = rank(floor)
+    if newest is not None and known is not None and newest.rank >= known:
+        return None
+    here = "there are no files here" if newest is None else f"the newest file here is {newest.version}"
+    return (
+        f"{row.version} {row.name} is in the database, and code that does not know version {floor} cannot live with "
+        f"it (compatible-with={floor}), but {here}; deploy a release that has version {floor}, or revert "
+        f"{row.version} with the release that has it"
+    )
 
 
 def pending(entries: Sequence[Entry], to: str | None = None) -> tuple[Entry, ...]:
-    """Return what `up` would run, in order: everything, or everything up to and including `to`.
+    """Return the entries that `up` would run, in order: all of them, or all up to and including `to`.
 
     Raises UsageError where there is no version `to`.
     """
     return tuple(
         entry
-        for entry in entries[: _place(entries, to)]
+        for entry in (entries if to is None else entries[: _place(entries, to)])
         if entry.state in RUNNABLE or halfway.goes_on(entry, Direction.UP)
     )
 
 
 def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
-    """Return the versions, up to and including `to`, that are not applied yet, whoever is to apply them.
+    """Return the versions, up to and including `to`, that are not applied yet, by this runner or another one.
 
-    Those that have no file here are nobody's that reads these files. Raises UsageError where there is no version `to`.
+    Versions without a file here are left out. Raises UsageError where there is no version `to`.
     """
     wanted = (*RUNNABLE, State.RUNNING)
-    return tuple(entry.version for entry in entries[: _place(entries, to)] if entry.migration and entry.state in wanted)
+    chosen = entries if to is None else entries[: _place(entries, to)]
+    return tuple(entry.version for entry in chosen if entry.migration and entry.state in wanted)
 
 
 def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
@@ -138,9 +184,9 @@ def plan_up(entries: Sequence[Entry], to: str | None = None) -> Plan:
 
 
 def plan_again(entries: Sequence[Entry], versions: Sequence[str], absent: Collection[str]) -> Plan:
-    """Return the steps that bring back those of `versions` that are not applied.
+    """Return the steps that apply again those of `versions` that are not applied.
 
-    Raises HistoryError where one below them is not, beside those that were `absent` before.
+    Raises HistoryError where a version below them is not applied either, unless it was `absent` before.
     """
     there = pending(entries)
     steps = [entry for entry in there if entry.version in versions]
@@ -150,7 +196,7 @@ def plan_again(entries: Sequence[Entry], versions: Sequence[str], absent: Collec
 
 
 def _others_before(steps: Sequence[Entry], there: Sequence[Entry]) -> list[Entry]:
-    """Return what comes before the last of the steps, and is none of them."""
+    """Return the entries that come before the last of the steps and are no steps."""
     ours = {step.version for step in steps}
     return [entry for entry in there[: there.index(steps[-1])] if entry.version not in ours] if steps else []
 
@@ -161,25 +207,24 @@ def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
 
 
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
-    """Return the versions above `to`, or the newest `steps` ones, that a way down leads through; newest first.
+    """Return the versions that a way down reverts: those above `to`, or the newest `steps` ones; newest first.
 
     One of the two is given, and `steps` is 1 or more.
     Raises UsageError where there is no version `to`, HistoryError where one of them is unknown: the database is ahead
     of the files.
     """
-    above = entries if to is None else entries[_place(entries, to) :]
-    chosen = _revertible(above)[:steps]
-    strangers = [entry for entry in chosen if entry.state is State.UNKNOWN]
+    chosen = _revertible(entries if to is None else entries[_place(entries, to) :])[:steps]
+    strangers = [entry.row for entry in chosen if entry.row and entry.state is State.UNKNOWN]
     if strangers:
-        text = "\n".join(printable(f"{unknown(entry)}; revert it with the release that has it") for entry in strangers)
-        raise HistoryError(text, [entry.version for entry in strangers])
+        text = "\n".join(printable(f"{_no_file(row)}; revert it with the release that has it") for row in strangers)
+        raise HistoryError(text, [row.version for row in strangers])
     return tuple(entry.version for entry in chosen)
 
 
 def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
-    """Return the steps that revert those of `versions` that are there, newest first.
+    """Return the steps that revert those of `versions` that are in the database, newest first.
 
-    Raises HistoryError where one above them is there that is not to go.
+    Raises HistoryError where a version above them is in the database and is not one of them.
     """
     there = _revertible(entries)
     steps = [entry for entry in there if entry.version in versions]
@@ -198,7 +243,7 @@ class WayDown:
         self._absent: tuple[str, ...] = ()
 
     def plan(self, entries: Sequence[Entry]) -> Plan:
-        """Return what is left of the way down, as `plan_down` does."""
+        """Return the rest of the way down, as `plan_down` does."""
         if self._versions is None:
             self._versions = choose_down(entries, to=self._to, steps=self._steps)
             self._absent = missing(entries)
@@ -210,7 +255,7 @@ class WayDown:
 
 
 def _revertible(entries: Iterable[Entry]) -> list[Entry]:
-    """Return what is in the database, or half out of it; newest first."""
+    """Return the entries that are in the database, in full or half reverted; newest first."""
     return [
         entry
         for entry in reversed(list(entries))
@@ -218,10 +263,8 @@ def _revertible(entries: Iterable[Entry]) -> list[Entry]:
     ]
 
 
-def _place(entries: Sequence[Entry], to: str | None) -> int:
-    """Return how many of the entries come up to and including `to`."""
-    if to is None:
-        return len(entries)
+def _place(entries: Sequence[Entry], to: str) -> int:
+    """Return the number of entries up to and including `to`; raises UsageError where there is no version `to`."""
     place = next((count for count, entry in enumerate(entries, 1) if entry.version == to), 0)
     if not place and to != NOTHING:
         raise UsageError(f"there is no version {to}")
@@ -232,42 +275,31 @@ def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
     steps: list[Step] = []
     problems: list[Problem] = []
     for entry in entries:
+        version, _, migration, row = entry
+        # Not above: the modules that split SQL compile many patterns, and most starts find nothing to plan.
+        from pgratchet.core.sql.scripts import compile_script  # noqa: PLC0415
+
+        if migration is None:
+            raise HistoryError(printable(_no_file(row) if row else f"{version} has no file here"), [version])
+        source = migration.up if direction is Direction.UP else migration.down
+        if source is None:
+            cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"
+            problems.append(Problem(migration.up.path, "there is no way down from it", cure))
+            continue
         try:
-            steps.append(_step(entry, direction))
+            script = compile_script(source, migration.kind, direction)
         except FilesError as error:
             problems += error.problems
-        if direction is Direction.UP:
-            problems += _problems_of_way_down(entry)
+        else:
+            done, over = halfway.resumed(entry, direction, script) if row else (0, None)
+            left = row is not None and row.state in (RecordState.FAILED, RecordState.PENDING)
+            steps.append(Step(migration, direction, script, done, over, replaces=left and over is None))
+        if direction is Direction.UP and migration.kind is Kind.SQL and migration.down is not None:
+            try:
+                # Read now: when the way down is needed it is too late to find out that it is unfit.
+                compile_script(migration.down, migration.kind, Direction.DOWN)
+            except FilesError as error:
+                problems += error.problems
     if problems:
         raise FilesError(problems)
     return Plan(tuple(steps))
-
-
-def _problems_of_way_down(entry: Entry) -> Sequence[Problem]:
-    """Return what is wrong with the way down of a version that is to go up: later is too late to find out."""
-    if entry.migration is None or entry.migration.kind is Kind.PYTHON or entry.migration.down is None:
-        return ()
-    from pgratchet.core.sql.scripts import compile_script  # noqa: PLC0415 - as in _step
-
-    try:
-        compile_script(entry.migration.down, entry.migration.kind, Direction.DOWN)
-    except FilesError as error:
-        return error.problems
-    return ()
-
-
-def _step(entry: Entry, direction: Direction) -> Step:
-    # Not above: reading SQL takes a package of patterns, and most starts find nothing to plan.
-    from pgratchet.core.sql.scripts import compile_script  # noqa: PLC0415
-
-    migration = entry.migration
-    if migration is None:
-        raise HistoryError(printable(unknown(entry)), [entry.version])
-    source = migration.up if direction is Direction.UP else migration.down
-    if source is None:
-        cure = f"write {migration.up.path.removesuffix('.sql')}.down.sql"
-        raise FilesError([Problem(migration.up.path, "there is no way down from it", cure)])
-    script = compile_script(source, migration.kind, direction)
-    done, over = halfway.resumed(entry, direction, script)
-    left = entry.row is not None and entry.row.state in (RecordState.FAILED, RecordState.PENDING)
-    return Step(migration, direction, script, done, over, replaces=left and over is None)

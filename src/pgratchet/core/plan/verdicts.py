@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Entry, HistoryRow, RecordState, Verdict
-from pgratchet.core.plan import cursor
-from pgratchet.core.plan.halfway import Settled, is_begun
+from pgratchet.core.plan.halfway import Settled, cursor_of, is_begun
 from pgratchet.core.printing import printable
 
 _HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
@@ -41,11 +40,11 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
 
 
 def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settled:
-    at = cursor.of(row)
+    at = cursor_of(row)
     if row is not None and row.state in _HALFWAY and row.cursor is None:
         whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED
         raise _pointless(
-            entry, f"it was to be one transaction, of which no statement stands alone; '{whole}' is what comes near"
+            entry, f"it was to be one transaction: no statement of it stands alone; the nearest verdict is '{whole}'"
         )
     if row is None or at is None or at.begun is None or row.state not in _HALFWAY:
         rest = "; the next run goes on behind the statements that are committed" if row and is_begun(row) else ""

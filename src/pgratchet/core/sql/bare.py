@@ -38,8 +38,8 @@ class Bare(NamedTuple):
     concurrently: bool = False
 
     @property
-    def is_judged(self) -> bool:
-        """Whether what became of it can be found out, or does not matter."""
+    def is_recoverable(self) -> bool:
+        """Whether a later run can go on after it without a person: it can look it up, or run it again."""
         return self.nature is not Nature.OPAQUE
 
     @property

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
-from pgratchet.core.sql.lexing import tokens
+from pgratchet.core.sql.lexing import head, tokens
 from pgratchet.core.sql.statements import Statement, StatementKind, scan
 
 MOST_MARKERS = 200
@@ -237,3 +237,19 @@ def digests(script: Script) -> Iterator[str]:
     for segment in script.segments:
         running.update(text[segment.start : segment.end].encode() + b"\0")
         yield running.hexdigest()
+
+
+def session_settings(script: Script, done: int) -> Iterator[Segment]:
+    """Yield those of the first `done` statements that changed a setting of their session, and nothing else."""
+    for segment in script.segments[:done]:
+        match head(script.source.text, segment.start, segment.end, 2):
+            case ("SET", "LOCAL" | "TRANSACTION" | "CONSTRAINTS"):
+                continue
+            case ("SET" | "RESET", *_):
+                yield segment
+            case ("SELECT", "SET_CONFIG" | "PG_CATALOG"):
+                # Nothing but set_config() with constants, as pg_dump writes it.
+                words = [word for word, _, _ in tokens(script.source.text, segment.start, segment.end)]
+                call = words[3 if words[2:3] == ["."] else 1 :]
+                if call == ["SET_CONFIG", "(", "'", ",", "'", ",", "FALSE", ")"]:
+                    yield segment

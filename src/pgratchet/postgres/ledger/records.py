@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pgratchet.core.model import Direction, Entry, HistoryRow, Migration, Mode, RecordState, Step
-from pgratchet.core.plan import cursor
+from pgratchet.core.plan import halfway
 from pgratchet.core.plan.halfway import Settled
 from pgratchet.postgres.ledger.trust import Seal
 from pgratchet.postgres.link.guards import Guard, Guards
@@ -134,13 +134,13 @@ class Records(NamedTuple):
 
     def tally(self, claim: Claim, done: int, digest: str) -> str:
         """Return the SQL that counts statement number `done`. It raises unless the one before it is counted."""
-        values = {"statements_done": literal(done), "cursor": cursor.written(digest)}
+        values = {"statements_done": literal(done), "cursor": halfway.cursor_after(digest)}
         update = self._update(values, f"{self._own(claim)} AND statements_done {EQ} {done - 1}")
         return self._checked + self._fenced(update, f"statements_done {EQ} {done}")
 
     def note(self, claim: Claim, digest: str) -> str:
         """Return the SQL that puts right what is recorded of the session, where a transaction's end has changed it."""
-        noted = cursor.written(digest)
+        noted = halfway.cursor_after(digest)
         return f"{self._checked}{self._update({'cursor': noted}, f'{self._own(claim)} AND cursor {NE} ({noted})')};"
 
     def begin(self, claim: Claim, done: int, before: str, after: str) -> str:
@@ -148,9 +148,9 @@ class Records(NamedTuple):
 
         It raises for a runner that has lost its row or its lock: that one stops before it does anything.
         """
-        values = {"cursor": cursor.written_at_beginning(before, after)}
+        values = {"cursor": halfway.cursor_at_beginning(before, after)}
         update = self._update(values, f"{self._own(claim)} AND statements_done {EQ} {done}")
-        return self._checked + self._fenced(update, cursor.MARKED)
+        return self._checked + self._fenced(update, halfway.MARKED)
 
     def close(self, claim: Claim) -> str:
         """Return the SQL that records a script whose statements are all counted. It raises if they are not."""
@@ -172,7 +172,7 @@ class Records(NamedTuple):
         values = {"error": literal(error)}
         up = claim.step.direction is Direction.UP
         if claim.step.script.mode is Mode.STATEMENTS:
-            values["cursor"] = cursor.UNMARKED
+            values["cursor"] = halfway.UNMARKED
             if up:
                 values |= {"state": literal(RecordState.FAILED), "finished_at": "pg_catalog.clock_timestamp()"}
             return f"{self._checked}{self._update(values, self._own(claim))};"

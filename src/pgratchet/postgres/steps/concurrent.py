@@ -9,10 +9,9 @@ from itertools import islice, pairwise
 import asyncpg
 
 from pgratchet.core.model import Segment
-from pgratchet.core.plan import cursor
-from pgratchet.core.plan.doubt import doubt, lasting, other_session, text_of
+from pgratchet.core.plan.halfway import cursor_of, doubt, other_session
 from pgratchet.core.sql.bare import read
-from pgratchet.core.sql.scripts import digests
+from pgratchet.core.sql.scripts import digests, session_settings
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
@@ -59,9 +58,9 @@ class _Run:
     async def run(self) -> None:
         script, done = self._claim.step.script, self._claim.step.done
         await self._ours(self._opening(), in_doubt=self._doubt is not None)
-        for segment in lasting(script, done):
+        for segment in session_settings(script, done):
             # The session that they were made in is gone. The new one is compared with the recorded one below.
-            message = Message(text_of(script, segment), (Part(0, self._claim, segment),))
+            message = Message(script.text_of(segment), (Part(0, self._claim, segment),))
             try:
                 await self._wire.send(message)
             except asyncpg.PostgresError as error:
@@ -77,7 +76,7 @@ class _Run:
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""
         step = self._claim.step
-        at = cursor.of(step.over)
+        at = cursor_of(step.over)
         was = at and at.session
         now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
         if was not in (None, now):
@@ -105,7 +104,7 @@ class _Run:
     async def _bare(self, segment: Segment, before: str, after: str, tally: str) -> None:
         begin = self._records.begin(self._claim, segment.first - 1, before, after)
         # Of one that was begun before, it stays what was there then.
-        aim = notes.aim(read(text_of(self._claim.step.script, segment)), self._doubt and self._doubt.there)
+        aim = notes.aim(read(self._claim.step.script.text_of(segment)), self._doubt and self._doubt.there)
         await self._ours(self._noting(begin, self._note + aim), in_doubt=self._doubt is not None)
         await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # It is done, and not counted: if that fails, the next run has to judge it.
@@ -124,7 +123,7 @@ class _Run:
         head += "BEGIN;"
         # What is deferred is checked as the script, not as ourselves.
         tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{tally}COMMIT"
-        text = f"{head}{text_of(self._claim.step.script, segment)}{END}{tail}"
+        text = f"{head}{self._claim.step.script.text_of(segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         place = f"statement {segment.first} of {self._claim.step.script.source.path}"
         try:

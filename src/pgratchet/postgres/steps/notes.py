@@ -3,7 +3,7 @@
 It is evaluated as the script's own session sees it, before our own statements take its role and names away.
 """
 
-from pgratchet.core.plan.cursor import MARK, SESSION, TARGET
+from pgratchet.core.plan.halfway import MARK, SESSION, TARGET
 from pgratchet.core.sql.bare import Bare, Nature
 from pgratchet.postgres.link.session import LATER_SETTINGS, SETTINGS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal

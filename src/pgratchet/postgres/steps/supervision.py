@@ -7,8 +7,7 @@ import asyncpg
 
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Failure, Segment
-from pgratchet.core.plan.cursor import Begun
-from pgratchet.core.plan.doubt import refusal, text_of
+from pgratchet.core.plan.halfway import Begun, doubtful
 from pgratchet.core.sql.bare import Nature, read
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
@@ -42,7 +41,7 @@ class Supervised:
         self._wire = wire
         self._claim = claim
         self._segment = segment
-        self._text = text_of(claim.step.script, segment)
+        self._text = claim.step.script.text_of(segment)
         self._about = read(self._text)
         self._table = self._about.table or ""
         self._doubt = doubt
@@ -112,7 +111,7 @@ class Supervised:
         (oid,) = self._there
         found = await own.fetchrow(self._wire.connection, _DROPPED, oid, self._about.name)
         if oid and found["other"] and not found["gone"]:
-            raise refusal(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
+            raise doubtful(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
         return bool(oid) and found["gone"] is True
 
     async def _send(self, text: str) -> None:
@@ -146,7 +145,7 @@ class Supervised:
         built = any(index.valid for index in new)
         if self._about.name is None and (built or len(new) > 1):
             names = ", ".join(index.name if index.valid else f"{index.name} (invalid)" for index in new)
-            raise refusal(
+            raise doubtful(
                 self._claim.step,
                 f"Without a name its index cannot be told from others; new on {self._table} since then: {names}. ",
             )
