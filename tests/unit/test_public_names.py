@@ -4,7 +4,6 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import pytest
@@ -33,9 +32,7 @@ def test_the_public_names_are_sorted_and_told_once() -> None:
 
 def hints_of(thing: Any) -> Iterator[Any]:
     """Yield the annotations of a function or a class: of its fields, its methods and its properties."""
-    # asyncpg's class takes its parameter from type checkers only: something that takes one when asked stands for it.
-    names = {"asyncpg": SimpleNamespace(Connection=list), "Any": Any}
-    yield from get_type_hints(thing, localns=names).values()
+    yield from get_type_hints(thing).values()
     if inspect.isclass(thing):
         for name, member in vars(thing).items():
             called = member.fget if isinstance(member, property) else getattr(member, "__func__", member)

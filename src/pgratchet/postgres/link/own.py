@@ -31,8 +31,8 @@ _HIDDEN = re.compile("\0(.)")
 _SHOWN = {"n": "\n", "d": _NEXT, "q": _QUOTE, "e": ""}
 """What stands in a text for characters that have another meaning there: no text of the server's has a NUL."""
 
-# In quotes: asyncpg's class is generic in its stubs only.
-Connection: TypeAlias = "asyncpg.Connection[Any]"
+# Not "asyncpg.Connection[Any]": a module that does not import asyncpg could not resolve its own annotations.
+Connection: TypeAlias = asyncpg.Connection
 
 
 async def fetch(
