@@ -51,7 +51,8 @@ WITHOUT_EXPRESSIONS = (
         "CREATE SCHEMA",
         "DEALLOCATE ALL",
     ),
-    *("DISCARD", "DROP DATABASE", "DROP INDEX", "GRANT", "LOCK TABLE", "RESET", "ROLLBACK", "SET", "SHOW", "UNLISTEN"),
+    *("DISCARD", "DROP DATABASE", "DROP INDEX", "GRANT", "LOCK TABLE", "RELEASE SAVEPOINT", "RESET", "ROLLBACK"),
+    *("SAVEPOINT", "SET", "SHOW", "UNLISTEN"),
 )
 """How the statements begin in which nothing is looked up by a name that could be another's."""
 

@@ -17,7 +17,8 @@ Where asyncpg cannot read the answer, what is raised is UnreadableError.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -123,3 +124,24 @@ async def executemany(connection: Connection, statement: str, arguments: Iterabl
     """Run a statement of ours once for each of the arguments: all of them, or none."""
     with reading(connection):
         await connection.executemany(statement, arguments)
+
+
+@asynccontextmanager
+async def undone(connection: Connection) -> AsyncIterator[None]:
+    """Roll the block back if it raises an error of the server's: an open transaction stays usable, as it was before.
+
+    Outside a transaction the block is to be one message, which the server rolls back itself.
+    """
+    if not connection.is_in_transaction():
+        yield
+        return
+    # Not by asyncpg's transaction(), which keeps the savepoint behind its rollback: rows that are written later would
+    # have that subtransaction as their xmin, and a record of ours would take them for somebody else's.
+    await execute(connection, "SAVEPOINT pgratchet")
+    try:
+        yield
+    except Exception:
+        if not connection.is_closed():
+            await execute(connection, "ROLLBACK TO SAVEPOINT pgratchet;RELEASE SAVEPOINT pgratchet")
+        raise
+    await execute(connection, "RELEASE SAVEPOINT pgratchet")
