@@ -24,8 +24,8 @@ from pgratchet.core.events import Event, Started
 from pgratchet.core.model import Direction, Finished
 from pgratchet.core.readiness import Course
 from pgratchet.files.layouts.own import own
+from pgratchet.postgres.link.budget import MOST, Cause, Tries
 from pgratchet.postgres.link.sql import Table
-from pgratchet.postgres.link.temporary import MOST, Cause, Tries
 from tests.support import (
     PATIENCE,
     Write,
@@ -1007,16 +1007,16 @@ class TestAnErrorThatMayPass:
     def test_each_temporary_error_is_tried_again_so_often(self, cause: Cause, failed: asyncpg.PostgresError) -> None:
         tries, often = Tries(), min(1000, MOST[cause])
         count = 0
-        while count < 1000 and tries.may_pass(failed):
+        while count < 1000 and tries.may_succeed_after(failed):
             count += 1
 
         assert count == often
         if cause is not Cause.LOCK:
-            assert tries.may_pass(error("55P03", R="ProcessInterrupts"))
+            assert tries.may_succeed_after(error("55P03", R="ProcessInterrupts"))
 
     @pytest.mark.parametrize("code", ["57014", "P0001", "23505", "XX000", "42P07"])
     def test_any_other_error_is_not_tried_again_at_all(self, code: str) -> None:
-        assert not Tries().may_pass(error(code, R="exec_stmt_raise"))
+        assert not Tries().may_succeed_after(error(code, R="exec_stmt_raise"))
 
 
 class TestAReadOnlyServer:

@@ -11,8 +11,7 @@ import pytest
 from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError, Verdict
 from pgratchet.core.model import State
 from pgratchet.postgres.ledger.columns import COLUMNS
-from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.link.temporary import through_races
+from pgratchet.postgres.ledger.history import History, through_races
 from tests.shadows import has_sprung
 from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
 

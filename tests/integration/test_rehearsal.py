@@ -1,7 +1,23 @@
+import anyio
 import pytest
 
-from pgratchet import HistoryError, MigrationFailedError, Migrator, UsageError
-from tests.support import HISTORY, Write, a_role, ask, column, deserted, exists, failure_of, history, states, tell
+from pgratchet import Finished, HistoryError, MigrationFailedError, Migrator, UsageError
+from tests.support import (
+    HISTORY,
+    PATIENCE,
+    Write,
+    a_role,
+    ask,
+    column,
+    connected,
+    deserted,
+    exists,
+    failure_of,
+    history,
+    states,
+    tell,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -111,6 +127,26 @@ async def test_a_rehearsal_names_an_enum_value_as_the_one_thing_it_cannot_do(
     assert "cannot be rehearsed" in caught.value.failure.hint
     await migrator.up()
     assert await column(dsn, "SELECT m::text FROM t") == ["new"]
+
+
+async def test_a_rehearsal_goes_on_after_it_has_waited_for_the_lock_on_the_history(dsn: str, write: Write) -> None:
+    migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}), budget=PATIENCE)
+    await migrator.up()
+    write({"002_b.sql": "DROP TABLE a;"})
+    blocked = "SELECT query_start FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with connected(dsn) as other, anyio.create_task_group() as group:
+        await other.execute(f"BEGIN; LOCK TABLE {HISTORY} IN SHARE MODE")
+        finished: list[Finished] = []
+
+        async def rehearse() -> None:
+            finished.extend(await migrator.rehearse())
+
+        group.start_soon(rehearse)
+        first = await until(lambda: ask(dsn, blocked))
+        await until(lambda: ask(dsn, f"{blocked} AND query_start > $1", first))
+        await other.execute("COMMIT")
+
+    assert [step.version for step in finished] == ["2"]
 
 
 async def test_a_rehearsal_is_refused_where_files_and_history_disagree(dsn: str, write: Write) -> None:

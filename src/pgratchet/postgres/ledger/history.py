@@ -5,9 +5,10 @@ A row in state `applied` means applied and committed; no row means not.
 
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -19,11 +20,10 @@ from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
 from pgratchet.postgres.ledger import trust
 from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, defined, required
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.budget import Budget, Cause, Tries, retry
 from pgratchet.postgres.link.guards import Guard, Guards
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.session import Connection, describe
 from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier
-from pgratchet.postgres.link.temporary import through_races
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
 """The values for NULLs that only somebody else's table has."""
@@ -69,6 +69,12 @@ JOIN pg_catalog.pg_class c ON c.oid {EQ} p.relid::pg_catalog.oid
 JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
 WHERE p.isleaf
 """
+
+_MOST_CREATIONS = {Cause.LOCK: math.inf, Cause.CONFLICT: 50, Cause.RACE: 50, Cause.THERE: 5, Cause.CODE: 5}
+"""How often the table and its grants are tried again, for each cause: many runners may be making them at once."""
+
+LONGEST_PAUSE = 0.5
+"""Seconds, at most, between two tries to make the table."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -209,7 +215,7 @@ class History(NamedTuple):
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
         """Say what is wrong where the table cannot be read; an open transaction stays usable."""
         try:
-            async with _undone(connection):
+            async with own.undone(connection):
                 yield
         except asyncpg.UndefinedFunctionError:
             alter = f"ALTER TABLE {self.table.quoted} ALTER COLUMN version TYPE text"
@@ -489,6 +495,23 @@ def _rows(columns: dict[str, list[Any]]) -> tuple[HistoryRow, ...]:
     return tuple(map(HistoryRow._make, zip(*fields, strict=True)))
 
 
-def _undone(connection: Connection) -> AbstractAsyncContextManager[object]:
-    """Keep an open transaction usable behind an error."""
-    return connection.transaction() if connection.is_in_transaction() else nullcontext()
+async def through_races(connection: Connection, sql: str, budget: Budget) -> None:
+    """Run SQL as one transaction, or as a part of the open one, and again while other runners are in its way.
+
+    Raises any other error of the server's; BudgetExceededError where another session's lock stays in the way.
+    """
+
+    async def attempt() -> None:
+        began = time.monotonic()
+        try:
+            async with own.undone(connection):
+                await own.execute(connection, sql)
+        except asyncpg.PostgresError:
+            budget.spend(time.monotonic() - began)
+            raise
+
+    async def pause(error: Exception, failed: int) -> None:
+        most = min(0.01 * (failed + 1), LONGEST_PAUSE)
+        await budget.pause(most / 2, most, describe(error))
+
+    await retry(attempt, Tries(_MOST_CREATIONS), pause)

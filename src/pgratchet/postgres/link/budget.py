@@ -1,32 +1,38 @@
-"""One allowance for waiting of every kind; work under way is never cut short by it, and takes nothing of it."""
+"""Waiting and trying again: one budget bounds all pauses of a run; it never interrupts work in progress."""
 
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum, auto
+from typing import TypeVar
 
 import anyio
+import asyncpg
 
 from pgratchet.core.errors import BudgetExceededError
 
+T = TypeVar("T")
+
 LEAST_PAUSE = 0.1
 MOST_PAUSE = 0.3
-"""Bounds, in seconds, of the pause between two looks at what somebody else does."""
+"""Bounds, in seconds, of the pause between two looks at the work of another runner."""
 
 TELL_EVERY = 5.0
 """Seconds between two lines of the log about the same wait."""
 
 
 class Interval:
-    """So many seconds, again and again; the first time is over at once."""
+    """A rate limiter: true at the first call, then at most once in `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._last = -math.inf
 
     def is_over(self) -> bool:
-        """Say whether the seconds are over since this was last so."""
+        """Return whether `seconds` have passed since the last call that returned true."""
         now = time.monotonic()
         over = now - self._last >= self._seconds
         if over:
@@ -35,7 +41,7 @@ class Interval:
 
 
 class Budget:
-    """Seconds that may be spent waiting; None means for ever."""
+    """The seconds that a run may wait; None for no limit."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
@@ -43,30 +49,30 @@ class Budget:
 
     @property
     def remaining(self) -> float | None:
-        """The seconds left, never below 0; None where there is no limit."""
+        """The seconds left, at least 0; None for no limit."""
         return None if self.seconds is None else max(0.0, self.seconds - self._spent)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Take the time that the block takes."""
+        """Charge the time of the block to the budget."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.spend(time.monotonic() - began)
+            self._spent += time.monotonic() - began
 
     def spend(self, seconds: float) -> None:
-        """Take time that was spent waiting."""
+        """Charge seconds that were spent waiting."""
         self._spent += seconds
 
     async def poll(self, why: str) -> None:
-        """Sleep until the next look at what somebody else does, as `pause` does."""
+        """Sleep until the next look at the work of another runner, as `pause` does."""
         await self.pause(LEAST_PAUSE, MOST_PAUSE, why)
 
     async def pause(self, least: float, most: float, why: str) -> None:
-        """Sleep between `least` and `most` seconds, at random, so that replicas do not march in step.
+        """Sleep between `least` and `most` seconds, at random: replicas that start together then poll at other times.
 
-        Raises BudgetExceededError, with `why`, when nothing is left to sleep in.
+        Raises BudgetExceededError, with `why`, when nothing is left of the budget.
         """
         left = self.remaining
         if left is not None and left <= 0:
@@ -80,3 +86,87 @@ def backoff(attempt: int) -> tuple[float, float]:
     """Return the bounds, in seconds, of the pause before attempt number `attempt` + 1."""
     base = min(0.1 * 2 ** min(attempt, 10), 5.0)
     return base / 2, base
+
+
+_BY_CODE = {None, "exec_stmt_raise", "PLy_elog_impl", "dblink_res_error", "pgfdw_report_error"}
+"""Functions of the server that raise the error that code, or another server, asks for: PL/pgSQL, PL/Python, dblink.
+
+An exception that was made in Python names no function.
+"""
+
+_LOST_RACES = {"tuple concurrently updated", "tuple concurrently deleted"}
+"""Messages that PostgreSQL does not translate, and raises with the SQLSTATE of any internal error."""
+
+_ALREADY_THERE = asyncpg.DuplicateSchemaError, asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError
+
+
+class Cause(Enum):
+    """Why work failed that may succeed when it is tried again."""
+
+    LOCK = auto()
+    """Another session holds a lock, maybe for long. To ask again harms nobody."""
+    CONFLICT = auto()
+    """A deadlock, or transactions that cannot be serialized: the next victim may be the application's transaction."""
+    RACE = auto()
+    """Two sessions changed the same catalog rows at once. Nothing says that the reason will go away."""
+    THERE = auto()
+    """IF NOT EXISTS fails with this where another session commits between its look and its work."""
+    CODE = auto()
+    """Code, or another server, has raised one of the errors above by its SQLSTATE, and may do so each time."""
+
+
+MOST = {Cause.LOCK: math.inf, Cause.CONFLICT: 20, Cause.RACE: 5, Cause.CODE: 5}
+"""How often a step is tried again, for each cause."""
+
+
+class Tries:
+    """How often one piece of work has failed so far, for each cause."""
+
+    def __init__(self, most: Mapping[Cause, float] = MOST) -> None:
+        self._most = most
+        self._failed: Counter[Cause | None] = Counter()
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that has failed last, from 0."""
+        return self._failed.total() - 1
+
+    def may_succeed_after(self, error: Exception) -> bool:
+        """Count a failure of the work, and return whether another attempt may succeed."""
+        cause = _cause(error)
+        self._failed[cause] += 1
+        return cause is not None and self._failed[cause] <= self._most.get(cause, 0)
+
+
+def _cause(error: Exception) -> Cause | None:
+    if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
+        if error.server_source_function in _BY_CODE:
+            return Cause.CODE
+        return Cause.LOCK if isinstance(error, asyncpg.LockNotAvailableError) else Cause.CONFLICT
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return Cause.RACE if error.schema_name == "pg_catalog" else None
+    if isinstance(error, asyncpg.InternalServerError):
+        return Cause.RACE if error.args[0] in _LOST_RACES else None
+    return Cause.THERE if isinstance(error, _ALREADY_THERE) else None
+
+
+async def retry(
+    work: Callable[[], Awaitable[T]],
+    tries: Tries,
+    pause: Callable[[asyncpg.PostgresError, int], Awaitable[None]],
+    server_error: Callable[[Exception], Exception | None] = lambda error: error,
+) -> T:
+    """Return the result of `work`; an attempt that fails is repeated while `tries` says that another may succeed.
+
+    `pause` runs before each further attempt, given the server's error and the number of the failed attempt, from 0.
+    `server_error` returns the server's error inside another exception, None for one that is final. Any other exception
+    of `work`, and the last one, is raised as it is.
+    """
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            cause = server_error(error)
+            if not isinstance(cause, asyncpg.PostgresError) or not tries.may_succeed_after(cause):
+                raise
+        await pause(cause, tries.attempt)

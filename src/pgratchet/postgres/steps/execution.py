@@ -19,9 +19,8 @@ from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Mode, Re
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.budget import Budget, Tries
 from pgratchet.postgres.link.session import Connection, describe
-from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import concurrent, python_steps
 from pgratchet.postgres.wire import failures
@@ -167,7 +166,7 @@ class Execution:
         if claimed not in self._overtaken and await self._is_taken(claim, cause):
             self._overtaken.add(claimed)
             raise OvertakenError
-        if isinstance(cause, asyncpg.PostgresError) and not error.final and tries.may_pass(cause):
+        if isinstance(cause, asyncpg.PostgresError) and not error.final and tries.may_succeed_after(cause):
             await self._wire.before_retry(
                 f"{claim.step.direction} {migration.version} {migration.name}", cause, tries.attempt
             )

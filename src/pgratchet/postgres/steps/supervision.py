@@ -11,9 +11,9 @@ from pgratchet.core.plan.halfway import Begun, doubtful
 from pgratchet.core.sql.bare import Nature, read
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.budget import Tries
 from pgratchet.postgres.link.session import describe
 from pgratchet.postgres.link.sql import EQ, NE
-from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import indexes, notes
 from pgratchet.postgres.steps.indexes import Index
@@ -68,7 +68,7 @@ class Supervised:
                     if await self._is_done():
                         break
                 failure = await self._failure(error)
-                if self._runs_once or not tries.may_pass(error):
+                if self._runs_once or not tries.may_succeed_after(error):
                     raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
                 place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
                 await self._wire.before_retry(place, error, tries.attempt)

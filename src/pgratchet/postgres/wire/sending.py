@@ -12,9 +12,8 @@ import asyncpg
 from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Budget, backoff
+from pgratchet.postgres.link.budget import Budget, Tries, backoff
 from pgratchet.postgres.link.session import Connection, describe, lost, open_session
-from pgratchet.postgres.link.temporary import Tries
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.wire.message import Message, Part
 from pgratchet.postgres.wire.watch import Blockers, beside
@@ -136,7 +135,7 @@ class Wire:
                 return await work()
             except asyncpg.PostgresError as error:
                 await self.roll_back("")
-                if not tries.may_pass(error):
+                if not tries.may_succeed_after(error):
                     raise
                 await self.before_retry(place, error, tries.attempt)
 
