@@ -46,8 +46,9 @@ def is_there(test: str) -> bool:
     return not name or bool(re.search(rf"(def|class) {name}\b", file.read_text(encoding="utf-8")))
 
 
-def test_the_guarantees_are_numbered_without_a_gap() -> None:
-    assert [row[0] for row in rows()] == [f"G{number}" for number in range(1, 11)]
+def test_the_guarantees_keep_their_numbers() -> None:
+    # G11 and G12 are promises that are not built yet.
+    assert [row[0] for row in rows()] == [f"G{number}" for number in (*range(1, 11), 13)]
 
 
 def test_every_page_that_a_page_links_to_is_there() -> None:
