@@ -3,6 +3,7 @@ import importlib.metadata
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
@@ -13,6 +14,7 @@ from pgratchet.core import errors
 
 SOURCE = Path(pgratchet.__file__).parent
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PAGE = (EXAMPLES.parent / "docs" / "python-api.md").read_text(encoding="utf-8")
 
 
 def imported_names() -> set[str]:
@@ -74,11 +76,23 @@ def test_everything_that_a_public_value_leads_to_is_public() -> None:
     assert found - set(followed) == set()
 
 
-def test_every_public_name_is_explained() -> None:
-    text = (EXAMPLES.parent / "docs" / "python-api.md").read_text(encoding="utf-8")
-    explained = set(re.findall(r"\w+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
+def test_every_public_name_and_every_member_of_an_enum_is_explained() -> None:
+    explained = set(re.findall(r"[\w-]+", " ".join(re.findall(r"```.*?```|`[^`]+`", PAGE, re.DOTALL))))
+    public = {name: getattr(pgratchet, name) for name in pgratchet.__all__}
+    enums = [each for each in public.values() if inspect.isclass(each) and issubclass(each, StrEnum)]
+    members = {str(member) for each in enums for member in each}
 
-    assert set(pgratchet.__all__) - explained == set()
+    assert len(enums) > 5
+    assert (set(public) | members) - explained == set()
+
+
+@pytest.mark.parametrize("name", ["Migrator", "migrated"])
+def test_every_argument_is_explained_in_its_order(name: str) -> None:
+    (call,) = re.findall(rf"^{name}\(\n(.*?)^\)", PAGE, re.DOTALL | re.MULTILINE)
+
+    assert re.findall(r"^    (\w+)=", call, re.MULTILINE) == [
+        parameter for parameter in inspect.signature(getattr(pgratchet, name)).parameters if parameter != "migrator"
+    ]
 
 
 def test_annotations_are_followed_through_whatever_holds_a_class() -> None:
