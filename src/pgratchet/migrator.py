@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,15 @@ from pgratchet.files import directory
 from pgratchet.files.directory import Location
 from pgratchet.files.layout import Layout
 from pgratchet.files.layouts.own import own
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
 from pgratchet.runs import journal, telling
-from pgratchet.runs.cancelling import cancelled_for_good
-from pgratchet.runs.comparing import compare
-from pgratchet.runs.run import Run
+from pgratchet.runs.observing import compare
+from pgratchet.runs.run import Run, cancelled_for_good
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.telling import Listener
 from pgratchet.version import __version__
@@ -136,17 +136,15 @@ class Migrator:
             connect=sessions(sessions=by is Lock.SESSION),
             direct=direct(role, sessions=by is Lock.SESSION),
             lock=by,
-            table=Table.parse(table),
+            history=History(Table.parse(table), role, sql.roles("trusted_owners", trusted_owners)),
             limits=Limits(
                 arguments.limit("lock_timeout", lock_timeout) or 0.0,
                 arguments.limit("statement_timeout", statement_timeout) or 0.0,
             ),
             tool_version=__version__,
             layout=layout,
-            owner=role,
             allow_late=arguments.switch("allow_late", allow_late),
             strict=arguments.switch("strict", strict),
-            trusted_owners=sql.roles("trusted_owners", trusted_owners),
             readers=sql.roles("readers", readers),
         )
 
@@ -154,7 +152,7 @@ class Migrator:
         if "_settings" not in vars(self):
             return "Migrator(), whose arguments were refused"
         # The DSN is left out: it may hold a password.
-        return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.table)!r})"
+        return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.history.table)!r})"
 
     @property
     def readiness(self) -> Readiness:
@@ -186,7 +184,7 @@ class Migrator:
         """
         to = discreet(to)
         version = self._version(to)
-        return await self._change(lambda run: run.up(version))
+        return await self._run(self._course.working(), lambda run: run.up(version))
 
     async def down(self, to: str | int | None = None, *, steps: int | None = None) -> tuple[Finished, ...]:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
@@ -196,35 +194,37 @@ class Migrator:
         if to is None:
             steps = arguments.count("steps", 1 if steps is None else steps)
         way = planning.WayDown(self._version(to), steps)
-        return await self._change(lambda run: run.turn([planning.Phase(Direction.DOWN, way.plan)]))
+        return await self._run(
+            self._course.working(), lambda run: run.carry_out([planning.Phase(Direction.DOWN, way.plan)])
+        )
 
     async def redo(self, steps: int = 1) -> tuple[Finished, ...]:
         """Revert the newest `steps` versions and apply them again, under one lock."""
         way = planning.WayDown(None, arguments.count("steps", discreet(steps)))
         phases = [planning.Phase(Direction.DOWN, way.plan), planning.Phase(Direction.UP, way.plan_again)]
-        return await self._change(lambda run: run.turn(phases))
+        return await self._run(self._course.working(), lambda run: run.carry_out(phases))
 
     async def wait(self) -> None:
         """Return once somebody else has applied everything; needs no right but to read the history."""
-        await self._work(Run.wait, self._course.looking())
+        await self._run(nullcontext(self._course.looking()), Run.wait)
 
     async def check(self) -> None:
         """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
 
         async def check(run: Run) -> None:
             async with open_session(self._settings.connect) as connection:
-                if behind := planning.missing(await run.look(connection, anybodys=True)):
+                if behind := planning.missing(await run.observer.look(connection, anybodys=True)):
                     raise BehindError(behind)
 
-        await self._work(check, self._course.looking())
+        await self._run(nullcontext(self._course.looking()), check)
 
     async def plan(self, to: str | int | None = None) -> Plan:
         """Return what `up` would do now; takes no lock and changes nothing."""
         to = discreet(to)
         version = self._version(to)
-        run = await self._run(_silent)
+        run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
         async with open_session(self._settings.connect) as connection:
-            entries = await run.look(connection, anybodys=True)
+            entries = await run.observer.look(connection, anybodys=True)
         plan = planning.plan_up(entries, version)
         warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
         return plan._replace(warnings=warnings)
@@ -243,7 +243,7 @@ class Migrator:
         """
         to = discreet(to)
         version = self._version(to)
-        run = await self._run(_silent)
+        run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -301,44 +301,38 @@ class Migrator:
         return canonical
 
     async def _read(self) -> Catalogue:
-        def read() -> Catalogue:
-            return self._settings.layout.parse(directory.read(self.migrations), strict=self._settings.strict)
-
-        catalogue = await anyio.to_thread.run_sync(read)
+        parse, strict = self._settings.layout.parse, self._settings.strict
+        catalogue = await anyio.to_thread.run_sync(lambda: parse(directory.read(self.migrations), strict=strict))
         if not catalogue.migrations:
             _log.warning("there is no migration in %s", self.migrations)
         for warning in catalogue.warnings:
             _log.warning("%s", warning)
         return catalogue
 
-    async def _run(self, tell: Tell) -> Run:
-        return Run(self._settings, await self._read(), Budget(self.budget), tell)
-
-    async def _change(self, work: Callable[[Run], Awaitable[None]]) -> tuple[Finished, ...]:
-        with self._course.working() as take:
-            return await self._work(work, take)
-
-    async def _work(self, work: Callable[[Run], Awaitable[None]], take: Tell) -> tuple[Finished, ...]:
-        """Do the work of one run and return what it has finished; how it ended is told, whatever that was."""
-
-        def tell(event: Event) -> None:
-            take(event)
-            telling.tell(event, self._listener)
-
+    async def _run(
+        self, course: AbstractContextManager[Tell], work: Callable[[Run], Awaitable[None]]
+    ) -> tuple[Finished, ...]:
+        """Do `work` in a run, and return what the run has finished; `course` takes its events, its end included."""
         finished: Sequence[Finished] = ()
-        try:
-            run = await self._run(tell)
-            finished = run.progress.finished
-            await cancelled_for_good(partial(work, run))
-        except BaseException as error:
-            if isinstance(error, PgratchetError):
-                error.finished = tuple(finished)
-            tell(failed(error))
-            raise
-        finally:
-            if self._journal is not None:
-                journal.append(self._journal, finished)
-        tell(Done(tuple(finished)))
+        with course as take:
+
+            def tell(event: Event) -> None:
+                take(event)
+                telling.tell(event, self._listener)
+
+            try:
+                run = Run(self._settings, await self._read(), Budget(self.budget), tell)
+                finished = run.progress.finished
+                await cancelled_for_good(partial(work, run))
+            except BaseException as error:
+                if isinstance(error, PgratchetError):
+                    error.finished = tuple(finished)
+                tell(failed(error))
+                raise
+            finally:
+                if self._journal is not None:
+                    journal.append(self._journal, finished)
+            tell(Done(tuple(finished)))
         return tuple(finished)
 
 

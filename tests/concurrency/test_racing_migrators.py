@@ -12,7 +12,7 @@ import pytest
 from pgratchet import HistoryError, Migrator
 from pgratchet.embedded import Server
 from pgratchet.postgres.wire.message import Message
-from pgratchet.postgres.wire.sending import Wire
+from pgratchet.postgres.wire.sending import Meanwhile, Wire
 from tests.processes import replicas, results
 from tests.support import (
     HISTORY,
@@ -323,7 +323,7 @@ async def test_a_snapshot_that_lasts_for_a_file_is_not_older_than_its_turn(
     async def either() -> bool:
         return any(row["wait_event_type"] == "Lock" for row in await sessions(dsn)) or len(await states(dsn)) < 2
 
-    async def interrupted(self: Wire, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
+    async def interrupted(self: Wire, message: Message, meanwhile: Meanwhile | None = None) -> None:
         text = message.text
         place = text.find("SELECT CAST(CASE WHEN pg_catalog.pg_try_advisory_xact_lock")
         if "REPEATABLE READ" in text:

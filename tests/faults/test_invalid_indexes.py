@@ -65,7 +65,8 @@ class Elsewhere(Table):
 
 def without_lock(migrator: Migrator) -> Migrator:
     """Have the migrator take another lock than all others: as if theirs had been taken away."""
-    migrator._settings = migrator._settings._replace(table=Elsewhere("public", "schema_migrations"))
+    history = migrator._settings.history._replace(table=Elsewhere("public", "schema_migrations"))
+    migrator._settings = migrator._settings._replace(history=history)
     return migrator
 
 
@@ -577,7 +578,8 @@ async def test_one_runner_builds_the_index_when_many_find_its_builder_dead_at_on
     async def run(key: int) -> None:
         migrator = Migrator(dsn, folder)
         keyed = type("Keyed", (Table,), {"lock_key": key})
-        migrator._settings = migrator._settings._replace(table=keyed("public", "schema_migrations"))
+        history = migrator._settings.history._replace(table=keyed("public", "schema_migrations"))
+        migrator._settings = migrator._settings._replace(history=history)
         finished.extend(step.version for step in await migrator.up())
 
     with anyio.fail_after(20):

@@ -11,7 +11,7 @@ from pgratchet import HistoryError, Migrator, Verdict
 from pgratchet.postgres.steps import indexes
 from pgratchet.postgres.steps.indexes import Index
 from pgratchet.postgres.wire.message import Message
-from pgratchet.postgres.wire.sending import Wire
+from pgratchet.postgres.wire.sending import Meanwhile, Wire
 from tests.processes import replicas
 from tests.support import (
     PASS_GATE,
@@ -202,7 +202,7 @@ async def test_a_cut_off_statement_that_only_the_server_knows_to_refuse_a_transa
     sent: list[str] = []
     send = Wire.send
 
-    async def listen(wire: Wire, message: Message, meanwhile: Callable[[], None] | None = None) -> None:
+    async def listen(wire: Wire, message: Message, meanwhile: Meanwhile | None = None) -> None:
         sent.append(message.text)
         await send(wire, message, meanwhile)
 

@@ -196,7 +196,8 @@ async def test_a_repair_waits_for_the_lock_and_is_refused_while_somebody_works_w
     migrator = Migrator(dsn, folder, lock_timeout=0)
     # A runner with another lock: as if its own had been taken away.
     other = Migrator(dsn, folder, lock_timeout=0)
-    other._settings = other._settings._replace(table=Elsewhere("public", "schema_migrations"))
+    history = other._settings.history._replace(table=Elsewhere("public", "schema_migrations"))
+    other._settings = other._settings._replace(history=history)
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
         tasks.start_soon(other.up)
         pid = await closed.reached()

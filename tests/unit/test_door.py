@@ -124,7 +124,7 @@ def test_without_a_limit_and_with_a_limit_of_zero_a_statement_runs_under_the_sam
 def test_several_roles_come_in_any_collection(roles: Any) -> None:
     made = Migrator(DSN, readers=roles, trusted_owners=roles)._settings
 
-    assert (made.readers, made.trusted_owners) == (("app",), ("app",))
+    assert (made.readers, made.history.trusted) == (("app",), ("app",))
 
 
 VERSIONS: list[Any] = ["", "a", "-1", -1, True, 1.0, b"1", [1], object()]

@@ -22,8 +22,8 @@ def claim(text: str, version: str = "1") -> Claim:
     return Claim(Step(migration, Direction.UP, compile_script(source, Kind.SQL, Direction.UP)), f"token{version}")
 
 
-def claim_of_size(length: int) -> Claim:
-    return claim("-" * length)
+def step_of_size(length: int) -> Step:
+    return claim("-" * length).step
 
 
 def composed(texts: Iterable[str], *, markers: bool = True) -> list[Message]:
@@ -152,14 +152,14 @@ def test_positions_in_a_later_chunk_count_from_its_beginning(chunk: int) -> None
 
 
 def test_small_scripts_share_messages_up_to_a_number_and_a_size() -> None:
-    small = [claim("SELECT 1;", str(number)) for number in range(MOST_STEPS * 2 + 1)]
+    small = [claim("SELECT 1;", str(number)).step for number in range(MOST_STEPS * 2 + 1)]
 
     assert [len(group) for group in share(small)] == [MOST_STEPS, MOST_STEPS, 1]
-    assert [each for group in share(small) for each in group] == small
+    assert [claim.step for group in share(small) for claim in group] == small
 
 
 def test_large_scripts_do_not_share() -> None:
-    half, whole = claim_of_size(CHUNK // 2), claim_of_size(CHUNK + 1)
+    half, whole = step_of_size(CHUNK // 2), step_of_size(CHUNK + 1)
 
     assert [len(group) for group in share([half, half, half])] == [2, 1]
     assert [len(group) for group in share([half, whole, half])] == [1, 1, 1]

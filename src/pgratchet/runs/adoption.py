@@ -10,7 +10,7 @@ from pgratchet.postgres.ledger.spelling import refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.link.sql import Table
-from pgratchet.postgres.wire import frames
+from pgratchet.postgres.wire.message import facts
 from pgratchet.runs.settings import Settings
 
 TARGET = "pgratchet_migrations"
@@ -27,11 +27,10 @@ async def adopt(
     table = _target(settings, source)
     key = None if settings.lock is Lock.NONE else table.lock_key
     async with open_session(settings.direct, budget) as connection:
-        facts = await frames.facts(connection, None, settings.owner)
-        frames.refuse_useless(facts)
         history = settings.history._replace(table=table)
-        async with lock.exclusively(connection, key, budget, settings.owner):
-            seal = await history.hold(connection, settings.readers_of(facts.login), budget)
+        known = await facts(connection, None, history.owner, settings.tool_version)
+        async with lock.exclusively(connection, key, budget, history.owner):
+            seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
             takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)
             await history.adopt(connection, takeover.rows, f"adopted from {source}", without=seal.absent)
             return _adoption(takeover, source, history.table, dry_run=False)
@@ -48,7 +47,8 @@ async def foresee(
 
 
 def _target(settings: Settings, source: Table) -> Table:
-    return Table(source.schema, TARGET) if settings.table == source else settings.table
+    table = settings.history.table
+    return Table(source.schema, TARGET) if table == source else table
 
 
 async def _compared(  # noqa: PLR0913 - two tables, the files, and how

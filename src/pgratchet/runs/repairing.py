@@ -9,8 +9,9 @@ from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
-from pgratchet.postgres.wire import backends, frames
-from pgratchet.runs.comparing import compare
+from pgratchet.postgres.wire import backends
+from pgratchet.postgres.wire.message import Facts, facts
+from pgratchet.runs.observing import compare
 from pgratchet.runs.settings import Settings
 
 
@@ -22,17 +23,18 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     """
     if not judgement.reason.strip():
         raise UsageError("a repair needs a reason: it is what others will read in the history")
-    key = None if settings.lock is Lock.NONE else settings.table.lock_key
-    async with open_session(settings.direct, budget) as connection:
-        history = settings.history
-        async with lock.exclusively(connection, key, budget, settings.owner):
-            facts = await frames.facts(connection, None, settings.owner)
-            frames.refuse_useless(facts)
-            seal = await history.hold(connection, settings.readers_of(facts.login), budget)
-            records = lock.records(settings.table, Lock.NONE)._replace(absent=seal.absent)
-            entry = await _entry(connection, settings, catalogue, judgement.version, budget)
-            await _record(connection, settings, records, entry, judgement, facts)
-            return await _entry(connection, settings, catalogue, judgement.version, budget)
+    history = settings.history
+    key = None if settings.lock is Lock.NONE else history.table.lock_key
+    async with (
+        open_session(settings.direct, budget) as connection,
+        lock.exclusively(connection, key, budget, history.owner),
+    ):
+        known = await facts(connection, None, history.owner, settings.tool_version)
+        seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
+        records = lock.records(history.table, Lock.NONE)._replace(absent=seal.absent)
+        entry = await _entry(connection, settings, catalogue, judgement.version, budget)
+        await _record(connection, records, entry, judgement, known, history.owner)
+        return await _entry(connection, settings, catalogue, judgement.version, budget)
 
 
 async def _entry(
@@ -46,18 +48,18 @@ async def _entry(
 
 async def _record(  # noqa: PLR0913, PLR0917 - where, and all that the row is to say
     connection: Connection,
-    settings: Settings,
     records: Records,
     entry: Entry,
     judgement: Judgement,
-    facts: frames.Facts,
+    known: Facts,
+    owner: str | None,
 ) -> None:
     settled = settle(entry, judgement.verdict)
     if entry.row is not None and entry.state is State.RUNNING:
-        who = await backends.runner(connection, entry.row, settings.owner)
+        who = await backends.runner(connection, entry.row, owner)
         if who:
             raise HistoryError(printable(f"{entry.version} {entry.name} is being worked on by {who}"), [entry.version])
-    writer = facts.writer(settings.tool_version)
-    when = f"{facts.now:%Y-%m-%d %H:%M:%S%z}"
+    writer = known.writer
+    when = f"{known.now:%Y-%m-%d %H:%M:%S%z}"
     reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")
     await own.execute(connection, records.settle(entry, settled, writer, reason))

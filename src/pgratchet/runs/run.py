@@ -1,141 +1,220 @@
-"""One run: look, lock, compare again, apply. Nothing is ever applied on an unlocked read of the history.
+"""One run: look, lock, compare again, apply. No step is ever planned on an unlocked read of the history.
 
 Where a lock lasts for a transaction only, it is each step's own transaction that locks and compares.
 """
 
+import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
+import anyio
+
+from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.events import Locked, Tell
-from pgratchet.core.model import Catalogue, Direction, Entry
+from pgratchet.core.model import Catalogue, Direction, Failure
 from pgratchet.core.plan import planning
-from pgratchet.postgres.ledger import lock
-from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
+from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
+from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, open_session
 from pgratchet.postgres.wire.progress import Progress
-from pgratchet.runs.locking import RunnerLock
 from pgratchet.runs.observing import Observer, all_applied
-from pgratchet.runs.recovery import through_losses
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.turn import Turn
 
+T = TypeVar("T")
+
+TASK = "pgratchet run"
+"""The name of the task in which a run works."""
+
+MOST_LOSSES = 5
+"""A step that loses this many sessions in a row has failed."""
+
+PRIMARY_PAUSE = 0.5, 1.0
+"""Bounds, in seconds, of the pause before a server that was a standby is asked again."""
+
+_log = logging.getLogger("pgratchet")
+
 
 class Run:
-    """One run over a catalogue, through as many sessions as it takes; `progress` is right also after an error."""
+    """One run over a catalogue, in as many sessions as it takes; `progress` is right also after an error."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget, tell: Tell) -> None:
         self.progress = Progress(tell)
+        self.observer = Observer(settings, catalogue, budget, self.progress)
         self._settings = settings
         self._budget = budget
-        self._lock = RunnerLock(settings)
-        self._observer = Observer(settings, catalogue, budget, self.progress)
-
-    async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:
-        """Return what files and history say, as `Observer.look` does."""
-        return await self._observer.look(connection, anybodys=anybodys)
+        self._lock = RunnerLock(settings.history.table, settings.lock)
 
     async def up(self, to: str | None = None) -> None:
-        """Have everything up to `to` applied, by this run or meanwhile by another one."""
-        phase = planning.Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))
+        """Return once everything up to `to` is applied, by this run or meanwhile by another one."""
+        phases = deque([planning.Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))])
 
         async def work(connection: Connection) -> None:
-            waiting = deque([phase])
-            while True:
-                missing = planning.missing(await self.look(connection), to)
-                if not missing and await self._granted(connection):
-                    break
-                if await self._wait_for_turn(connection, missing) and await self._carry_out(connection, waiting):
+            while (
+                missing := planning.missing(await self.observer.look(connection), to)
+            ) or not await self._is_readable_for_all(connection):
+                turn = await self._wait_for_turn(connection, missing)
+                if turn is not None and await self._carry_out(turn, phases):
                     return
             if self.progress.flying:
-                from pgratchet.runs.turning import resolve  # noqa: PLC0415 - loaded before, where anything flies
+                # Loaded already: an earlier session of this run has sent something.
+                from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as above
 
-                await resolve(self._turn(connection))
+                await resolve(connection, self._lock.records, self.progress, self._budget)
 
-        await self._through_losses(work)
+        await through_losses(work, self._settings.direct, self._budget, self.progress)
 
-    async def _granted(self, connection: Connection) -> bool:
-        settings = self._settings
-        needless = settings.owner is None and not settings.readers
-        return needless or await settings.history.is_granted(connection, settings.readers)
+    async def _is_readable_for_all(self, connection: Connection) -> bool:
+        """Return whether each of `readers`, and the role that logs in beside an owner, may read the history."""
+        history, readers = self._settings.history, self._settings.readers
+        needless = history.owner is None and not readers
+        return needless or await history.is_granted(connection, readers)
 
-    async def turn(self, phases: Iterable[planning.Phase]) -> None:
-        """Carry the phases out, in order, under one lock; one that is done is not begun again."""
-        waiting = deque(phases)
+    async def carry_out(self, phases: Iterable[planning.Phase]) -> None:
+        """Carry the phases out, in order, under one lock; a phase that is done is not begun again."""
+        left = deque(phases)
 
         async def work(connection: Connection) -> None:
-            await self.look(connection)
-            while not (await self._wait_for_turn(connection) and await self._carry_out(connection, waiting)):
+            await self.observer.look(connection)
+            while (turn := await self._wait_for_turn(connection)) and not await self._carry_out(turn, left):
                 pass
 
-        await self._through_losses(work)
+        await through_losses(work, self._settings.direct, self._budget, self.progress)
 
     async def rehearse(self, to: str | None = None) -> None:
-        """Do what `up` would do, in one transaction, and roll it back."""
+        """Do everything that `up` would do, in one transaction, and roll it back."""
 
         async def work(connection: Connection) -> None:
-            await self.look(connection)
-            from pgratchet.runs import turning  # noqa: PLC0415 - as in _carry_out
+            await self.observer.look(connection)
+            while turn := await self._wait_for_turn(connection):
+                from pgratchet.runs import turning  # noqa: PLC0415 - as in _carry_out
 
-            rehearsed = False
-            while not rehearsed and await self._wait_for_turn(connection):
                 try:
-                    await turning.rehearse(self._turn(connection), to)
-                    rehearsed = True
-                except lock.BusyError:
+                    await turning.rehearse(turn, to)
+                except BusyError:
                     await self._budget.poll("waiting for another runner")
+                else:
+                    return
 
-        await self._through_losses(work)
+        await through_losses(work, self._settings.direct, self._budget, self.progress)
 
     async def wait(self) -> None:
-        """Return once everything is applied, by somebody else."""
+        """Return once everything is applied, by another runner."""
 
         async def work(connection: Connection) -> None:
             often = Interval(TELL_EVERY)
-            while missing := planning.missing(await self.look(connection, anybodys=True)):
+            while missing := planning.missing(await self.observer.look(connection, anybodys=True)):
                 whom = f"somebody to apply {', '.join(missing)}"
-                while not all_applied(missing, rows := await self._observer.follow(connection, missing)):
-                    self._observer.warn_of_failures(rows)
+                while not all_applied(missing, rows := await self.observer.follow(connection, missing)):
+                    self.observer.warn_of_failures(rows)
                     if often.is_over():
                         self.progress.tell(await self._lock.waiting(connection, whom))
                     await self._budget.poll(f"waiting for {whom}")
 
         await through_losses(work, self._settings.connect, self._budget, self.progress)
 
-    async def _through_losses(self, work: Callable[[Connection], Awaitable[None]]) -> None:
-        await through_losses(work, self._settings.direct, self._budget, self.progress)
+    async def _wait_for_turn(self, connection: Connection, missing: Sequence[str] = ()) -> Turn | None:
+        """Return this run's turn, as soon as it can be had; None once other runners have applied all that is `missing`.
 
-    async def _wait_for_turn(self, connection: Connection, missing: Sequence[str] = ()) -> bool:
-        """Wait for this run's turn. True: it is. False: all that was missing is applied by others."""
+        Raises MigrationFailedError if another runner fails at a missing version meanwhile.
+        """
         holder = "another session"
         began, often = time.monotonic(), Interval(TELL_EVERY)
-        while not await self._lock.take(connection):
+        while not await self._lock.try_acquire(connection):
             await self._budget.poll(f"waiting for the lock of {holder}")
             if missing:
-                # Before the next try: who has nothing left to do shall not take the lock from those who wait.
-                rows = await self._observer.follow(connection, missing)
+                # Before the next try: a run that has nothing left to do must not take the lock from those that wait.
+                rows = await self.observer.follow(connection, missing)
                 if all_applied(missing, rows):
-                    return False
-                self._observer.raise_new_failure(rows)
+                    return None
+                self.observer.raise_new_failure(missing)
             if often.is_over():
                 waiting = await self._lock.waiting(connection, holder)
                 holder = waiting.holder
                 self.progress.tell(waiting)
         self.progress.tell(Locked(time.monotonic() - began))
-        return True
+        return Turn(connection, self._settings, self._budget, self.progress, self._lock, self.observer)
 
-    async def _carry_out(self, connection: Connection, waiting: deque[planning.Phase]) -> bool:
-        """Do what the phases say. False: another runner came in between, and some are left."""
+    async def _carry_out(self, turn: Turn, phases: deque[planning.Phase]) -> bool:
+        """Carry the phases out. False: another runner came in between, and some phases are left."""
         # Most starts find nothing to do, and do not pay for the half of the package that does it.
-        from pgratchet.runs import turning  # noqa: PLC0415
+        from pgratchet.runs import turning  # noqa: PLC0415 - as above
 
         try:
-            await turning.carry_out(self._turn(connection), waiting)
-        except lock.BusyError:
-            # It was free a moment ago, and may be so at the next look.
+            await turning.carry_out(turn, phases)
+        except BusyError:
+            # The lock was free a moment ago, and may be free at the next look.
             await self._budget.poll("waiting for another runner")
             return False
         return True
 
-    def _turn(self, connection: Connection) -> Turn:
-        return Turn(connection, self._settings, self._budget, self.progress, self._lock, self._observer)
+
+async def through_losses(
+    work: Callable[[Connection], Awaitable[None]], connect: Connect, budget: Budget, progress: Progress
+) -> None:
+    """Do `work` in a session; if the session is lost, do it again in a new one, while the budget lasts.
+
+    Raises MigrationFailedError for a step that has lost its session too often, NotPrimaryError if the first server
+    takes no changes.
+    """
+    # Losses in a row, and how many of them while one and the same step was under way.
+    losses = losses_of_step = finished = 0
+    while True:
+        launched = progress.launched
+        try:
+            async with open_session(connect, budget) as connection:
+                return await work(connection)
+        except NotPrimaryError as error:
+            # At the first contact it is a wrong address. A run that has lost its server sees a failover, and the
+            # standby may become the primary soon.
+            if not losses:
+                raise
+            _log.warning("%s; waiting for a primary", error)
+            await budget.pause(*PRIMARY_PAUSE, str(error))
+        except ConnectionLostError as error:
+            if finished != len(progress.finished):
+                losses, losses_of_step, finished = 0, 0, len(progress.finished)
+            losses += 1
+            # A step that an earlier session has left unanswered was not under way in this one.
+            if progress.flying and progress.launched != launched:
+                losses_of_step += 1
+            if losses_of_step >= MOST_LOSSES:
+                # Tried for ever, it would take the server down each time.
+                step = progress.flying[0].step
+                message = f"{error}; that was so {losses_of_step} times in a row while it ran"
+                migration, path = step.migration, step.script.source.path
+                failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
+                raise MigrationFailedError(failure, progress.finished) from error
+            _log.warning("%s; connecting again", error)
+            await budget.pause(*backoff(losses - 1), str(error))
+
+
+async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `work`, or raise its error; if this is cancelled, each later await of `work` is, too.
+
+    asyncio's own cancellation, as servers use it, comes once. A ROLLBACK that is awaited after it, asyncpg's at the
+    end of a transaction() for example, would wait for ever on a network that is gone; and if the session is lost it
+    would fail, with an error in the cancellation's place from which the run recovers, and goes on. In a task of its
+    own the work is cancelled by a scope instead, which does not let go.
+    """
+    returned: list[T] = []
+    raised: list[BaseException] = []
+
+    async def do() -> None:
+        try:
+            returned.append(await work())
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised below: the group would wrap it
+            raised.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(do, name=TASK)
+    for error in raised:
+        raise error
+    if not returned:
+        raise asyncio.CancelledError  # by the work itself: this task was not cancelled
+    return returned[0]

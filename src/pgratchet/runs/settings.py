@@ -1,4 +1,4 @@
-"""What a migrator is set to, and what a run hands on."""
+"""The settings of a migrator: everything that stays the same from run to run."""
 
 from typing import NamedTuple
 
@@ -7,35 +7,23 @@ from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.session import Connect
-from pgratchet.postgres.link.sql import Table
 
 
 class Settings(NamedTuple):
-    """Everything that stays the same from run to run.
+    """The settings of every run of one migrator.
 
-    `direct` leads past poolers, for what takes the lock. `layout` is how the files are written. `lock` is what keeps
-    runners apart, None for what the connection allows. `owner` is the role that `direct` works as, None for the one
-    that logs in.
+    `direct` leads past poolers, for sessions that take the lock. `history` names the table, and the role that `direct`
+    works as. `layout` is how the files are written. `lock` is how runners are kept apart, None for the best that the
+    connection allows. `readers` are roles that may read the history.
     """
 
     connect: Connect
     direct: Connect
-    table: Table
+    history: History
     limits: Limits
     tool_version: str
     layout: Layout
-    owner: str | None = None
     allow_late: bool = False
     strict: bool = False
     readers: tuple[str, ...] = ()
-    trusted_owners: tuple[str, ...] = ()
     lock: Lock | None = None
-
-    @property
-    def history(self) -> History:
-        """The history of every run."""
-        return History(self.table, self.owner, self.trusted_owners)
-
-    def readers_of(self, login: str) -> tuple[str, ...]:
-        """Return who may read the history, given the role that logs in: beside an owner it has to be told so."""
-        return self.readers if self.owner is None else (*self.readers, login)

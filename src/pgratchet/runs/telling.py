@@ -43,7 +43,15 @@ def refuse_coroutine(name: str, called: Callable[..., object] | None) -> None:
 
 def tell(event: Event, listener: Listener | None) -> None:
     """Log an event and hand it to the listener; what goes wrong in there is logged, and disturbs no migration."""
-    level = _level(event)
+    match event:
+        case Looked() | StatementFinished() | Done(finished=()):
+            level = logging.DEBUG
+        case Retried() | Failed(cancelled=True):
+            level = logging.WARNING
+        case Failed():
+            level = logging.ERROR
+        case _:
+            level = logging.INFO
     if _log.isEnabledFor(level):
         _log.log(level, "%s", event, extra=fields(event))
     if listener is not None:
@@ -51,18 +59,6 @@ def tell(event: Event, listener: Listener | None) -> None:
             listener(event)
         except Exception:  # noqa: BLE001 - a listener may raise anything
             _log.exception("the listener failed at %s", type(event).__name__)
-
-
-def _level(event: Event) -> int:
-    match event:
-        case Looked() | StatementFinished() | Done(finished=()):
-            return logging.DEBUG
-        case Retried() | Failed(cancelled=True):
-            return logging.WARNING
-        case Failed():
-            return logging.ERROR
-        case _:
-            return logging.INFO
 
 
 def fields(event: Event) -> dict[str, object]:

@@ -1,95 +1,113 @@
-"""What a run does while it holds the lock: the half of it that most starts never need."""
+"""A run's work while it may change the schema: the half of a run that most starts never need."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
-from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, Mode, RecordState, State, Step
+from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, RecordState, State, Step
 from pgratchet.core.plan.halfway import in_flight, refuse_interrupted, refuse_unrecoverable
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
 from pgratchet.postgres.link.sql import become
-from pgratchet.postgres.steps import execution, rehearsal
-from pgratchet.postgres.wire import backends, frames
+from pgratchet.postgres.steps import concurrent, execution, rehearsal
+from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.failures import OvertakenError
-from pgratchet.postgres.wire.frames import Facts, Framing
-from pgratchet.postgres.wire.sending import Wire
-from pgratchet.postgres.wire.watch import Blockers
+from pgratchet.postgres.wire.message import Framing, facts
+from pgratchet.postgres.wire.sending import Blockers, Wire
 from pgratchet.runs.turn import Turn
 
 MOST_CONTRADICTIONS = 5
-"""How often what is read may contradict what the server says of it, without a change in between."""
+"""How often the server may say that the history has changed, while each look at it reads the same."""
 
 
-async def carry_out(turn: Turn, waiting: deque[Phase]) -> None:
-    """Do what the phases say, and drop each as it is done."""
-    framing = await _framing(turn)
-    readers = turn.settings.readers_of(framing.facts.login)
-    executing = execution.Execution(_wire(turn, framing.facts), framing, turn.progress)
+async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
+    """Carry the phases out, and drop each that is done.
+
+    Raises BusyError if another runner is at work, which can be if no lock is held from step to step.
+    """
+    wire, framing = await _prepared(turn)
+    history, observer = turn.settings.history, turn.observer
+    readers = (*turn.settings.readers, *framing.facts.readers)
+    executing = execution.Execution(wire, framing, turn.progress)
     overtaken: list[tuple[HistoryRow | None, ...]] = []
-    while waiting:
+    while phases:
+        direction = phases[0].direction
         records = turn.lock.records
-        seal = await turn.settings.history.ensure(turn.connection, readers, turn.budget, without=records.absent)
+        seal = await history.ensure(turn.connection, readers, turn.budget, without=records.absent)
         turn.lock.records = records._replace(seal=seal, absent=seal.absent)
-        entries = await _look_again(turn, waiting[0].direction)
-        if await _let_finish(turn, in_flight(entries, waiting[0].direction)):
+        entries = await _look_again(turn, direction)
+        waited = False
+        for row in in_flight(entries, direction):
+            runner = partial(backends.runner, turn.connection, row, history.owner)
+            waited |= await backends.until_gone(runner, turn.budget, f"{row.version} {row.name} is half done")
+        if waited:
             continue
-        steps = waiting[0].plan(entries).steps
-        turn.observer.raise_new_failure(_failures(entries, steps))
-        _refuse_bare(steps, turn.lock.by)
+        steps = phases[0].plan(entries).steps
+        observer.raise_new_failure(step.migration.version for step in steps)
+        if turn.lock.by is not Lock.SESSION:
+            _refuse_bare(steps)
         refuse_unrecoverable(steps)
+        applied = [entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED]
         try:
-            await executing.run(turn.lock.records, steps, _applied(entries))
+            await executing.run(turn.lock.records, steps, applied)
         except OvertakenError:
             overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)
             await turn.budget.poll("another runner has been at work")
             continue
-        waiting.popleft()
+        phases.popleft()
 
 
 async def rehearse(turn: Turn, to: str | None) -> None:
-    """Do what `up` would do, in one transaction, and roll it back."""
-    framing = await _framing(turn)
+    """Do everything that `up` would do, in one transaction, and roll it back."""
+    wire, framing = await _prepared(turn)
     entries = await _look_again(turn, Direction.UP)
     steps = plan_up(entries, to).steps
-    turn.observer.raise_new_failure(_failures(entries, steps))
-    wire, history = _wire(turn, framing.facts), turn.settings.history
-    done = await rehearsal.run(wire, framing, history, turn.progress, steps)
-    turn.progress.finished += done
+    turn.observer.raise_new_failure(step.migration.version for step in steps)
+    await rehearsal.run(wire, framing, turn.settings.history, turn.progress, steps)
+
+
+async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
+    """Return the turn's session in use, with our settings and role, and what frames its steps.
+
+    Raises ServerError if nothing can be changed in it.
+    """
+    connection, settings, by = turn.connection, turn.settings, turn.lock.by
+    key, owner, records = settings.history.table.lock_key, settings.history.owner, turn.lock.records
+    known = await facts(connection, lock.held(key) if by is Lock.SESSION else None, owner, settings.tool_version)
+    if not (known.prepared or known.pooled):
+        await own.execute(connection, settings_sql())
+    if owner not in (None, known.role) and not known.pooled:
+        await own.execute(connection, become(owner))
+    blockers = Blockers(settings.direct, key, None if by is Lock.TRANSACTION or known.pooled else known.pid)
+    wire = Wire(connection, blockers, turn.budget, turn.progress.tell, records.marker)
+    return wire, Framing.of(records, settings.limits, known, owner)
 
 
 async def _look_again(turn: Turn, direction: Direction) -> tuple[Entry, ...]:
-    """Return what files and history say now that nobody else may change it; only this decides what is done.
+    """Return both sides of every version, now that nobody else may change the history; only this look decides.
 
-    Where nothing is held that is not yet so: raises BusyError where another runner is at work.
+    Raises BusyError if no lock is held yet and another runner is at work, HistoryError if a version is half done and
+    this run cannot go on with it.
     """
-    await resolve(turn)
+    progress = turn.progress
+    if progress.flying:
+        await execution.resolve(turn.connection, turn.lock.records, progress, turn.budget)
+        progress.flying = ()
     entries = await turn.observer.look(turn.connection)
-    turn.observer.drop_lost()
+    if progress.finished:
+        turn.observer.drop_lost()
     if any(entry.state is State.RUNNING for entry in entries):
         await turn.lock.raise_if_busy(turn.connection)
     refuse_interrupted(entries, direction)
     return entries
 
 
-async def resolve(turn: Turn) -> None:
-    """Find out what became of the steps that a lost connection has left unanswered.
-
-    To be asked when nobody is at work on them any more: the server may notice late that its client is gone,
-    and finish what it was doing.
-    """
-    progress = turn.progress
-    if progress.flying:
-        progress.finish(await execution.resolve(turn.connection, turn.lock.records, progress.flying, turn.budget))
-        progress.flying = ()
-
-
 def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None:
-    """Raise HistoryError where a run has read the same so many times, and was told each time that it has changed."""
+    """Raise HistoryError if the last looks have read the same, and the server said each time that it has changed."""
     last = seen[-MOST_CONTRADICTIONS:]
     if len(last) == MOST_CONTRADICTIONS and all(each == last[0] for each in last):
         raise HistoryError(
@@ -99,53 +117,12 @@ def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None
         )
 
 
-def _failures(entries: Iterable[Entry], steps: Iterable[Step]) -> list[HistoryRow]:
-    """Return the rows of failed versions that are to be done."""
-    versions = {step.migration.version for step in steps}
-    rows = [entry.row for entry in entries if entry.row and entry.version in versions]
-    return [row for row in rows if row.state is RecordState.FAILED]
-
-
-async def _let_finish(turn: Turn, rows: Iterable[HistoryRow]) -> bool:
-    """Return when none of the runners of half-done versions is at work any more; True: one of them was."""
-    waited = False
-    for row in rows:
-        who = partial(backends.runner, turn.connection, row, turn.settings.owner)
-        waited |= await backends.until_gone(who, turn.budget, f"{row.version} {row.name} is half done")
-    return waited
-
-
-def _wire(turn: Turn, facts: Facts) -> Wire:
-    by_lock = turn.lock.by is Lock.TRANSACTION or facts.pooled
-    settings = turn.settings
-    blockers = Blockers(settings.direct, settings.table.lock_key, None if by_lock else facts.pid)
-    return Wire(turn.connection, blockers, turn.budget, turn.progress.tell, turn.lock.records.marker)
-
-
-async def _framing(turn: Turn) -> Framing:
-    session = turn.lock.by is Lock.SESSION
-    condition = lock.held(turn.settings.table.lock_key) if session else None
-    facts = await frames.facts(turn.connection, condition, turn.settings.owner)
-    frames.refuse_useless(facts)
-    settings = turn.settings
-    if not (facts.prepared or facts.pooled):
-        await own.execute(turn.connection, settings_sql())
-    if settings.owner not in (None, facts.role) and not facts.pooled:
-        await own.execute(turn.connection, become(settings.owner))
-    return Framing(turn.lock.records, facts.writer(settings.tool_version), settings.limits, facts, settings.owner)
-
-
-def _applied(entries: Iterable[Entry]) -> Iterable[str]:
-    return (entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED)
-
-
-def _refuse_bare(steps: Iterable[Step], by: Lock) -> None:
-    """Raise where a step needs a lock that lasts longer than a transaction."""
-    for step in steps:
-        if step.script.mode is Mode.STATEMENTS and by is not Lock.SESSION:
-            why = next((segment.refuses for segment in step.script.segments if segment.refuses), "its directive")
-            raise ServerError(
-                f"{step.script.source.path} runs outside a transaction ({why}), and there is no lock of a session "
-                "here, as behind a pooler; give a DSN that leads straight to the server as direct_dsn, or "
-                'lock="session" where the pooler is known to keep sessions apart'
-            )
+def _refuse_bare(steps: Iterable[Step]) -> None:
+    """Raise ServerError if a step needs a lock that lasts longer than a transaction."""
+    if (bare := concurrent.first_bare(steps)) is not None:
+        path, why = bare
+        raise ServerError(
+            f"{path} runs outside a transaction ({why}), and there is no lock of a session "
+            "here, as behind a pooler; give a DSN that leads straight to the server as direct_dsn, or "
+            'lock="session" where the pooler is known to keep sessions apart'
+        )

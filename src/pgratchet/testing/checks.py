@@ -58,7 +58,7 @@ class _Walk:
         self._make_migrator = make_migrator
         self._dsn = dsn
         self._migrator = made(make_migrator, dsn)
-        self._table = self._migrator._settings.table  # noqa: SLF001 - of this package
+        self._table = self._migrator._settings.history.table  # noqa: SLF001 - of this package
         self._pg_dump = dumps.find_pg_dump(databases.server_major())
 
     def migrations(self) -> Iterator[Migration]:

@@ -1,15 +1,17 @@
 """At most one runner at a time, and who that is."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from pgratchet.core.events import Waiting
 from pgratchet.core.model import Lock
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.guards import Guards
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.session import Connection, refuse_statement_pooling
 from pgratchet.postgres.link.sql import EQ, Table, become
 
 LOCK_ROWS = (
@@ -30,6 +32,8 @@ _HOLDER = (
     "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a "
     f"WHERE a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS})"
 )
+
+_log = logging.getLogger("pgratchet")
 
 
 class BusyError(Exception):
@@ -141,3 +145,39 @@ def records(table: Table, by: Lock) -> Records:
             return Records(table, "true", guards, taken_for_transaction(key))
         case Lock.NONE:
             return Records(table, "true", guards, "")
+
+
+class RunnerLock:
+    """The lock of one run. `by` says how runners are kept apart: a pooler that is found in between changes it.
+
+    `records` is the SQL of the history that goes with it.
+    """
+
+    def __init__(self, table: Table, wanted: Lock | None) -> None:
+        self.by = wanted or Lock.SESSION
+        self.records = records(table, self.by)
+        self._table = table
+        self._wanted = wanted
+
+    async def try_acquire(self, connection: Connection) -> bool:
+        """Return True if this run holds the lock now, or could have it for a transaction; never waits for it."""
+        key = self._table.lock_key
+        if self.by is Lock.SESSION:
+            pid = None if self._wanted else connection.get_server_pid()
+            try:
+                return await acquire(connection, key, pid)
+            except PooledError:
+                _log.info("a pooler is in between: the lock is taken by each transaction for itself")
+                await refuse_statement_pooling(connection)
+                self.by = Lock.TRANSACTION
+                self.records = records(self._table, self.by)
+        return self.by is Lock.NONE or await is_free(connection, key)
+
+    async def raise_if_busy(self, connection: Connection) -> None:
+        """Raise BusyError if another runner holds the lock and this one takes it for each transaction."""
+        if self.by is Lock.TRANSACTION and not await is_free(connection, self._table.lock_key):
+            raise BusyError
+
+    async def waiting(self, connection: Connection, otherwise: str) -> Waiting:
+        """Return the event that this run waits for the holder of the lock, or for `otherwise` if nobody holds it."""
+        return Waiting(str(await holder(connection, self._table.lock_key) or otherwise))

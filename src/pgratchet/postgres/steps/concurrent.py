@@ -4,29 +4,38 @@ Each statement that can be is committed together with its count. Before one that
 begun, and after it that it is done: a later run knows which one is in doubt, and judges it.
 """
 
+from collections.abc import Iterable
 from itertools import islice, pairwise
 
 import asyncpg
 
-from pgratchet.core.model import Segment
+from pgratchet.core.model import Mode, Segment, Step
 from pgratchet.core.plan.halfway import cursor_of, doubt, other_session
 from pgratchet.core.sql.bare import read
 from pgratchet.core.sql.scripts import digests, session_settings
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.sql import literal, milliseconds
+from pgratchet.postgres.link.sql import milliseconds
 from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
 from pgratchet.postgres.wire.failures import Spot, StepError, from_server, spot
-from pgratchet.postgres.wire.frames import Framing
-from pgratchet.postgres.wire.message import END, Message, Part
+from pgratchet.postgres.wire.message import END, Framing, Message, Part
 from pgratchet.postgres.wire.sending import Wire
 
 _REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
 """The answers of statements that refuse a transaction without saying so in their words: REINDEX of a partitioned
 table, CALL of a procedure that commits."""
+
+
+def first_bare(steps: Iterable[Step]) -> tuple[str, str] | None:
+    """Return the path of the first script that runs outside a transaction, and why it does; None if all run inside."""
+    for step in steps:
+        if step.script.mode is Mode.STATEMENTS:
+            refusing = (segment.refuses for segment in step.script.segments if segment.refuses)
+            return step.script.source.path, next(refusing, "its directive")
+    return None
 
 
 async def run(wire: Wire, framing: Framing, claim: Claim) -> None:
@@ -83,14 +92,9 @@ class _Run:
             raise other_session(step, was, now)
 
     def _opening(self) -> str:
-        framing, claim = self._framing, self._claim
-        return (
-            self._recording(self._records.claim(claim, framing.writer))
-            # For the whole session: statements that run bare have no transaction to be local to.
-            + f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};"
-            + f"SET statement_timeout = {milliseconds(self._limits.statement_timeout)};"
-            + f"SET application_name = {literal(framing.application(claim))}"
-        )
+        claimed = self._recording(self._records.claim(self._claim, self._framing.facts.writer))
+        # For the whole session: statements that run bare have no transaction to be local to.
+        return claimed + self._framing.settings(self._claim, "SET")
 
     def _recording(self, sql: str) -> str:
         return f"SET lock_timeout = {milliseconds(self._limits.lock_timeout)};{self._framing.recording(sql)}"

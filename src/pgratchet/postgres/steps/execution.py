@@ -7,7 +7,6 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import groupby
 from typing import Protocol
 from uuid import uuid4
 
@@ -26,8 +25,7 @@ from pgratchet.postgres.steps import concurrent, python_steps
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable
 from pgratchet.postgres.wire.failures import OvertakenError, StepError
-from pgratchet.postgres.wire.frames import Framing
-from pgratchet.postgres.wire.message import Message, Part, compose, share
+from pgratchet.postgres.wire.message import Framing, Message, Part, share
 from pgratchet.postgres.wire.progress import Group, Progress
 from pgratchet.postgres.wire.sending import Wire
 
@@ -47,91 +45,87 @@ class Execution:
         self._framing = framing
         self._tries: defaultdict[str, Tries] = defaultdict(Tries)
         self._overtaken: set[tuple[str, str | None]] = set()
-        self._waiting: deque[Group] = deque()
+        self._groups: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
     async def run(self, records: Records, steps: Iterable[Step], applied: Iterable[str]) -> None:
         """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
 
-        `applied` are the versions that the steps were planned for. Raises OvertakenError where that is no longer so,
-        BusyError where another runner has the lock.
+        `applied` are the versions that the steps were planned for. Raises OvertakenError if that is no longer so,
+        BusyError if another runner has the lock.
         """
         self._framing = self._framing._replace(records=records)
         alone = records.take_lock is not None
-        self._waiting = deque(_one_by_one(steps, applied) if alone else _groups(map(_claim, steps)))
+        self._groups = deque(_one_by_one(steps, applied) if alone else share(steps))
         with self._wire.listening():
-            while self._waiting:
-                group = self._waiting.popleft()
-                self._progress.launch(group)
-                left = await self._turn(group)
-                self._waiting.extendleft(group for group in reversed(left) if group)
+            while self._groups:
+                group = self._groups.popleft()
+                step = group[0].step
+                self._progress.flying = group
+                self._progress.launched += 1
+                limits = self._framing.limits.of(step.script.source.options)
+                self._wire.begin(step.migration.version, limits.lock_timeout)
+                for claim in group:
+                    migration, script = claim.step.migration, claim.step.script
+                    self._progress.tell(
+                        Started(migration.version, migration.name, claim.step.direction, script.statements, len(group))
+                    )
+                if step.script.mode is Mode.STATEMENTS:
+                    left = await self._alone(concurrent.run, group[0])
+                elif step.migration.kind is Kind.PYTHON:
+                    left = await self._alone(python_steps.run, group[0])
+                else:
+                    left = await self._together(group)
+                self._groups.extendleft(group for group in reversed(left) if group)
                 self._progress.flying = ()
 
-    async def _turn(self, group: Group) -> Sequence[Group]:
-        """Run one group, and return what of it is still to do."""
-        step = group[0].step
-        limits = self._framing.limits.of(step.script.source.options)
-        self._wire.expect(step.migration.version, limits.lock_timeout)
-        for claim in group:
-            self._progress.tell(_started(claim.step, len(group)))
-        if step.script.mode is Mode.STATEMENTS:
-            return await self._alone(concurrent.run, group[0])
-        if step.migration.kind is Kind.PYTHON:
-            return await self._alone(python_steps.run, group[0])
-        return await self._together(group)
-
     async def _alone(self, run: _Runner, claim: Claim) -> Sequence[Group]:
+        """Run one step in its own way, and return it if it is to be tried again."""
         started = time.monotonic()
         try:
             await run(self._wire, self._framing, claim)
         except StepError as error:
             await self._again_or_fail(claim, error)
             return ((claim,),)
-        self._progress.finish([_finished(claim, time.monotonic() - started)])
+        report(self._progress, claim.step, time.monotonic() - started)
         return ()
 
     async def _together(self, group: Group) -> Sequence[Group]:
-        self._wire.restart()
+        """Run the steps of a group as one message, and return those that are still to do, in groups."""
         sent: list[Part] = []
+        ready = self._next is not None and self._next[0] is group
+        messages: Iterable[Message] = self._next[1] if self._next and ready else self._framing.messages(group)
         started = time.monotonic()
-        for message in self._composed(group):
+        for message in messages:
             sent += message.parts
-            self._wire.expect_marks(message.parts)
             try:
                 await self._wire.send(message, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
-                return await self._after_error(group, message, sent, error)
+                return await self._after_error(message, sent, error)
         seconds: dict[str, float | None] = {group[0].step.migration.version: time.monotonic() - started}
         if len(group) > 1:
-            seconds = await self._read_seconds(group)
-        self._progress.finish(_finished(claim, seconds.get(claim.step.migration.version)) for claim in group)
+            # Of steps that shared a message only the history knows how long each took.
+            seconds.clear()
+            with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                versions = [claim.step.migration.version for claim in group]
+                rows = await History(self._framing.records.table).read_some(self._wire.connection, versions)
+                seconds = {row.version: _seconds(row) for row in rows}
+        for claim in group:
+            report(self._progress, claim.step, seconds.get(claim.step.migration.version))
         return ()
 
-    async def _read_seconds(self, group: Group) -> dict[str, float | None]:
-        """Return how long each step took of those that shared a message, by version: only the history knows."""
-        versions = [claim.step.migration.version for claim in group]
-        with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            rows = await History(self._framing.records.table).read_some(self._wire.connection, versions)
-            return {row.version: _seconds(row) for row in rows}
-        return {}
-
-    def _composed(self, group: Group) -> Iterable[Message]:
-        if self._next is not None and self._next[0] is group:
-            return self._next[1]
-        frames = [self._framing.frame(claim, durable=claim is group[-1]) for claim in group]
-        return compose(frames, self._framing.marker)
-
-    def _compose_next(self) -> None:
-        """Have the next message ready when the server is through with this one, if it is a short one."""
-        group = self._waiting[0] if self._waiting else ()
+    async def _compose_next(self) -> None:
+        """Have the next message ready when the server has done with this one, if it is a short one."""
+        group = self._groups[0] if self._groups else ()
         if len(group) > 1 and (self._next is None or self._next[0] is not group):
-            self._next = group, tuple(self._composed(group))
+            self._next = group, tuple(self._framing.messages(group))
 
     async def _after_error(
-        self, group: Group, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
+        self, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
     ) -> Sequence[Group]:
         await self._wire.roll_back(self._framing.reset)
-        rest = await self._settle(group)
+        await resolve(self._wire.connection, self._framing.records, self._progress, self._wire.budget)
+        rest = self._progress.flying
         if not rest and isinstance(error, UnreadableError):
             # It was about a notice, or about what has been reset by now.
             _log.warning("%s", describe(error))
@@ -147,13 +141,6 @@ class Execution:
         raised = self._framing.records.guards.raised(error)
         await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot, raised), error))
         return (rest[:1], rest[1:])
-
-    async def _settle(self, group: Group) -> Group:
-        """Report what of a group is done, and return the rest."""
-        done = await resolve(self._wire.connection, self._framing.records, group, self._wire.budget)
-        self._progress.finish(done)
-        self._progress.flying = group[len(done) :]
-        return self._progress.flying
 
     async def _again_or_fail(self, claim: Claim, error: StepError) -> None:
         """Return when the step may be tried again; otherwise record that it failed, and raise."""
@@ -187,77 +174,58 @@ class Execution:
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = recordable(error.failure, error.cause, claim.step.script.source.text)
         records = self._framing.records
-        sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.writer, text)
+        sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.facts.writer, text)
         try:
             await self._wire.send_apart(Message(self._framing.recording(sql)))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
 
 
-async def resolve(connection: Connection, records: Records, group: Group, budget: Budget) -> list[Finished]:
-    """Return which steps of a group are done, from the first on, as the history has it, made durable.
+async def resolve(connection: Connection, records: Records, progress: Progress, budget: Budget) -> None:
+    """Report those of the flying steps that are done, from the first on, made durable; the others go on flying.
 
-    After an error, or an answer that never came, this is the only way to know.
+    After an error, or an answer that never came, only the history knows. It is asked when nobody is at work on the
+    steps any more: a server may notice late that its client is gone, and finish its work.
     """
-    if not group:
-        return []
+    group = progress.flying
     versions = [claim.step.migration.version for claim in group]
     rows = {row.version: row for row in await History(records.table).read_patiently(connection, budget, versions)}
     done = []
     for claim in group:
         row = rows.get(claim.step.migration.version)
-        if not _is_done(claim, row):
+        if claim.step.direction is Direction.DOWN:
+            is_done = row is None
+        else:
+            is_done = row is not None and row.token == claim.token and row.state is RecordState.APPLIED
+        if not is_done:
             break
-        done.append(_finished(claim, _seconds(row)))
+        done.append((claim.step, _seconds(row)))
     if 0 < len(done) < len(group):
         # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
         await own.execute(connection, FLUSH)
-    return done
+    for step, seconds in done:
+        report(progress, step, seconds)
+    progress.flying = group[len(done) :]
 
 
-def _started(step: Step, together: int) -> Started:
-    return Started(step.migration.version, step.migration.name, step.direction, step.script.statements, together)
-
-
-def _finished(claim: Claim, seconds: float | None) -> Finished:
-    step, migration = claim.step, claim.step.migration
-    return Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
-
-
-def _claim(step: Step, before: Applied | None = None) -> Claim:
-    return Claim(step, uuid4().hex, before)
+def report(progress: Progress, step: Step, seconds: float | None) -> None:
+    """Take a step for finished, and tell so."""
+    migration = step.migration
+    finished = Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
+    progress.finished.append(finished)
+    progress.tell(finished)
 
 
 def _one_by_one(steps: Iterable[Step], applied: Iterable[str]) -> Iterator[Group]:
     """Yield the steps, claimed, each alone and with the versions that are applied when its turn comes."""
     there = sorted(version.encode() for version in applied)
     for step in steps:
-        yield (_claim(step, Applied.of(there)),)
+        yield (Claim(step, uuid4().hex, Applied.of(there)),)
         version = step.migration.version.encode()
         if step.direction is Direction.UP:
             insort(there, version)
         else:
             there.remove(version)
-
-
-def _groups(claims: Iterable[Claim]) -> Iterator[Group]:
-    """Yield the claims; neighbours share a group where they may share a message."""
-    for shareable, run in groupby(claims, _may_share):
-        if shareable:
-            yield from share(list(run))
-        else:
-            yield from ((claim,) for claim in run)
-
-
-def _may_share(claim: Claim) -> bool:
-    step = claim.step
-    return step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
-
-
-def _is_done(claim: Claim, row: HistoryRow | None) -> bool:
-    if claim.step.direction is Direction.DOWN:
-        return row is None
-    return row is not None and row.token == claim.token and row.state is RecordState.APPLIED
 
 
 def _seconds(row: HistoryRow | None) -> float | None:

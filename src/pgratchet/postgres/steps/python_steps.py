@@ -13,7 +13,7 @@ from pgratchet.postgres.link.lending import lent
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.link.unreadable import unsendable
 from pgratchet.postgres.wire.failures import StepError, from_python
-from pgratchet.postgres.wire.frames import Framing
+from pgratchet.postgres.wire.message import Framing
 from pgratchet.postgres.wire.sending import Wire
 
 Function = Callable[[Connection], Awaitable[object]]

@@ -7,29 +7,29 @@ import anyio.lowlevel
 import asyncpg
 
 from pgratchet.core.errors import MigrationFailedError, UsageError
-from pgratchet.core.model import Failure, Finished, Kind, Mode, Step
+from pgratchet.core.model import Failure, Kind, Step
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link.lending import lent
 from pgratchet.postgres.link.unreadable import unsendable
-from pgratchet.postgres.steps import python_steps
+from pgratchet.postgres.steps import concurrent, execution, python_steps
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.failures import StepError
-from pgratchet.postgres.wire.frames import Framing
-from pgratchet.postgres.wire.message import Frame, Message, Part, compose
+from pgratchet.postgres.wire.message import Frame, Framing, Message, Part, compose
 from pgratchet.postgres.wire.progress import Progress
 from pgratchet.postgres.wire.sending import Wire
 
 
-async def run(
-    wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]
-) -> list[Finished]:
-    """Return what was done and undone; `progress` says meanwhile which step a lost session would be charged to.
+async def run(wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]) -> None:
+    """Do the steps, undo them, and report them; nothing is recorded.
 
-    Raises UsageError, before anything is done, where a step cannot be undone; MigrationFailedError where one
-    fails. Nothing is recorded.
+    Raises UsageError, before anything is done, if a step cannot be undone; MigrationFailedError if one fails.
     """
-    _refuse(steps)
+    if (bare := concurrent.first_bare(steps)) is not None:
+        path, why = bare
+        raise UsageError(
+            f"{path} cannot be rehearsed: it runs outside a transaction ({why}), and could not be rolled back"
+        )
     connection = wire.connection
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
@@ -39,7 +39,9 @@ async def run(
             framing = framing._replace(records=framing.records._replace(absent=seal.absent))
             for step in steps:
                 claim = Claim(step, uuid4().hex)
-                progress.launch((claim,))
+                # If the session is lost again and again, this is the step to blame.
+                progress.flying = (claim,)
+                progress.launched += 1
                 try:
                     await _step(wire, framing, claim)
                 except Exception as error:
@@ -53,17 +55,8 @@ async def run(
         if not connection.is_closed():
             await transaction.rollback()
     progress.flying = ()
-    return [_finished(step) for step in steps]
-
-
-def _refuse(steps: Sequence[Step]) -> None:
     for step in steps:
-        if step.script.mode is Mode.STATEMENTS:
-            why = next((segment.refuses for segment in step.script.segments if segment.refuses), "its directive")
-            raise UsageError(
-                f"{step.script.source.path} cannot be rehearsed: it runs outside a transaction ({why}), "
-                "and could not be rolled back"
-            )
+        execution.report(progress, step, None)
 
 
 async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
@@ -76,7 +69,8 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
             await python_steps.load(claim.step)(wire.connection)
         await wire.send(Message(closing))
         return
-    wire.restart()
+    limits = framing.limits.of(claim.step.script.source.options)
+    wire.begin(claim.step.migration.version, limits.lock_timeout)
     sent: list[Part] = []
     for message in compose([Frame(claim, opening, closing)], framing.marker):
         sent += message.parts
@@ -103,8 +97,3 @@ def _failure(framing: Framing, claim: Claim, error: BaseException) -> Failure:
         )
         return failure._replace(hint=hint)
     return failure
-
-
-def _finished(step: Step) -> Finished:
-    migration = step.migration
-    return Finished(migration.version, migration.name, step.direction, step.script.statements, None)

@@ -1,7 +1,9 @@
-"""Whether somebody else is still at work, and waiting until nobody is."""
+"""Other sessions: which of them are at work, as a log line tells it, and waiting until they are gone."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+
+import asyncpg
 
 from pgratchet.core.model import HistoryRow
 from pgratchet.postgres.link import own
@@ -9,7 +11,17 @@ from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
 from pgratchet.postgres.link.roles import as_login
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.link.sql import CONCAT, EQ, GT, MINUS, NE
-from pgratchet.postgres.wire.watch import SESSIONS, told
+
+SESSIONS = (
+    "SELECT a.pid, a.usename, a.application_name, a.state, "
+    f"EXTRACT(epoch FROM pg_catalog.clock_timestamp() {MINUS} COALESCE(a.xact_start, a.backend_start))"
+    "::pg_catalog.int4 AS age, "
+    "a.query FROM pg_catalog.pg_stat_activity a WHERE "
+)
+"""Asks for what `told` tells."""
+
+QUERY_CHARACTERS = 100
+"""How much of a session's query is told."""
 
 # A runner is idle between its statements too, but not for long, and has the name of its step then: a pooler hands
 # the session of one that is gone to others, who may look for the lock in it again and again. The start of others'
@@ -63,3 +75,17 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
             _log.warning("%s", reason)
         await budget.poll(reason)
     return waited
+
+
+def told(rows: Iterable[asyncpg.Record]) -> str:
+    """Return who the sessions are and what they do; empty where there are none."""
+    return "; ".join(map(_session, rows))
+
+
+def _session(row: asyncpg.Record) -> str:
+    query = " ".join((row["query"] or "").split())[:QUERY_CHARACTERS]
+    name = row["application_name"] or "no application name"
+    if row["state"] is None:
+        # Others' activity is hidden from a role that is neither theirs nor a member of pg_read_all_stats.
+        return f"pid {row['pid']} ({row['usename']}, {name}; GRANT pg_read_all_stats shows what it does)"
+    return f"pid {row['pid']} ({row['usename']}, {name}, {row['state']} for {row['age']} s: {query})"

@@ -1,22 +1,77 @@
-"""Steps in, one simple-protocol message out, and the way back from a place in it to a place in a file."""
+"""One message: steps in, one simple-protocol text out, and the way back from a place in it to a place in a file.
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+What goes around a script makes it one claimed, recorded transaction without a trace.
+"""
 
-from pgratchet.core.model import Segment
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple
+from uuid import uuid4
+
+from pgratchet.core.errors import ServerError
+from pgratchet.core.model import Direction, Kind, Mode, Segment, Step
+from pgratchet.core.printing import printable
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
-from pgratchet.postgres.ledger.records import Claim
+from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.limits import Limits
+from pgratchet.postgres.link.roles import as_login
+from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, settings_sql
+from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, become, identifier, literal, milliseconds
+from pgratchet.postgres.wire.progress import Group
 
 END = "\n;"
-"""What ends each segment: a comment that is the last thing in a file would swallow a mere semicolon."""
+"""The end of each segment: a comment that is the last thing in a file would swallow a mere semicolon."""
 
 MOST_STEPS = 50
 MOST_CHARACTERS = CHUNK
 """Limits of a message that several steps share."""
 
+# RESET ALL passes over what is at its default, such as a search_path that is so until COMMIT only.
+CLEAN = (
+    "RESET SESSION AUTHORIZATION;RESET ROLE;RESET search_path;RESET ALL;"
+    "CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
+)
+"""Takes back what a script may have left in its session, or in a pooler's."""
+
+_OF_A_SESSION = "DEALLOCATE ALL;"
+
+_OF_A_POOLER = (
+    # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
+    "DO $pgratchet$DECLARE n pg_catalog.text;BEGIN "
+    "FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
+    "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
+)
+_UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
+
+_OURS = "FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
+
+# Whatever the session's DateStyle is, whose forms may name no offset, and its codec of timestamps.
+_ISO = "pg_catalog.to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')"
+_STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
+
+# As others see it: SET SESSION AUTHORIZATION changes session_user only.
+_LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
+_FACTS = f"""
+SELECT pg_catalog.pg_backend_pid() AS pid,
+       ({_LOGIN}) AS login,
+       current_user::pg_catalog.text AS role,
+       pg_catalog.current_setting('application_name') AS application,
+       ({_STARTED}) AS started,
+       (SELECT pg_catalog.bool_and(reset_val {EQ} CASE WHEN name {EQ} 'lock_timeout' THEN '1000' ELSE '0' END)
+        FROM pg_catalog.pg_settings
+        WHERE name {EQ} ANY ('{{{{lock_timeout,transaction_timeout}}}}'::pg_catalog.text[])) AS prepared,
+       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql') AS plpgsql,
+       pg_catalog.pg_is_in_recovery() AS standby,
+       pg_catalog.current_setting('transaction_read_only') {EQ} 'on' AS read_only,
+       {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
+       {{held}} AS held
+"""
+
 
 class Part(NamedTuple):
-    """Where a segment stands in a message: both offsets in characters."""
+    """Where a segment stands in a message: `at` is an offset in characters, as those of the segment are."""
 
     at: int
     claim: Claim
@@ -25,22 +80,230 @@ class Part(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is sent at once, and where in it the files' own text stands: nowhere, where all of it is ours."""
+    """A text that is sent at once, and the parts of it that are the files' own: none, if all of it is ours."""
 
     text: str
     parts: tuple[Part, ...] = ()
 
 
 class Frame(NamedTuple):
-    """What goes around one script."""
+    """The SQL before and after one script."""
 
     claim: Claim
     head: str
     tail: str
 
 
+class Facts(NamedTuple):
+    """The facts about a session that a run needs, read once, when its turn has come.
+
+    A `prepared` session has our settings as its defaults: RESET ALL brings them back. `pooled`: each transaction
+    may be another server process's. `login` is the role that logs in, `role` the one that it works as; `readers` is
+    the former if it needs a grant to read the history, as beside an owner. `writer` is how rows name this run.
+    """
+
+    pid: int
+    pooled: bool
+    login: str
+    role: str
+    readers: tuple[str, ...]
+    application: str
+    prepared: bool
+    plpgsql: bool
+    now: datetime
+    writer: Writer
+
+
+async def facts(connection: Connection, held: str | None, owner: str | None, tool_version: str) -> Facts:
+    """Return the facts about a session; `held` is the SQL condition under which it holds its lock, None without one.
+
+    Raises ServerError if nothing can be changed in it, or the lock is not held after all.
+    """
+    row = await own.fetchrow(connection, _FACTS.format(held=held or "true"))
+    if not row["held"]:
+        raise ServerError(
+            "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
+            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
+        )
+    if row["standby"]:
+        raise NotPrimaryError("the server is a standby: nothing can be applied here; give the DSN of the primary")
+    if row["read_only"]:
+        raise NotPrimaryError(
+            "the session is read-only, because default_transaction_read_only is on: nothing can be applied here; "
+            "take that setting away from the role, the database, the DSN or the server"
+        )
+    started: str | None = row["started"]
+    if started is None:
+        async with as_login(connection, owner):
+            started = await own.fetchval(connection, _STARTED)
+    runner = f"{row['login']}@{platform.node()} {row['application'] or APPLICATION}"
+    return Facts(
+        pid=row["pid"],
+        pooled=held is None and row["pid"] != connection.get_server_pid(),
+        login=row["login"],
+        role=row["role"],
+        readers=() if owner is None else (row["login"],),
+        application=row["application"],
+        prepared=row["prepared"],
+        plpgsql=row["plpgsql"],
+        now=datetime.fromisoformat(row["now"]),
+        writer=Writer(printable(runner), started, tool_version),
+    )
+
+
+class Framing(NamedTuple):
+    """The SQL around the steps of one run, in one session.
+
+    The server says `marker` after each part of a message; None if it has no language to say it in. `ourselves` gives
+    back, until COMMIT, the role and the search_path that a script may have changed. `clean` takes back everything that
+    a script may have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
+    """
+
+    records: Records
+    limits: Limits
+    facts: Facts
+    owner: str | None
+    marker: str | None
+    ourselves: str
+    clean: str
+    reset: str
+    local_settings: str
+
+    @classmethod
+    def of(cls, records: Records, limits: Limits, facts: Facts, owner: str | None) -> "Framing":
+        """Return the framing of a run in a session; a run as `owner` owns the history."""
+        # A trigger on the history sees the path that it would see under psql; our own statements need none.
+        path = "SET LOCAL search_path TO DEFAULT;"
+        role = identifier(owner) if owner else "DEFAULT"
+        settings = local_settings = ""
+        if facts.pooled:
+            # A session of ours has them from its start.
+            local_settings = f"{settings_sql(local=True)};" + (become(owner, local=True) if owner else "")
+            clean = _UNLOCK + (_OF_A_POOLER if facts.plpgsql else "") + CLEAN
+        else:
+            if not facts.prepared:
+                settings = f"{settings_sql()};SET application_name = {literal(facts.application)};"
+            clean = _OF_A_SESSION + CLEAN + settings + (become(owner) if owner else "")
+        return cls(
+            records,
+            limits,
+            facts,
+            owner,
+            marker=records.marker if facts.plpgsql else None,
+            ourselves=f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};{path}",
+            clean=clean,
+            # Joined to the next step's transaction it would be undone together with that, and BEGIN ISOLATION LEVEL
+            # would come too late there.
+            reset=f"BEGIN;{clean}COMMIT;",
+            local_settings=local_settings,
+        )
+
+    def messages(self, group: Group) -> Iterator[Message]:
+        """Return the messages that run the steps of a group, each in a transaction of its own.
+
+        All but the last commit asynchronously: the last COMMIT makes all of them durable.
+        """
+        frames = []
+        for claim in group:
+            durable, begin = claim is group[-1], claim.step.script.begin
+            head = (
+                f"/* pgratchet {claim.step.migration.version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+                + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
+                + ("" if durable else "SET LOCAL synchronous_commit = off;")
+                + self.opening(claim)
+            )
+            frames.append(Frame(claim, head, f"{self.closing(claim, durable=durable)}COMMIT;{self.reset}"))
+        return compose(frames, self.marker)
+
+    @property
+    def _before_a_snapshot(self) -> str:
+        """The SQL before the first query of a transaction that keeps its snapshot, if each takes its own lock.
+
+        That snapshot is older than the lock, and would not show the work of the last holder. While the history is
+        locked against writers there is no such work. LOCK TABLE itself takes no snapshot.
+        """
+        if self.records.take_lock is None:
+            return ""
+        role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
+        return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"
+
+    def opening(self, claim: Claim) -> str:
+        """Return the SQL between BEGIN and a script."""
+        return self.local_settings + self.settings(claim, "SET LOCAL") + self.records.claim(claim, self.facts.writer)
+
+    def closing(self, claim: Claim, *, durable: bool = True) -> str:
+        """Return the SQL between a script and COMMIT."""
+        constraints = "SET CONSTRAINTS ALL IMMEDIATE;"
+        return constraints + self.ourselves + (DURABLE if durable else "") + self.records.record(claim)
+
+    def settings(self, claim: Claim, scope: Literal["SET", "SET LOCAL"]) -> str:
+        """Return the SQL that sets a step's limits, and the name of its session: the step, and its start."""
+        migration, limits = claim.step.migration, self.limits.of(claim.step.script.source.options)
+        name = (
+            f"pgratchet since {self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
+        )
+        shown = printable(name).encode()[:LONGEST_NAME].decode(errors="ignore")
+        return (
+            f"{scope} lock_timeout = {milliseconds(limits.lock_timeout)};"
+            f"{scope} statement_timeout = {milliseconds(limits.statement_timeout)};"
+            f"{scope} application_name = {literal(shown)};"
+        )
+
+    def recording(self, sql: str) -> str:
+        """Return statements of ours as a transaction of their own, in a session without traces of a script."""
+        return f"BEGIN;{self.ourselves}{DURABLE}{sql}COMMIT;{self.reset}"
+
+
+def share(steps: Iterable[Step]) -> Iterator[Group]:
+    """Yield the steps in order, claimed; neighbours are a group if they may share a message."""
+    group: list[Claim] = []
+    size = 0
+    for step in steps:
+        length = len(step.script.source.text)
+        may_share = (
+            step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
+        )
+        if group and (not may_share or len(group) == MOST_STEPS or size + length > MOST_CHARACTERS):
+            yield tuple(group)
+            group, size = [], 0
+        group.append(Claim(step, uuid4().hex))
+        size += length
+        if not may_share:
+            yield tuple(group)
+            group, size = [], 0
+    if group:
+        yield tuple(group)
+
+
+def compose(frames: Sequence[Frame], marker: str | None) -> Iterator[Message]:
+    """Yield the messages that run the framed scripts in order: one, or several for one large script.
+
+    The server says `marker` after each segment of a script that has several, if a marker is given.
+    """
+    pieces: list[str] = []
+    parts: list[Part] = []
+    length = 0
+    for claim, head, tail in frames:
+        script = claim.step.script
+        marked = marker is not None and 1 < len(script.segments) <= MOST_MARKERS + 1
+        end = END + mark(marker) if marked and marker else END
+        pieces.append(head)
+        length += len(head)
+        for segment in script.segments:
+            size = segment.end - segment.start
+            if parts and length + size > 4 * CHUNK:
+                yield Message("".join(pieces), tuple(parts))
+                pieces, parts, length = [], [], 0
+            parts.append(Part(length, claim, segment, marked))
+            pieces += (script.source.text[segment.start : segment.end], end)
+            length += size + len(end)
+        pieces.append(tail)
+        length += len(tail)
+    yield Message("".join(pieces), tuple(parts))
+
+
 def mark(marker: str) -> str:
-    """Return the statement that has the server say `marker`: what stands before it is done.
+    """Return the statement that lets the server say `marker`: everything before it is done.
 
     All of a run have the same text, of which pg_stat_statements keeps one entry. INFO, because pg_dump's
     client_min_messages stops NOTICE.
@@ -48,54 +311,10 @@ def mark(marker: str) -> str:
     return f"DO $pgratchet$BEGIN RAISE INFO '{marker}';END$pgratchet$;"
 
 
-def compose(frames: Sequence[Frame], marker: str | None) -> Iterator[Message]:
-    """Yield the messages that run the framed scripts in order: one, or several for one large script.
-
-    The server says `marker` after each segment, where one is given.
-    """
-    pieces: list[str] = []
-    parts: list[Part] = []
-    length = 0
-
-    def add(text: str) -> None:
-        nonlocal length
-        pieces.append(text)
-        length += len(text)
-
-    for frame in frames:
-        script = frame.claim.step.script
-        marked = marker is not None and 1 < len(script.segments) <= MOST_MARKERS + 1
-        add(frame.head)
-        for segment in script.segments:
-            if parts and length + segment.end - segment.start > 4 * CHUNK:
-                yield Message("".join(pieces), tuple(parts))
-                pieces, parts, length = [], [], 0
-            parts.append(Part(length, frame.claim, segment, marked))
-            add(script.source.text[segment.start : segment.end])
-            add(END + mark(marker) if marked and marker else END)
-        add(frame.tail)
-    yield Message("".join(pieces), tuple(parts))
-
-
-def share(claims: Sequence[Claim]) -> Iterator[tuple[Claim, ...]]:
-    """Yield the claims in order, in groups that may share a message."""
-    group: list[Claim] = []
-    size = 0
-    for claim in claims:
-        length = len(claim.step.script.source.text)
-        if group and (len(group) == MOST_STEPS or size + length > MOST_CHARACTERS):
-            yield tuple(group)
-            group, size = [], 0
-        group.append(claim)
-        size += length
-    if group:
-        yield tuple(group)
-
-
 def part_at(message: Message, position: int) -> Part | None:
-    """Return the part that holds the character at `position` (from 1) of a message, if one does.
+    """Return the part that holds the character at `position` (from 1) of a message, None if no part does.
 
-    A statement that ends too early is noticed at the semicolon that was put behind it.
+    A statement that ends too early is noticed at the semicolon that was put after it.
     """
     offset = position - 1
     for part in message.parts:
