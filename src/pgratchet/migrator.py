@@ -25,9 +25,8 @@ from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
-from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
-from pgratchet.postgres.link.sql import Table
+from pgratchet.postgres.link.sql import Limits, Table
 from pgratchet.runs import journal, telling
 from pgratchet.runs.observing import compare
 from pgratchet.runs.run import Run, cancelled_for_good

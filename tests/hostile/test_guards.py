@@ -10,7 +10,7 @@ import pytest
 from pgratchet import HistoryError, Migrator, ServerError
 from pgratchet.core.events import Event, Started
 from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.own import Guard, Guards
 from tests.support import (
     HISTORY,
     PATIENCE,
@@ -101,7 +101,7 @@ async def test_no_secret_of_a_run_is_stored(dsn: str, write: Write) -> None:
     raised = Guards.raised
 
     def noting(guards: Guards, error: BaseException) -> Guard | None:
-        secrets.add(guards.secret)
+        secrets.add(guards.sign.removeprefix("pgratchet "))
         return raised(guards, error)
 
     folder = write({"001_a.sql": "SELECT 1;\nSELECT 2;", "002_b.sql": f"{HEAD}SELECT 1;\nSELECT 1/0;"})
@@ -156,9 +156,9 @@ QUOTED = (
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_guard_is_known_in_every_translation_and_only_as_the_whole_value(quoted: str) -> None:
-    ours, theirs = Guards.new(), Guards.new()
+    ours, theirs = Guards(), Guards()
     for guard in Guard:
-        word = f"pgratchet {ours.secret}: {guard}"
+        word = f"{ours.sign}: {guard}"
         assert ours.raised(asyncpg.InvalidTextRepresentationError(quoted % word)) is guard
         assert theirs.raised(asyncpg.InvalidTextRepresentationError(quoted % word)) is None
         assert ours.raised(asyncpg.InvalidTextRepresentationError(quoted % f"{word} and more")) is None

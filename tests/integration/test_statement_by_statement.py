@@ -14,7 +14,7 @@ from pgratchet.files import directory
 from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim, Records, Writer
-from pgratchet.postgres.link.guards import Guards
+from pgratchet.postgres.link.own import Guards
 from pgratchet.postgres.link.sql import Table
 from tests.support import (
     HISTORY,
@@ -430,7 +430,7 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
         assert migration is not None
         script = compile_script(migration.up, Kind.SQL, Direction.UP)
         step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
-        records = Records(table, "true", Guards.new())
+        records = Records(table, "true", Guards())
         claim = records.claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
         with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
             await connection.execute(claim)

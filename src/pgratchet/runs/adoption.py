@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.foreign.homemade import Takeover, take_over
-from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.ledger.spelling import refuse_misspelled
+from pgratchet.postgres.ledger.history import History, refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.link.sql import Table

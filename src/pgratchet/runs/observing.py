@@ -7,7 +7,7 @@ from pgratchet.core.errors import MigrationFailedError
 from pgratchet.core.events import looked
 from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, RecordState
 from pgratchet.core.plan import planning
-from pgratchet.postgres.ledger.spelling import refuse_misspelled
+from pgratchet.postgres.ledger.history import refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.wire.progress import Progress

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from pgratchet.core.model import Lock
 from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger.history import History
-from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.session import Connect
+from pgratchet.postgres.link.sql import Limits
 
 
 class Settings(NamedTuple):

@@ -17,13 +17,14 @@ import asyncpg
 
 from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
+from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger import trust
 from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, defined, required
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Cause, Tries, retry
-from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.link.session import Connection, describe
-from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier
+from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
 """The values for NULLs that only somebody else's table has."""
@@ -78,6 +79,9 @@ LONGEST_PAUSE = 0.5
 
 _log = logging.getLogger("pgratchet")
 
+MOST_SHOWN = 40
+"""Characters of a version that is none."""
+
 LEAST_PATIENCE = 5.0
 """Seconds that a read may take whatever is left of a budget."""
 
@@ -109,7 +113,7 @@ class History(NamedTuple):
         than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read, or row level
         security may hide rows of it.
         """
-        guards = Guards.new()
+        guards = Guards()
 
         def checked(table: Table) -> str:
             return ("" if anybodys else trust.owned(guards, table, self.owner)) + trust.unfiltered(guards, table)
@@ -133,7 +137,7 @@ class History(NamedTuple):
         found = await self._inspect(connection)
         if found.strange and raised is Guard.OWNER:
             raise ForeignTableError(self._untrusted(found.strange))
-        guards = Guards.new()
+        guards = Guards()
         try:
             unhidden = partial(trust.unhidden, guards, safe=not found.strange)
             return await self._copied(connection, unhidden, patience)
@@ -156,7 +160,7 @@ class History(NamedTuple):
 
         `checked` is SQL that raises where a table must not be read. What it has found stays so until it is read.
         """
-        guards = Guards.new()
+        guards = Guards()
 
         async def copied(table: Table) -> dict[str, Texts]:
             # COPY alone would take a materialized view, too, from PostgreSQL 18 on. Without a list of columns it takes
@@ -515,3 +519,39 @@ async def through_races(connection: Connection, sql: str, budget: Budget) -> Non
         await budget.pause(most / 2, most, describe(error))
 
     await retry(attempt, Tries(_MOST_CREATIONS), pause)
+
+
+def refuse_misspelled(rows: Iterable[HistoryRow], layout: Layout, table: Table) -> None:
+    """Raise ServerError, with the statement that corrects it, for a row whose version the layout writes otherwise."""
+    for row in rows:
+        # In a table of somebody else's it may be NULL, or of any type.
+        if not isinstance(row.version, str) or layout.canonical(row.version) != row.version:
+            raise ServerError(_misspelled(row.version, layout, table))
+
+
+def _misspelled(version: object, layout: Layout, table: Table) -> str:
+    text = str(version)
+    row = f"the history has a row of version {text!a:.{MOST_SHOWN}}"
+    where = f"WHERE {_condition(None if version is None else text)}"
+    delete = f"DELETE FROM {table.quoted} {where}"
+    if meant := layout.meant(text):
+        return (
+            f"{row}, which is '{meant}' as pgratchet writes it: it counts as another one; "
+            f"UPDATE {table.quoted} SET version = {literal(meant)} {where}, or, where there is a row '{meant}' too, "
+            f"{delete}"
+        )
+    return (
+        f"{row}, which is no version: {layout.form}; find out which one is meant, and "
+        f"UPDATE {table.quoted} SET version = '<its number>' {where}, or {delete}"
+    )
+
+
+def _condition(text: str | None) -> str:
+    """Return what is true of the row alone, in characters that can be copied from any terminal."""
+    if text is None:
+        return "version IS NULL"
+    if len(text) > MOST_SHOWN:
+        return f"length(version) = {len(text)}"
+    if text.isascii() and text.isprintable():
+        return f"version = {literal(text)}"
+    return "version = E'" + "".join(f"\\U{ord(each):08x}" for each in text) + "'"

@@ -10,7 +10,7 @@ from pgratchet.core.model import Lock
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
-from pgratchet.postgres.link.guards import Guards
+from pgratchet.postgres.link.own import Guards
 from pgratchet.postgres.link.session import Connection, refuse_statement_pooling
 from pgratchet.postgres.link.sql import EQ, Table, become
 
@@ -137,7 +137,7 @@ def held(key: int) -> str:
 
 def records(table: Table, by: Lock) -> Records:
     """Return the history's SQL for one run, whose runners are kept apart by that."""
-    key, guards = table.lock_key, Guards.new()
+    key, guards = table.lock_key, Guards()
     match by:
         case Lock.SESSION:
             return Records(table, still_held(key), guards)

@@ -8,7 +8,7 @@ from pgratchet.core.model import Direction, Entry, HistoryRow, Migration, Mode, 
 from pgratchet.core.plan import halfway
 from pgratchet.core.plan.halfway import Settled
 from pgratchet.postgres.ledger.trust import Seal
-from pgratchet.postgres.link.guards import Guard, Guards
+from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.link.sql import EQ, NE, Table, literal
 
 DURABLE = (
@@ -87,11 +87,6 @@ class Records(NamedTuple):
     absent: frozenset[str] = frozenset()
 
     @property
-    def marker(self) -> str:
-        """What the server says where a message of this run has come to a marker."""
-        return f"pgratchet {self.guards.secret}"
-
-    @property
     def _checked(self) -> str:
         """The SQL that begins every transaction that writes: it raises where somebody may have attached a trigger."""
         return self.seal.check(self.guards) if self.seal else ""
@@ -108,11 +103,11 @@ class Records(NamedTuple):
         """Return the SQL that raises where somebody else has the lock, or the history is not as it was planned for."""
         if self.take_lock is None:
             return self._checked
-        taken = self.guards.unless(self.take_lock, Guard.BUSY) if self.take_lock else ""
+        taken = self.guards.unless({Guard.BUSY: self.take_lock}) if self.take_lock else ""
         if claim.before is None:
             return taken + self._checked
         # A statement of its own: the snapshot of the one that takes the lock is older than the lock.
-        return taken + self._checked + self.guards.unless(claim.before.holds(self.table), Guard.MOVED)
+        return taken + self._checked + self.guards.unless({Guard.MOVED: claim.before.holds(self.table)})
 
     def _claim(self, claim: Claim, writer: Writer) -> str:
         step = claim.step
@@ -301,13 +296,9 @@ class Records(NamedTuple):
         The row must be as `proof` says afterwards: a trigger can undo an UPDATE. The cast raises without plpgsql; the
         count keeps the planner from folding it into a constant.
         """
-        lost, other = literal(self.guards.alarm(Guard.LOCK)), literal(self.guards.alarm(Guard.ROW))
-        return (
-            f"WITH touched AS ({act} RETURNING {proof} AS written) "
-            f"SELECT CAST(CASE WHEN NOT ({self.lock_held}) THEN {lost} "
-            f"WHEN pg_catalog.count(*) FILTER (WHERE written) {NE} 1 OR pg_catalog.count(*) {NE} 1 THEN {other} "
-            "ELSE '1' END AS pg_catalog.int4) FROM touched;"
-        )
+        one = f"pg_catalog.count(*) FILTER (WHERE written) {EQ} 1 AND pg_catalog.count(*) {EQ} 1"
+        fence = self.guards.unless({Guard.LOCK: self.lock_held, Guard.ROW: one}, "FROM touched")
+        return f"WITH touched AS ({act} RETURNING {proof} AS written) {fence}"
 
 
 def _as_read(row: HistoryRow) -> str:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.guards import Guard, Guards
-from pgratchet.postgres.link.own import Connection
+from pgratchet.postgres.link.own import Connection, Guard, Guards
 from pgratchet.postgres.link.sql import EQ, GT, NE, Table, literal
 
 _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
@@ -148,7 +147,7 @@ class Seal(NamedTuple):
         )
         # CREATE TRIGGER and ADD FOREIGN KEY wait for that lock, and the check's snapshot is newer than it.
         lock = f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE;"
-        return lock + guards.unless(f"{same} AND pg_catalog.count(*) {EQ} 0", Guard.TABLE, new)
+        return lock + guards.unless({Guard.TABLE: f"{same} AND pg_catalog.count(*) {EQ} 0"}, new)
 
 
 class Inspection(NamedTuple):
@@ -187,9 +186,9 @@ def owned(guards: Guards, table: Table, owner: str | None) -> str:
     users = ", ".join(["session_user", "current_user", *([] if owner is None else [literal(owner)])])
     # A superuser has every role, whoever owns it.
     member = f"pg_catalog.current_setting('is_superuser') {EQ} 'off' AND pg_catalog.pg_has_role(c.relowner, 'USAGE')"
+    known = f"pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[])"
     return guards.unless(
-        f"pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[]) OR {member}",
-        Guard.OWNER,
+        {Guard.OWNER: f"{known} OR {member}"},
         f"FROM pg_catalog.pg_class c WHERE c.oid {EQ} {_oid(table)}",
     )
 
@@ -197,8 +196,7 @@ def owned(guards: Guards, table: Table, owner: str | None) -> str:
 def has_columns(guards: Guards, table: Table, names: Sequence[str]) -> str:
     """Return SQL that raises unless a table has all these columns, and they are not generated."""
     return guards.unless(
-        f"pg_catalog.count(*) {EQ} {len(names)}",
-        Guard.COLUMNS,
+        {Guard.COLUMNS: f"pg_catalog.count(*) {EQ} {len(names)}"},
         f"FROM pg_catalog.pg_attribute a WHERE a.attrelid {EQ} {_oid(table)} "
         f"AND a.attname {EQ} ANY ('{{{','.join(names)}}}'::pg_catalog.name[]) "
         f"AND NOT a.attisdropped AND a.attgenerated {EQ} ''",
@@ -207,7 +205,7 @@ def has_columns(guards: Guards, table: Table, names: Sequence[str]) -> str:
 
 def unfiltered(guards: Guards, table: Table) -> str:
     """Return SQL that raises where the current role reads a table under row level security."""
-    return guards.unless(f"NOT pg_catalog.row_security_active({_oid(table)})", Guard.POLICY)
+    return guards.unless({Guard.POLICY: f"NOT pg_catalog.row_security_active({_oid(table)})"})
 
 
 def unhidden(guards: Guards, table: Table, *, safe: bool) -> str:
@@ -221,8 +219,7 @@ def unhidden(guards: Guards, table: Table, *, safe: bool) -> str:
     shown = f"pg_catalog.bool_or(p.polpermissive AND {everything} AND {mine})"
     hidden = f"pg_catalog.bool_or(NOT {everything}{f' AND NOT p.polpermissive AND {mine}' if safe else ''})"
     return guards.unless(
-        f"NOT pg_catalog.row_security_active({_oid(table)}) OR ({shown} AND NOT {hidden})",
-        Guard.POLICY,
+        {Guard.POLICY: f"NOT pg_catalog.row_security_active({_oid(table)}) OR ({shown} AND NOT {hidden})"},
         f"FROM pg_catalog.pg_policy p WHERE p.polrelid {EQ} {_oid(table)} "
         f"AND p.polcmd::pg_catalog.text {EQ} ANY ('{{r,*}}'::pg_catalog.text[])",
     )

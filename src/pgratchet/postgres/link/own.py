@@ -1,4 +1,4 @@
-"""The one door through which our own SQL goes to the server.
+"""The one door through which our own SQL goes to the server, and the errors that come back through it.
 
 A role that may create objects in a schema of the session's search_path can make functions, operators and types that
 fit better than pg_catalog's, and would run as whoever migrates (CVE-2018-1058). search_path cannot be set against
@@ -13,17 +13,20 @@ The grammar looks up operators by name, and nothing can qualify them, in `IN (..
 `IS [NOT] DISTINCT FROM`, `NULLIF`, `LIKE`, `SIMILAR TO`, `USING` and `NATURAL`: our SQL does not use them. A list is
 `EQ ANY (...)`.
 
-Where asyncpg cannot read the answer, what is raised is UnreadableError.
+An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL raises on purpose are those of `Guards`.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import asyncpg
 
-from pgratchet.postgres.link.unreadable import reading
+from pgratchet.postgres.link.sql import literal
 
 _NEXT, _QUOTE = "\x1f", "\x01"
 AS_CSV = f"TO STDOUT (FORMAT csv, HEADER true, DELIMITER '{_NEXT}', QUOTE '{_QUOTE}', ENCODING 'UTF8')"
@@ -34,6 +37,35 @@ _SHOWN = {"n": "\n", "d": _NEXT, "q": _QUOTE, "e": ""}
 
 # Not "asyncpg.Connection[Any]": a module that does not import asyncpg could not resolve its own annotations.
 Connection: TypeAlias = asyncpg.Connection
+
+HINT = "asyncpg reads nothing but UTF-8: leave client_encoding as it is, and look for other encodings in the database"
+
+
+class UnreadableError(asyncpg.PostgresError):
+    """An answer of the server's could not be read: what it is the answer to may have been done, or not.
+
+    The session can be used: asyncpg has passed over all that came before the end of the answer.
+    """
+
+    SENTENCE = "the server's answer cannot be read"
+
+    def __init__(self, cause: Exception) -> None:
+        answer = cause.object.decode(errors="backslashreplace") if isinstance(cause, UnicodeDecodeError) else cause
+        super().__init__(f"{self.SENTENCE}: {answer}")
+        self.hint = HINT
+
+
+@contextmanager
+def reading(connection: Connection) -> Iterator[None]:
+    """Raise UnreadableError for what asyncpg raises inside over an answer; what ends the session stays as it is."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError):
+        raise
+    except (ValueError, LookupError) as error:
+        if connection.is_closed():
+            raise
+        raise UnreadableError(error) from error
 
 
 async def fetch(
@@ -145,3 +177,67 @@ async def undone(connection: Connection) -> AsyncIterator[None]:
             await execute(connection, "ROLLBACK TO SAVEPOINT pgratchet;RELEASE SAVEPOINT pgratchet")
         raise
     await execute(connection, "RELEASE SAVEPOINT pgratchet")
+
+
+def unsendable(error: BaseException) -> BaseException | None:
+    """Return what a closed session's user has raised because it gave asyncpg text that UTF-8 cannot hold.
+
+    asyncpg closes the session over that. None where the session was lost in any other way.
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    if not isinstance(chain[-1], UnicodeError):
+        return None
+    # transaction() raises one in the place of what has passed through it.
+    return next(each for each in chain if not isinstance(each, asyncpg.InterfaceError))
+
+
+INVALID_TEXT_REPRESENTATION = "22P02"
+
+_CLOSING_QUOTES = "\"'»«“”„』」 \N{NO-BREAK SPACE}"
+"""Characters that follow a value in the server's translations of a message that ends with it."""
+
+
+class Guard(StrEnum):
+    """The reasons for which a statement of our own raises."""
+
+    BUSY = "another runner is at work"
+    """It is not a step's turn now."""
+    MOVED = "another runner has been at work"
+    """It is not a step's turn any more."""
+    LOCK = "the lock is not held any more"
+    ROW = "the history row is not as this run has written it"
+    TABLE = "the history table, or its triggers, have changed since this run inspected them"
+    OWNER = "the history table belongs to a role that this run may not trust"
+    COLUMNS = "the table has not the columns of a history"
+    POLICY = "row level security may hide rows of the history"
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """The errors of one run, or of one read.
+
+    `sign` holds a random token that is never stored: an error is our own statement's only if it says that. A migration
+    can raise anything else, and so can a value in a row, which the server quotes.
+    """
+
+    sign: str = field(default_factory=lambda: f"pgratchet {uuid4().hex}")
+
+    def unless(self, conditions: dict[Guard, str], source: str = "") -> str:
+        """Return SQL that raises, without plpgsql, the first guard whose condition is not true.
+
+        `source` is a FROM clause for the conditions. Not all of them may be constant: the planner would evaluate the
+        cast of a text that is no number.
+        """
+        fence = "'1'"
+        for guard, condition in reversed(conditions.items()):
+            fence = f"CASE WHEN {condition} THEN {fence} ELSE {literal(f'{self.sign}: {guard}')} END"
+        return f"SELECT CAST({fence} AS pg_catalog.int4){source and ' '}{source};"
+
+    def raised(self, error: BaseException) -> Guard | None:
+        """Return the guard that an error is; None for any other error."""
+        if getattr(error, "sqlstate", None) != INVALID_TEXT_REPRESENTATION:
+            return None
+        said = str(error.args[0]).rstrip(_CLOSING_QUOTES)
+        return next((guard for guard in Guard if said.endswith(f"{self.sign}: {guard}")), None)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
+from pgratchet.core.model import Options
 from pgratchet.core.printing import encodable
 
 EQ = "OPERATOR(pg_catalog.=)"
@@ -63,6 +64,20 @@ def owner(what: str, value: object) -> str:
 def milliseconds(seconds: float) -> str:
     """Return a duration as PostgreSQL's settings take it: 0 means no limit, so nothing else is rounded to it."""
     return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")
+
+
+class Limits(NamedTuple):
+    """How long statements may wait for a lock, and may take, in seconds; 0 means for ever."""
+
+    lock_timeout: float
+    statement_timeout: float
+
+    def of(self, options: Options) -> "Limits":
+        """Return the limits of one script: its own directives come first."""
+        return Limits(
+            self.lock_timeout if options.lock_timeout is None else options.lock_timeout,
+            self.statement_timeout if options.statement_timeout is None else options.statement_timeout,
+        )
 
 
 class Table(NamedTuple):

@@ -16,8 +16,8 @@ from pgratchet.core.sql.scripts import digests, session_settings
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.sql import milliseconds
-from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
 from pgratchet.postgres.wire.failures import Spot, StepError, from_server, spot

@@ -19,8 +19,8 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries
+from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connection, describe
-from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import concurrent, python_steps
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable

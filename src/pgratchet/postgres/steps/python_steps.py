@@ -10,8 +10,8 @@ from pgratchet.core.model import Step
 from pgratchet.postgres.ledger.records import DURABLE, Claim
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.lending import lent
+from pgratchet.postgres.link.own import unsendable
 from pgratchet.postgres.link.session import Connection
-from pgratchet.postgres.link.unreadable import unsendable
 from pgratchet.postgres.wire.failures import StepError, from_python
 from pgratchet.postgres.wire.message import Framing
 from pgratchet.postgres.wire.sending import Wire

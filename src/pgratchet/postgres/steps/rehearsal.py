@@ -11,7 +11,7 @@ from pgratchet.core.model import Failure, Kind, Step
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link.lending import lent
-from pgratchet.postgres.link.unreadable import unsendable
+from pgratchet.postgres.link.own import unsendable
 from pgratchet.postgres.steps import concurrent, execution, python_steps
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.failures import StepError

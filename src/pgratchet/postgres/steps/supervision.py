@@ -12,9 +12,9 @@ from pgratchet.core.sql.bare import Nature, read
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Tries
+from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import describe
 from pgratchet.postgres.link.sql import EQ, NE
-from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.steps import indexes, notes
 from pgratchet.postgres.steps.indexes import Index
 from pgratchet.postgres.wire.failures import Spot, StepError, at_spot, from_server, spot

@@ -9,7 +9,7 @@ import asyncpg
 
 from pgratchet.core.model import Failure
 from pgratchet.core.printing import printable
-from pgratchet.postgres.link.unreadable import UnreadableError
+from pgratchet.postgres.link.own import UnreadableError
 
 _ANYBODYS = ("38", "39", "F0", "HV", "P0", "XX")
 """Classes of SQLSTATE whose messages are those of functions, extensions and other servers: they may say anything."""

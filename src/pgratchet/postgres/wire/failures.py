@@ -11,7 +11,7 @@ from pgratchet.core.printing import line_of
 from pgratchet.core.sql.statements import scan
 from pgratchet.postgres.ledger.lock import BusyError
 from pgratchet.postgres.ledger.records import Claim, Records
-from pgratchet.postgres.link.guards import Guard
+from pgratchet.postgres.link.own import Guard
 from pgratchet.postgres.wire.message import Message, Part, part_at
 
 EXCERPT_LINES = 2

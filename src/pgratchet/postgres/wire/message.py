@@ -15,10 +15,9 @@ from pgratchet.core.printing import printable
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.limits import Limits
 from pgratchet.postgres.link.roles import as_login
 from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, settings_sql
-from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, become, identifier, literal, milliseconds
+from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, Limits, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
 END = "\n;"
@@ -189,7 +188,7 @@ class Framing(NamedTuple):
             limits,
             facts,
             owner,
-            marker=records.marker if facts.plpgsql else None,
+            marker=records.guards.sign if facts.plpgsql else None,
             ourselves=f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};{path}",
             clean=clean,
             # Joined to the next step's transaction it would be undone together with that, and BEGIN ISOLATION LEVEL

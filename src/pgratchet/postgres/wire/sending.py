@@ -16,9 +16,9 @@ from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.ledger.lock import HOLDERS, halves
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, backoff
+from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connect, Connection, describe, lost, open_session
 from pgratchet.postgres.link.sql import EQ
-from pgratchet.postgres.link.unreadable import UnreadableError
 from pgratchet.postgres.wire.backends import SESSIONS, told
 from pgratchet.postgres.wire.message import Message, Part
 
