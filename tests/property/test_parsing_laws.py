@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Catalogue, Direction, File, Kind, Mode, Options, Script, Source
 from pgratchet.core.sql.scripts import MOST_MARKERS, compile_script
-from pgratchet.core.sql.statements import split
+from pgratchet.core.sql.statements import scan
 from pgratchet.files import directory, parsing
 from pgratchet.files.layouts.own import own
 
@@ -188,8 +188,8 @@ def test_segments_hold_every_statement_once_and_in_order(
     script = compiled(text, no_transaction=no_transaction)
 
     pieces = [text[segment.start : segment.end] for segment in script.segments]
-    cut = [piece[each.start : each.end] for piece in pieces for each in split(piece)]
-    assert cut == [text[each.start : each.end] for each in split(text)]
+    cut = [piece[each.start : each.end] for piece in pieces for each in scan(piece)]
+    assert cut == [text[each.start : each.end] for each in scan(text)]
     assert all(before.end <= after.start for before, after in pairwise(script.segments))
     assert sum(segment.statements for segment in script.segments) == script.statements
     assert script.mode is Mode.STATEMENTS or len(pieces) <= MOST_MARKERS + 1
@@ -213,4 +213,4 @@ def test_a_transaction_around_a_script_changes_nothing(statements: list[str], op
 def test_line_endings_do_not_change_what_a_script_is_cut_into(statements: list[str]) -> None:
     text = "".join(f"{statement}\n;\n" for statement in statements)
 
-    assert len(split(text.replace("\n", "\r\n"))) == len(split(text)) == len(statements)
+    assert len(list(scan(text.replace("\n", "\r\n")))) == len(list(scan(text))) == len(statements)

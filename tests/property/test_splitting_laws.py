@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgratchet.core.errors import ScriptError
-from pgratchet.core.sql.lexing import gap_end, tokens
-from pgratchet.core.sql.statements import Statement, StatementKind, scan, split
+from pgratchet.core.sql.statements import Statement, StatementKind, gap_end, scan, tokens
 
 SHREDS_OF_SQL = [
     *"'\"$;\\-/*() \n\r\t\f\vxeE19é\u00a0\ufeff_",
@@ -56,7 +55,7 @@ SCRIPTS = st.lists(st.tuples(GAPS, STATEMENTS, GAPS), max_size=4).map(
 
 
 def texts(sql: str) -> list[str]:
-    return [sql[piece.start : piece.end] for piece in split(sql)]
+    return [sql[piece.start : piece.end] for piece in scan(sql)]
 
 
 def read(sql: str) -> list[Statement]:
@@ -122,7 +121,7 @@ def test_two_scripts_in_a_row_are_the_statements_of_both(one: str, other: str) -
 
 @given(GAPS, SCRIPTS, GAPS)
 def test_comments_before_and_behind_a_script_change_nothing(before: str, script: str, behind: str) -> None:
-    plain, wrapped = split(script), split(before + script + behind)
+    plain, wrapped = scan(script), scan(before + script + behind)
     shift, lines = len(before), before.count("\n")
 
     assert list(wrapped) == [
@@ -132,7 +131,7 @@ def test_comments_before_and_behind_a_script_change_nothing(before: str, script:
 
 @given(SCRIPTS)
 def test_a_comment_behind_the_last_statement_needs_no_semicolon(script: str) -> None:
-    assert split(script.removesuffix(";\n") + "\n-- the end") == split(script)
+    assert list(scan(script.removesuffix(";\n") + "\n-- the end")) == list(scan(script))
 
 
 @given(QUOTED, QUOTED)
@@ -146,15 +145,15 @@ def test_carriage_returns_before_line_feeds_change_only_offsets(script: str) -> 
     windows = script.replace("\n", "\r\n")
 
     assert texts(script) == [text.replace("\r\n", "\n") for text in texts(windows)]
-    assert [piece[3:] for piece in split(script)] == [piece[3:] for piece in split(windows)]
+    assert [piece[3:] for piece in scan(script)] == [piece[3:] for piece in scan(windows)]
 
 
 @given(WITHOUT_QUOTES, GAPS)
 def test_what_a_statement_does_is_the_same_in_any_letters_and_with_any_comments(table: str, gap: str) -> None:
     for command in ("create index concurrently i on", "vacuum", "copy", "cluster", "commit", "alter system"):
         words = [*command.split(), f'"{table}"', "from", "stdin"]
-        (plain,) = split(" ".join(words))
-        (dressed,) = split(f" {gap} ".join(words))
-        (shouted,) = split(" ".join([*command.upper().split(), *words[-3:]]))
+        (plain,) = scan(" ".join(words))
+        (dressed,) = scan(f" {gap} ".join(words))
+        (shouted,) = scan(" ".join([*command.upper().split(), *words[-3:]]))
 
         assert plain[4:] == dressed[4:] == shouted[4:]

@@ -1,6 +1,7 @@
 import pytest
 
-from pgratchet.core.sql.bare import Bare, Nature, read
+from pgratchet.core.sql.bare import Bare, read
+from pgratchet.core.sql.classification import Nature
 
 
 @pytest.mark.parametrize(

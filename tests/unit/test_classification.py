@@ -1,11 +1,12 @@
 import pytest
 
-from pgratchet.core.sql.statements import Statement, split
+from pgratchet.core.sql.classification import Effect
+from pgratchet.core.sql.statements import scan
 
 
-def one(sql: str) -> Statement:
-    (statement,) = split(sql)
-    return statement
+def effect(sql: str) -> Effect:
+    (statement,) = scan(sql)
+    return statement.effect
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def one(sql: str) -> Statement:
     ],
 )
 def test_a_copy_from_the_client_is_known(sql: str, reads: bool) -> None:  # noqa: FBT001 - an expectation
-    assert one(sql).reads_stdin is reads
+    assert effect(sql).reads_stdin is reads
 
 
 REFUSED = {
@@ -83,7 +84,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("name", "sql"), [(name, sql) for name, many in REFUSED.items() for sql in many])
 def test_what_a_transaction_block_refuses_is_named(name: str, sql: str) -> None:
-    assert (one(sql).refuses, one(sql).controls) == (name, None)
+    assert (effect(sql).refuses, effect(sql).controls) == (name, None)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_what_a_transaction_block_refuses_is_named(name: str, sql: str) -> None:
     ],
 )
 def test_what_a_transaction_block_takes_is_let_through(sql: str) -> None:
-    assert (one(sql).refuses, one(sql).controls) == (None, None)
+    assert (effect(sql).refuses, effect(sql).controls) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -162,4 +163,4 @@ def test_what_a_transaction_block_takes_is_let_through(sql: str) -> None:
     ],
 )
 def test_what_ends_or_begins_a_transaction_is_named(sql: str, controls: str | None) -> None:
-    assert (one(sql).controls, one(sql).refuses) == (controls, None)
+    assert (effect(sql).controls, effect(sql).refuses) == (controls, None)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
-from pgratchet.core.sql.lexing import tokens
+from pgratchet.core.sql.statements import tokens
 from pgratchet.postgres.link.dsn import Dsn, query, read
 from pgratchet.postgres.link.sql import Table
 

@@ -1,35 +1,18 @@
-"""What a statement that runs outside a transaction is about: enough to find out later what it has left behind.
+"""The objects of a statement that runs outside a transaction: enough to find out later what it has left behind.
 
 Names are as written, without comments, for the server to resolve.
 """
 
-from enum import Enum, auto
 from typing import NamedTuple
 
-from pgratchet.core.sql.lexing import tokens
-
-
-class Nature(Enum):
-    """How to find out whether a statement took effect of which nobody knows how it ended."""
-
-    BUILD = auto()
-    """Look for an index that was not there before."""
-    DROP = auto()
-    """Look whether the index is gone."""
-    DETACH = auto()
-    """Look how far the partition is detached."""
-    REINDEX = auto()
-    """No need to: it may be run again, but may leave something behind."""
-    REPEATABLE = auto()
-    """No need to: it may be run again."""
-    OPAQUE = auto()
-    """Only a person can."""
+from pgratchet.core.sql.classification import Nature
+from pgratchet.core.sql.statements import effect_of, tokens
 
 
 class Bare(NamedTuple):
-    """A statement's nature; `name` is the index or the partition that it is about, `table` where that belongs.
+    """A statement's nature; `name` is the index or the partition that it is about, `table` the one where that belongs.
 
-    One that works `concurrently` waits for other transactions however long they take.
+    A statement that works `concurrently` waits for other transactions however long they take.
     """
 
     nature: Nature
@@ -44,7 +27,7 @@ class Bare(NamedTuple):
 
     @property
     def is_looked_up(self) -> bool:
-        """Whether it is found out by comparing what is there with what was there before."""
+        """Whether a later run compares the objects that are there with those that were there before."""
         return self.nature in {Nature.BUILD, Nature.DROP, Nature.DETACH}
 
 
@@ -56,15 +39,12 @@ class _Words:
         self._tokens = list(tokens(text, 0, len(text)))
         self._at = 0
 
-    def __contains__(self, word: str) -> bool:
-        return any(word == lexeme for lexeme, _, _ in self._tokens)
-
     def next_is(self, *words: str) -> bool:
         ahead = self._tokens[self._at : self._at + len(words)]
         return tuple(lexeme for lexeme, _, _ in ahead) == words
 
     def take(self, *words: str) -> bool:
-        """Read on behind the words, if it is them that come next."""
+        """Pass over the words if they come next."""
         there = self.next_is(*words)
         self._at += len(words) if there else 0
         return there
@@ -85,58 +65,42 @@ class _Words:
 
 
 def read(text: str) -> Bare:
-    """Return what a statement is about that has been, or is to be, run outside a transaction."""
+    """Return the nature and the objects of a statement that has been, or is to be, run outside a transaction.
+
+    A statement whose objects cannot be read is opaque.
+    """
+    effect = effect_of(text, 0, len(text))
+    concurrently = effect.refuses is not None and effect.refuses.endswith("CONCURRENTLY")
     words = _Words(text)
-    if words.take("CREATE"):
-        words.take("UNIQUE")
-        return _build(words) if words.take("INDEX", "CONCURRENTLY") else Bare(Nature.OPAQUE)
-    if words.take("DROP"):
-        return _drop(words)
-    if words.take("ALTER"):
-        return _alter(words)
-    if words.take("REINDEX"):
-        return Bare(Nature.REINDEX, concurrently="CONCURRENTLY" in words)
-    if words.take("VACUUM") or words.take("CLUSTER") or words.take("REPACK"):
-        return Bare(Nature.REPEATABLE, concurrently="CONCURRENTLY" in words)
-    return Bare(Nature.OPAQUE)
-
-
-def _build(words: _Words) -> Bare:
-    opaque = Bare(Nature.OPAQUE, concurrently=True)
-    words.take("IF", "NOT", "EXISTS")
-    name = None
-    if not words.next_is("ON") and (name := words.name()) is None:
-        return opaque
-    if not words.take("ON"):
-        return opaque
-    if words.take("ONLY"):
-        words.take("(")
-    table = words.name()
-    return opaque if table is None else Bare(Nature.BUILD, name, table, concurrently=True)
-
-
-def _drop(words: _Words) -> Bare:
-    concurrently = words.take("INDEX", "CONCURRENTLY")
-    if not (concurrently or any(words.take(kind) for kind in ("DATABASE", "SUBSCRIPTION", "TABLESPACE"))):
-        return Bare(Nature.OPAQUE)
-    careful = words.take("IF", "EXISTS")
-    if not concurrently:
-        return Bare(Nature.REPEATABLE if careful else Nature.OPAQUE)
-    # Not even with IF EXISTS may it be run again: another index of that name may have come to light.
-    name = words.name()
-    return Bare(Nature.DROP if name else Nature.OPAQUE, name, concurrently=True)
-
-
-def _alter(words: _Words) -> Bare:
-    if words.take("SYSTEM") or (words.take("DATABASE") and "TABLESPACE" in words):
-        return Bare(Nature.REPEATABLE)
-    if not words.take("TABLE"):
-        return Bare(Nature.OPAQUE)
-    words.take("IF", "EXISTS")
-    words.take("ONLY")
-    table = words.name()
-    words.take("*")
-    name = words.name() if words.take("DETACH", "PARTITION") else None
-    if table is None or name is None or not words.take("CONCURRENTLY"):
-        return Bare(Nature.OPAQUE)
-    return Bare(Nature.DETACH, name, table, concurrently=True)
+    name = table = None
+    match effect.nature:
+        case Nature.BUILD:
+            words.take("CREATE")
+            words.take("UNIQUE")
+            words.take("INDEX", "CONCURRENTLY")
+            words.take("IF", "NOT", "EXISTS")
+            if (words.next_is("ON") or (name := words.name())) and words.take("ON"):
+                if words.take("ONLY"):
+                    words.take("(")
+                table = words.name()
+            if table is None:
+                return Bare(Nature.OPAQUE, concurrently=concurrently)
+        case Nature.DROP:
+            # Not even with IF EXISTS may it be run again: another index of that name may have come to light.
+            words.take("DROP", "INDEX", "CONCURRENTLY")
+            words.take("IF", "EXISTS")
+            name = words.name()
+            if name is None:
+                return Bare(Nature.OPAQUE, concurrently=concurrently)
+        case Nature.DETACH:
+            words.take("ALTER", "TABLE")
+            words.take("IF", "EXISTS")
+            words.take("ONLY")
+            table = words.name()
+            words.take("*")
+            name = words.name() if words.take("DETACH", "PARTITION") else None
+            if table is None or name is None or not words.take("CONCURRENTLY"):
+                return Bare(Nature.OPAQUE)
+        case _:
+            pass
+    return Bare(effect.nature, name, table, concurrently)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
-from pgratchet.core.sql.lexing import head, tokens
-from pgratchet.core.sql.statements import Statement, StatementKind, scan
+from pgratchet.core.sql.classification import HARMLESS
+from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
 """A script is cut into at most this many segments and one, so that progress costs little."""
@@ -22,14 +22,32 @@ BYTE_ORDER_MARK = "\ufeff"
 CHUNK = 1 << 20
 """Scripts longer than four of these (characters) are cut by size, and sent in several messages."""
 
-_OPENERS = ("BEGIN", "START TRANSACTION")
-_CLOSERS = ("COMMIT", "END")
+_PAIRS = {(opener, closer) for opener in ("BEGIN", "START TRANSACTION") for closer in ("COMMIT", "END")}
 _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     """Return the script of a source; raises FilesError with everything that makes it unfit to run."""
-    return _compile_python(source, direction) if kind is Kind.PYTHON else _compile_sql(_for_server(source))
+    if kind is Kind.PYTHON:
+        return _compile_python(source, direction)
+    if "\\restrict" in source.text or "\\unrestrict" in source.text:
+        source = _without_restrict(source)
+    reading = _read(source)
+    problems = list(reading.problems)
+    begin, absorbed = "", set[int]()
+    if reading.controls:
+        if not source.options.no_transaction:
+            begin, absorbed = _opening(source.text, reading)
+        problems += _forbidden_controls(source, reading, absorbed)
+    total = reading.total - len(absorbed)
+    by_statement = source.options.no_transaction or (len(reading.refusals) == reading.total > 0)
+    if reading.refusals and not by_statement:
+        problems.append(_mixed(source, reading.refusals, total))
+    if problems:
+        raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
+    mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
+    kept = (item for number, item in enumerate(reading.statements, 1) if number not in absorbed)
+    return Script(source, mode, tuple(_segments(source.text, kept, total, mode)), total, begin)
 
 
 def _compile_python(source: Source, direction: Direction) -> Script:
@@ -51,11 +69,9 @@ def _compile_python(source: Source, direction: Direction) -> Script:
     raise FilesError([Problem(source.path, f"no function '{direction}'", cure)])
 
 
-def _for_server(source: Source) -> Source:
-    """Return the source with blanks for the commands that newer pg_dumps write for psql alone (CVE-2025-8714)."""
+def _without_restrict(source: Source) -> Source:
+    """Return the source with blanks in the place of commands that newer pg_dumps write for psql (CVE-2025-8714)."""
     text = source.text
-    if "\\restrict" not in text and "\\unrestrict" not in text:
-        return source
     try:
         commands = [item for item in scan(text) if item.kind is StatementKind.META]
     except ScriptError:
@@ -68,128 +84,105 @@ def _for_server(source: Source) -> Source:
     return source._replace(text="".join(pieces) + text[end:])
 
 
-def _compile_sql(source: Source) -> Script:
-    statements, survey = _read(source)
-    begin, absorbed = ("", set()) if source.options.no_transaction else _opening(source.text, survey)
-    problems = survey.problems + list(_forbidden_controls(source, survey, absorbed))
-    total = survey.total - len(absorbed)
-    by_statement = source.options.no_transaction or (len(survey.refusals) == survey.total > 0)
-    if survey.refusals and not by_statement:
-        problems.append(_mixed(source, survey.refusals, total))
-    if problems:
-        raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
-    mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
-    kept = (item for number, item in enumerate(statements, 1) if number not in absorbed)
-    return Script(source, mode, _segments(source.text, kept, total, mode), total, begin)
+class _Reading(NamedTuple):
+    """The SQL statements of a script, and what has to be known of all of them before any is sent.
 
+    `controls` are those that begin or end a transaction, with their numbers.
+    """
 
-class _Survey(NamedTuple):
-    """What a first reading of a script has found."""
-
+    statements: Iterable[Statement]
     total: int
     controls: list[tuple[int, Statement]]
     refusals: list[Statement]
     problems: list[Problem]
 
 
-def _read(source: Source) -> tuple[Iterable[Statement], _Survey]:
-    """Return the SQL statements, and what has to be known of all of them before any is sent.
-
-    Those of a large script are read a second time instead of kept: there may be millions.
-    """
-    count, problems = 0, list[Problem]()
-    controls, refusals, kept = list[tuple[int, Statement]](), list[Statement](), list[Statement]()
-    small = len(source.text) <= 4 * CHUNK
+def _read(source: Source) -> _Reading:
+    text, path, total = source.text, source.path, 0
+    controls, problems = list[tuple[int, Statement]](), list[Problem]()
+    refusals, kept = list[Statement](), list[Statement]()
+    small, marked = len(text) <= 4 * CHUNK, BYTE_ORDER_MARK in text
     try:
-        for count, statement in enumerate(_runnable(source, problems), 1):
-            if statement.controls:
-                controls.append((count, statement))
-            if statement.refuses:
-                refusals.append(statement)
-            if small:
-                kept.append(statement)
-    except ScriptError as error:
-        problems.append(Problem(source.path, str(error), "close it", line_of(source.text, error.offset)))
-    return kept if small else _runnable(source, []), _Survey(count, controls, refusals, problems)
-
-
-def _runnable(source: Source, problems: list[Problem]) -> Iterator[Statement]:
-    """Yield the SQL statements; what is none goes to `problems`."""
-    marked = BYTE_ORDER_MARK in source.text
-    for item in scan(source.text):
-        match item.kind:
-            case StatementKind.SQL:
-                if item.reads_stdin:
-                    message = "COPY ... FROM STDIN carries its data in psql's own format"
-                    cure = "write INSERTs instead, or load the data from a Python migration"
-                    problems.append(Problem(source.path, message, cure, item.line))
-                if item.refuses == "DISCARD ALL":
-                    message, cure = "DISCARD ALL would give back the runner's lock", "remove it: what a file has left"
-                    problems.append(Problem(source.path, message, f"{cure} in its session is discarded", item.line))
-                if marked and (offset := _byte_order_mark(source.text, item)) is not None:
-                    line = item.line + source.text.count("\n", item.start, offset)
-                    message = "a byte order mark in the middle of the file, which PostgreSQL takes for a letter"
-                    problems.append(Problem(source.path, message, "remove it: editors do not show it", line))
-                yield item
-            case StatementKind.META:
-                command = source.text[item.start : item.end].split(maxsplit=1)[0]
+        for piece in scan(text):
+            if piece.kind is StatementKind.META:
+                command = text[piece.start : piece.end].split(maxsplit=1)[0]
                 cure = "remove it: pgratchet sends SQL to the server, psql is not involved"
-                problems.append(Problem(source.path, f"psql command {command}", cure, item.line))
-            case StatementKind.COPY:
-                pass
+                problems.append(Problem(path, f"psql command {command}", cure, piece.line))
+            if piece.kind is not StatementKind.SQL:
+                continue
+            total += 1
+            if small:
+                kept.append(piece)
+            if piece.effect.controls:
+                controls.append((total, piece))
+            if piece.effect.refuses:
+                refusals.append(piece)
+            if marked or piece.effect is not HARMLESS:
+                problems += _unfit(source, piece)
+    except ScriptError as error:
+        problems.append(Problem(path, str(error), "close it", line_of(text, error.offset)))
+    # A large script is read again instead of kept: it may have millions of statements.
+    statements = kept if small else (piece for piece in scan(text) if piece.kind is StatementKind.SQL)
+    return _Reading(statements, total, controls, refusals, problems)
 
 
-def _byte_order_mark(text: str, statement: Statement) -> int | None:
-    """Return where one stands in a statement, outside of strings, quoted names and comments."""
+def _unfit(source: Source, statement: Statement) -> Iterator[Problem]:
+    """Yield the problems of a statement that the server would refuse, or that would harm the run."""
+    text, path = source.text, source.path
+    if statement.effect.reads_stdin:
+        message = "COPY ... FROM STDIN carries its data in psql's own format"
+        cure = "write INSERTs instead, or load the data from a Python migration"
+        yield Problem(path, message, cure, statement.line)
+    if statement.effect.refuses == "DISCARD ALL":
+        message = "DISCARD ALL would give back the runner's lock"
+        cure = "remove it: what a file has left in its session is discarded"
+        yield Problem(path, message, cure, statement.line)
+    if text.find(BYTE_ORDER_MARK, statement.start, statement.end) < 0:
+        return
     for word, start, _ in tokens(text, statement.start, statement.end):
+        # In strings, quoted names and comments it does no harm.
         if BYTE_ORDER_MARK in word and '"' not in word:
-            return start + word.index(BYTE_ORDER_MARK)
-    return None
+            line = statement.line + text.count("\n", statement.start, start)
+            message = "a byte order mark in the middle of the file, which PostgreSQL takes for a letter"
+            yield Problem(path, message, "remove it: editors do not show it", line)
+            break
 
 
-def _opening(text: str, survey: _Survey) -> tuple[str, set[int]]:
-    """Return the SET TRANSACTION that a file opens with, and the numbers of the statements it replaces."""
+def _opening(text: str, reading: _Reading) -> tuple[str, set[int]]:
+    """Return the SET TRANSACTION that a file opens with, and the numbers of the statements that it replaces."""
     settings, absorbed = list[str](), set[int]()
-    waiting = list(survey.controls)
-    first = 1
-    if len(waiting) > 1 and _is_pair(waiting[0], waiting[-1], survey.total):
-        _, opener = waiting.pop(0)
-        absorbed |= {1, survey.total}
-        first = 2
-        if options := _options(text, opener):
-            settings.append(f"SET TRANSACTION {options}")
-    while waiting and waiting[0][0] == first and waiting[0][1].controls == "SET TRANSACTION":
+    waiting = list(reading.controls)
+    next_number = 1
+    (first, opener), (last, closer) = waiting[0], waiting[-1]
+    ends = opener.effect.controls, closer.effect.controls
+    if (first, last) == (1, reading.total) and ends in _PAIRS:
+        waiting.pop(0)
+        absorbed |= {1, reading.total}
+        next_number = 2
+        for word, start, _ in tokens(text, opener.start, opener.end):
+            if word not in _OPENING_WORDS:
+                settings.append(f"SET TRANSACTION {text[start : opener.end]}")
+                break
+    while waiting and waiting[0][0] == next_number and waiting[0][1].effect.controls == "SET TRANSACTION":
         _, statement = waiting.pop(0)
-        absorbed.add(first)
-        first += 1
+        absorbed.add(next_number)
+        next_number += 1
         settings.append(text[statement.start : statement.end])
     return "\n;".join(settings), absorbed
 
 
-def _is_pair(opener: tuple[int, Statement], closer: tuple[int, Statement], count: int) -> bool:
-    return opener[0] == 1 and opener[1].controls in _OPENERS and closer[0] == count and closer[1].controls in _CLOSERS
-
-
-def _options(text: str, opener: Statement) -> str:
-    """Return what a BEGIN or START TRANSACTION says of its transaction."""
-    for word, start, _ in tokens(text, opener.start, opener.end):
-        if word not in _OPENING_WORDS:
-            return text[start : opener.end]
-    return ""
-
-
-def _forbidden_controls(source: Source, survey: _Survey, absorbed: set[int]) -> Iterator[Problem]:
-    for number, statement in survey.controls:
+def _forbidden_controls(source: Source, reading: _Reading, absorbed: set[int]) -> Iterator[Problem]:
+    for number, statement in reading.controls:
         if number in absorbed:
             continue
         if source.options.no_transaction:
-            message = f"{statement.controls} in a file that runs statement by statement"
+            message = f"{statement.effect.controls} in a file that runs statement by statement"
             cure = "give the transaction a file of its own, without the directive no-transaction"
-        elif statement.controls == "SET TRANSACTION":
+        elif statement.effect.controls == "SET TRANSACTION":
             message = "SET TRANSACTION behind other statements has no effect"
             cure = "make it the first statement of the file"
         else:
-            message = f"{statement.controls} would end or split the transaction that pgratchet keeps"
+            message = f"{statement.effect.controls} would end or split the transaction that pgratchet keeps"
             cure = "remove it: each file is one transaction already"
         yield Problem(source.path, message, cure, statement.line)
 
@@ -197,31 +190,27 @@ def _forbidden_controls(source: Source, survey: _Survey, absorbed: set[int]) -> 
 def _mixed(source: Source, refusals: Sequence[Statement], total: int) -> Problem:
     statement = refusals[0]
     if len(refusals) == total:
-        message = f"{statement.refuses} cannot run in a transaction"
+        message = f"{statement.effect.refuses} cannot run in a transaction"
         return Problem(source.path, message, "remove what begins and ends one around it", statement.line)
     message = (
-        f"{statement.refuses} cannot run in a transaction, and the file has {total - 1} other statement(s) "
+        f"{statement.effect.refuses} cannot run in a transaction, and the file has {total - 1} other statement(s) "
         "that should share one"
     )
     cure = "move it to a file of its own, or give up the transaction with a first line '-- pgratchet: no-transaction'"
     return Problem(source.path, message, cure, statement.line)
 
 
-def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode) -> tuple[Segment, ...]:
-    most, size = -(-total // (MOST_MARKERS + 1)), 0
+def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode) -> Iterator[Segment]:
+    """Yield runs of statements: one each where they run one by one, else as few as keep the number of runs low."""
+    most, size = -(-total // (MOST_MARKERS + 1)), len(text) + 1
     if mode is Mode.STATEMENTS:
         most = 1
     elif len(text) > 4 * CHUNK:
         most, size = total, max(CHUNK, len(text) // MOST_MARKERS)
-    return tuple(_grouped(statements, most, size or len(text) + 1))
-
-
-def _grouped(statements: Iterable[Statement], most: int, size: int) -> Iterator[Segment]:
-    """Yield runs of statements: at most `most` each, or as few as reach `size` characters."""
     group: Segment | None = None
     for number, statement in enumerate(statements, 1):
         if group is None:
-            group = Segment(statement.start, statement.end, number, 1, statement.refuses)
+            group = Segment(statement.start, statement.end, number, 1, statement.effect.refuses)
         else:
             group = Segment(group.start, statement.end, group.first, group.statements + 1)
         if group.statements >= most or group.end - group.start >= size:

@@ -1,16 +1,53 @@
-"""SQL text to statements: where each begins and ends, its line, and what it does to transactions.
+"""SQL text to statements: where each begins and ends, its line, and its effect on transactions.
 
-Nothing is rewritten. The cuts are psql's, but for one: parentheses that are never closed do not swallow
-the statements behind them.
+Nothing is rewritten: the lexical rules are PostgreSQL's, and the cuts are psql's. There is one exception: parentheses
+that are never closed do not swallow the statements behind them.
 """
 
 import re
+import string
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple
 
-from pgratchet.core.sql.classification import HARMLESS, Verdict, judge, matters, nesting_kind
-from pgratchet.core.sql.lexing import BLANKS, gap_end, head, line_end, match_end, skip, tokens
+from pgratchet.core.errors import ScriptError
+from pgratchet.core.sql.classification import HARMLESS, OPENING, Effect, classify
+
+BLANKS = " \t\n\r\f\v"
+
+UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
+"""For str.translate(): ASCII letters in upper case, because PostgreSQL folds no others."""
+
+# Negated, because to PostgreSQL every character beyond ASCII is a letter; such a set also compiles fast.
+_LETTER = r"[^\x00-@\[-\^`{-\x7f]"
+_LETTER_OR_DIGIT = r"[^\x00-/:-@\[-\^`{-\x7f]"
+_IN_NAME = r"[^\x00-#%-/:-@\[-\^`{-\x7f]"
+
+_NEWLINE = re.compile(r"[\r\n]")
+_BLANKS = re.compile(rf"[{BLANKS}]*")
+_COMMENT_MARKS = re.compile(r"/\*|\*/")
+_QUOTES = {
+    "'": re.compile(r"''|'"),
+    '"': re.compile(r'""|"'),
+    "\\": re.compile(r"\\.|''|'", re.DOTALL),
+}
+_DOLLAR_TAG = re.compile(rf"\$(?:{_LETTER}{_LETTER_OR_DIGIT}*)?\$")
+_NAME_CHARACTER = re.compile(_IN_NAME)
+_NAME_REST = re.compile(rf"{_IN_NAME}*")
+_WORD = re.compile(rf"(?P<prefix>[eE](?=')|[uU]&(?=['\"]))|{_LETTER}{_IN_NAME}*|[0-9]+(?:[eE](?='))?")
+
+_ENDS = frozenset(";\\")
+_MARKS = frozenset("'\"$-/")
+
+# What needs no further look: text, whole strings and names. The count is bounded, because a greedy repeat remembers
+# what it has passed, and the possessive one, which does not, is broken before Python 3.11.5.
+_PLAIN = re.compile(
+    r"""[^'"$;\\/-]*(?:(?:(?<![eE])'[^']*+(?:''[^']*+){0,99}'(?!')|"[^"]*+"(?!")|-(?!-)|/(?!\*))"""
+    r"""[^'"$;\\/-]*){0,1000}"""
+)
+_COPY_LINE_REST = re.compile(r"(?:[ \t\r\f\v;]|--[^\n\r]*(?![^\n\r]))*(?:\n|\Z)")
+_COPY_END = re.compile(r"^\\\.\r?$", re.MULTILINE)
 
 
 class StatementKind(StrEnum):
@@ -24,37 +61,14 @@ class StatementKind(StrEnum):
 class Statement(NamedTuple):
     """One piece of a script, without comments around it and without its semicolon.
 
-    Offsets are in characters, lines count from 1. `refuses` names what refuses to run in a transaction
-    block, `controls` what begins or ends a transaction; a statement that `reads_stdin` waits for the client.
+    Offsets are in characters, lines count from 1.
     """
 
     kind: StatementKind
     start: int
     end: int
     line: int
-    refuses: str | None
-    controls: str | None
-    reads_stdin: bool
-
-
-_OPENING = re.compile(rf"([A-Za-z]+)(?:[{BLANKS}]+([A-Za-z]+))?")
-_BLANKS = re.compile(rf"[{BLANKS}]*")
-_ENDS = frozenset(";\\")
-_MARKS = frozenset("'\"$-/")
-
-# What needs no further look: text, whole strings and names. The count is bounded, because what a greedy
-# repeat has passed it remembers, and the possessive one that would not is broken before Python 3.11.5.
-_PLAIN = re.compile(
-    r"""[^'"$;\\/-]*(?:(?:(?<![eE])'[^']*+(?:''[^']*+){0,99}'(?!')|"[^"]*+"(?!")|-(?!-)|/(?!\*))"""
-    r"""[^'"$;\\/-]*){0,1000}"""
-)
-_COPY_LINE_REST = re.compile(r"(?:[ \t\r\f\v;]|--[^\n\r]*(?![^\n\r]))*(?:\n|\Z)")
-_COPY_END = re.compile(r"^\\\.\r?$", re.MULTILINE)
-
-
-def split(text: str) -> tuple[Statement, ...]:
-    """Return every piece of the script; raises as `scan` does."""
-    return tuple(scan(text))
+    effect: Effect = HARMLESS
 
 
 def scan(text: str) -> Iterator[Statement]:
@@ -69,59 +83,79 @@ def scan(text: str) -> Iterator[Statement]:
         counted = start
         if text[start] == ";":
             position = start + 1
-        elif text[start] == "\\":
+            continue
+        if text[start] == "\\":
             position = line_end(text, start)
-            yield Statement(StatementKind.META, start, position, line, *HARMLESS)
+            yield Statement(StatementKind.META, start, position, line)
+            continue
+        effect, opening = HARMLESS, OPENING.match(text, start)
+        if opening is not None and opening["nesting"] and (kind := _nesting_kind(text, start)):
+            end, stop = _nested_bounds(text, start, kind)
         else:
-            end, stop, verdict = _read(text, start)
-            position = stop + 1 if text.startswith(";", stop) else stop
-            yield Statement(StatementKind.SQL, start, end, line, *verdict)
-            if verdict.reads_stdin and (data := _copy_data(text, stop)):
-                begin, finish, position = data
-                data_line = line + text.count("\n", start, begin)
-                yield Statement(StatementKind.COPY, begin, finish, data_line, *HARMLESS)
+            end, stop = _bounds(text, start)
+            if opening is not None:
+                effect = effect_of(text, start, end)
+        yield Statement(StatementKind.SQL, start, end, line, effect)
+        position = stop + 1 if text.startswith(";", stop) else stop
+        if effect.reads_stdin and (data := _copy_data(text, stop)):
+            begin, finish, position = data
+            yield Statement(StatementKind.COPY, begin, finish, line + text.count("\n", start, begin))
 
 
-def words(text: str, statement: Statement, limit: int = 16) -> tuple[str, ...]:
-    """Return the statement's first words and signs outside parentheses, at most `limit`.
+def effect_of(text: str, start: int, end: int) -> Effect:
+    """Return the effect of the statement between two places."""
+    words = head(text, start, end, 24 if text[max(start, end - 12) : end].translate(UPPER) == "CONCURRENTLY" else 12)
+    has_options = words[:1] in {("REINDEX",), ("REPACK",)} or words[1:2] == ("SUBSCRIPTION",)
+    return classify(words, dict(_options(text, start, end)) if has_options else {})
 
-    Words are in upper case, quoted names as they are written; a string constant is a single quote.
-    """
-    return head(text, statement.start, statement.end, limit)
 
-
-def _read(text: str, start: int) -> tuple[int, int, Verdict]:
-    """Return where a statement ends, where reading it stopped (a semicolon, mostly), and what it does."""
-    opening = _OPENING.match(text, start)
-    if opening is None:
-        return *_bounds(text, start), HARMLESS
-    first, second = opening.groups()
-    first = first.upper()
-    if not matters(first, second and second.upper()):
-        return *_bounds(text, start), HARMLESS
-    if first == "CREATE" and (kind := nesting_kind(text, start)):
-        return *_nested_bounds(text, start, kind), HARMLESS
-    end, stop = _bounds(text, start)
-    return end, stop, judge(text, start, end)
+def _options(text: str, start: int, end: int) -> Iterator[tuple[str, bool]]:
+    """Yield each option in the first parentheses: its name in upper case, and whether it is switched on."""
+    option: list[str] = []
+    inside = False
+    for lexeme, begin, finish in tokens(text, start, end):
+        if inside and lexeme in {",", ")"}:
+            if option:
+                yield option[0].strip('"'), option[-1] not in {"FALSE", "OFF", "0"}
+            option = []
+            if lexeme == ")":
+                return
+        elif inside:
+            option.append(text[begin:finish].strip("'\"").translate(UPPER))
+        elif lexeme == "(":
+            inside = True
 
 
 def _bounds(text: str, start: int) -> tuple[int, int]:
-    stop = match_end(_PLAIN, text, start)
-    if text.startswith(";", stop) and text[stop - 1] not in BLANKS:
-        return stop, stop
+    """Return where a statement ends, and where the semicolon, the backslash or the end of the text behind it is."""
     end = position = start
     while True:
-        stop = match_end(_PLAIN, text, position)
-        if match_end(_BLANKS, text, position) < stop:
+        plain, blanks = _PLAIN.match(text, position), _BLANKS.match(text, position)
+        stop = plain.end() if plain else position
+        if blanks is None or blanks.end() < stop:
             end = stop
         if stop == len(text) or text[stop] in _ENDS:
-            return _trimmed(text, end), stop
+            while text[end - 1] in BLANKS:
+                end -= 1
+            return end, stop
         if text[stop] in _MARKS:
             position = skip(text, position, stop)
             if not text.startswith(("--", "/*"), stop):
                 end = position
         else:
             position = stop
+
+
+def _nesting_kind(text: str, start: int) -> str | None:
+    """Return what is created at `start` if that may hold semicolons of its own: a rule, or routines."""
+    # Not with head(), which would read on behind a parenthesis: one that is never closed has no end.
+    match [word for word, _, _ in islice(tokens(text, start, len(text)), 4)]:
+        case ["CREATE", "OR", "REPLACE", "FUNCTION" | "PROCEDURE" | "RULE" | "SCHEMA" as kind]:
+            return kind
+        case ["CREATE", "FUNCTION" | "PROCEDURE" | "RULE" | "SCHEMA" as kind, *_]:
+            return kind
+        case _:
+            return None
 
 
 def _nested_bounds(text: str, start: int, kind: str) -> tuple[int, int]:
@@ -150,7 +184,7 @@ def _nested_bounds(text: str, start: int, kind: str) -> tuple[int, int]:
 def _copy_data(text: str, stop: int) -> tuple[int, int, int] | None:
     """Return the bounds of the data behind a COPY that stops at `stop`, and where SQL goes on.
 
-    There are data only where the COPY ends its line.
+    Only a COPY at the end of its line has data.
     """
     rest = _COPY_LINE_REST.match(text, stop + 1)
     if rest is None or not text.startswith(";", stop):
@@ -161,7 +195,123 @@ def _copy_data(text: str, stop: int) -> tuple[int, int, int] | None:
     return rest.end(), terminator.start(), terminator.end()
 
 
-def _trimmed(text: str, end: int) -> int:
-    while text[end - 1] in BLANKS:
-        end -= 1
+def head(text: str, start: int, end: int, limit: int) -> tuple[str, ...]:
+    """Return the first tokens outside parentheses, at most `limit`; a semicolon or a backslash ends them."""
+    found: list[str] = []
+    depth = 0
+    for lexeme, _, _ in tokens(text, start, end):
+        if lexeme == ")":
+            depth -= 1
+        if depth <= 0:
+            if lexeme in _ENDS:
+                break
+            found.append(lexeme)
+            if len(found) == limit:
+                break
+        if lexeme == "(":
+            depth = max(depth, 0) + 1
+    return tuple(found)
+
+
+def tokens(text: str, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+    """Yield each token between two places, with its bounds; a comment is no token.
+
+    A word is in upper case, a quoted name as it is written, any string constant a single quote. Everything else comes
+    character by character.
+    """
+    position = start
+    while (begin := gap_end(text, position)) < end:
+        word = _WORD.match(text, begin)
+        if word is not None and word.lastgroup is None:
+            position = word.end()
+            yield word[0].upper() if word[0].isascii() else word[0].translate(UPPER), begin, position
+            continue
+        # Behind a prefix such as E or U&.
+        mark = begin if word is None else word.end()
+        position = skip(text, begin, mark) if text[mark] in _MARKS else mark + 1
+        if text[mark] == '"':
+            yield text[begin:position], begin, position
+        else:
+            yield "'" if text[mark] in "'$" and position > mark + 1 else text[mark], begin, position
+
+
+def gap_end(text: str, position: int, comments: tuple[str, ...] = ("--", "/*")) -> int:
+    """Return the first place from `position` on that is in no blank and no comment."""
+    while True:
+        if blanks := _BLANKS.match(text, position):
+            position = blanks.end()
+        if not text.startswith(comments, position):
+            return position
+        position = line_end(text, position) if text[position] == "-" else _comment_end(text, position)
+
+
+def line_end(text: str, position: int) -> int:
+    """Return where the line of `position` ends: before a line feed or a carriage return."""
+    newline = _NEWLINE.search(text, position)
+    return len(text) if newline is None else newline.start()
+
+
+def skip(text: str, floor: int, begin: int) -> int:
+    """Return where the string, quoted name or comment ends that begins at `begin`.
+
+    Where none begins: `begin + 1`, or for a dollar inside a name the end of that name. `floor` is a place
+    at or before `begin` where a token begins.
+    """
+    mark = text[begin]
+    if mark == "'":
+        return _string_end(text, floor, begin)
+    if mark == '"':
+        return _closed(text, begin, begin, mark)
+    if mark == "$":
+        return _dollar_end(text, floor, begin)
+    if text.startswith("--", begin):
+        return line_end(text, begin)
+    return _comment_end(text, begin) if text.startswith("/*", begin) else begin + 1
+
+
+def _string_end(text: str, floor: int, begin: int) -> int:
+    prefix = begin - 1
+    if prefix < floor or text[prefix] not in "eE" or (prefix > floor and _NAME_CHARACTER.match(text, prefix - 1)):
+        return _closed(text, begin, begin, "'")
+    quote: int | None = begin
+    while quote is not None:
+        end = _closed(text, begin, quote, "\\")
+        # A string may be resumed on a later line, behind blanks or `--`.
+        quote = gap_end(text, end, ("--",))
+        if not (text.startswith("'", quote) and _NEWLINE.search(text, end, quote)):
+            quote = None
     return end
+
+
+def _closed(text: str, begin: int, quote: int, marks: str) -> int:
+    """Return where the quote at `quote` is closed; an error points at `begin`."""
+    for found in _QUOTES[marks].finditer(text, quote + 1):
+        if found.end() - found.start() == 1:
+            return found.end()
+    kind = "identifier" if marks == '"' else "string"
+    raise ScriptError(f"unterminated quoted {kind}", begin)
+
+
+def _dollar_end(text: str, floor: int, begin: int) -> int:
+    name = begin
+    while name > floor and "0" <= text[name - 1] <= "9":
+        name -= 1
+    if name > floor and _NAME_CHARACTER.match(text, name - 1):
+        rest = _NAME_REST.match(text, begin)
+        return rest.end() if rest else begin
+    tag = _DOLLAR_TAG.match(text, begin)
+    if tag is None:
+        return begin + 1
+    close = text.find(tag[0], tag.end())
+    if close < 0:
+        raise ScriptError(f"unterminated dollar-quoted string {tag[0]}", begin)
+    return close + len(tag[0])
+
+
+def _comment_end(text: str, begin: int) -> int:
+    depth = 0
+    for mark in _COMMENT_MARKS.finditer(text, begin):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    raise ScriptError("unterminated /* comment", begin)

@@ -4,7 +4,8 @@ It is evaluated as the script's own session sees it, before our own statements t
 """
 
 from pgratchet.core.plan.halfway import MARK, SESSION, TARGET
-from pgratchet.core.sql.bare import Bare, Nature
+from pgratchet.core.sql.bare import Bare
+from pgratchet.core.sql.classification import Nature
 from pgratchet.postgres.link.session import LATER_SETTINGS, SETTINGS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 
