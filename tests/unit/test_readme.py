@@ -27,9 +27,9 @@ def test_each_guarantee_has_its_faults_its_tests_and_its_limits() -> None:
 
     assert [section.split(":")[0] for section in sections] == [row[0] for row in rows()]
     for section in sections:
-        assert "| under | by |" in section
+        assert "| case | test |" in section
         assert "**Not promised.**" in section
-        assert all(named(line) for line in section.splitlines() if re.match(r"\| (?!under)\w", line)), section
+        assert all(named(line) for line in section.splitlines() if re.match(r"\| (?!case)\w", line)), section
     assert [test for test in named(head) + named("".join(sections)) if not is_there(test)] == []
 
 
@@ -129,3 +129,13 @@ def test_the_example_of_a_layout_is_the_one_that_is_tested() -> None:
     assert "def parse" in example
     assert name in tested
     assert example in re.sub("  # noqa.*", "", tested)
+
+
+def test_the_tutorial_quotes_messages_as_the_code_has_them() -> None:
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
+    quoted_messages = re.findall(r"^- \*([^*]+)\*", tutorial, re.MULTILINE)
+
+    assert len(quoted_messages) == 3
+    # A string that goes on in the next line is one string.
+    assert [text for text in quoted_messages if text not in re.sub(r'"\s*\n\s*f?"', "", code)] == []
