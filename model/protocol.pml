@@ -5,6 +5,9 @@
  * with its count, then a bare one. A session is a server process; its number is never used again and stands for
  * pid and backend_start, and for the token of what is claimed in it.
  *
+ * The changes of a row's state have the names of src/pgratchet/postgres/ledger/transitions.py. Not modelled: fail,
+ * revert, resume revert, remove, settle as applied, settle as not applied, adopt.
+ *
  * Good:    (none)    the lock of a session, which may slip from it (a script that unlocks)
  *          UNJUDGED  no look-up tells what became of the bare statement, so a person does
  *          NOLOCK    no lock at all, as behind some poolers; every migration is transactional
@@ -102,11 +105,13 @@ inline tell(what)
 inline commit()
 {
 	if
-	:: asked[me] == CLAIM -> state[2] = RUNNING; token[2] = me; counted = seen[me]; assert(state[1] == APPLIED)
+	:: asked[me] == CLAIM ->         /* transition: claim */ /* transition: resume */
+		state[2] = RUNNING; token[2] = me; counted = seen[me]; assert(state[1] == APPLIED)
 	:: asked[me] == TOGETHER -> together++; assert(together <= 1); counted = 1
 	:: asked[me] == MARK -> begun = true
 	:: asked[me] == COUNT -> counted = 2; begun = false
-	:: asked[me] == CLOSE -> state[2] = APPLIED; assert(together == 1 && bare == 1)
+	:: asked[me] == CLOSE ->         /* transition: record */
+		state[2] = APPLIED; assert(together == 1 && bare == 1)
 	fi
 }
 
@@ -122,7 +127,7 @@ end:	do
 #ifdef NOCLAIM                   /* the record is no key, and is written last */
 	:: atomic { asked[me] == TO_CLAIM -> asked[me] = CLAIMED }
 #else
-	:: atomic { asked[me] == TO_CLAIM && writer[it] == NOBODY ->
+	:: atomic { asked[me] == TO_CLAIM && writer[it] == NOBODY ->   /* transition: claim */
 		if :: state[it] == ABSENT -> writer[it] = me; asked[me] = CLAIMED :: else -> tell(TAKEN) fi }
 #endif
 	:: atomic { asked[me] == CLAIMED -> if :: holds(me) -> asked[me] = CHECKED :: else -> tell(REFUSED) fi }
@@ -133,7 +138,7 @@ end:	do
 		asked[me] = UNRECORDED }
 	:: atomic { asked[me] == UNRECORDED ->
 #endif
-		state[it] = APPLIED; token[it] = me; tell(DONE) }
+		state[it] = APPLIED; token[it] = me; tell(DONE) }      /* transition: record */
 	:: atomic { updates && writer[2] == NOBODY ->
 		if :: may_update -> writer[2] = me :: else -> tell(REFUSED) fi }
 	:: atomic { updates && writer[2] == me -> commit(); tell(DONE) }

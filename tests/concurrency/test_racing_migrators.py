@@ -136,9 +136,9 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     async def yes(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr("pgratchet.postgres.ledger.lock.acquire", yes)
+    monkeypatch.setattr("pgratchet.postgres.ledger.lock.RunnerLock.try_acquire", yes)
     monkeypatch.setattr("pgratchet.postgres.ledger.lock.held", lambda _: "true")
-    monkeypatch.setattr("pgratchet.postgres.ledger.lock.still_held", lambda _: "true")
+    monkeypatch.setattr("pgratchet.postgres.ledger.records.STILL_HELD", "true")
 
 
 @pytest.mark.usefixtures("no_lock")

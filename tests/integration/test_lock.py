@@ -6,7 +6,9 @@ import anyio
 import pytest
 
 from pgratchet import BudgetExceededError, MigrationFailedError, Migrator, ServerError
-from pgratchet.postgres.ledger import lock
+from pgratchet.core.model import Lock
+from pgratchet.postgres.ledger.lock import RunnerLock
+from pgratchet.postgres.link.sql import Table
 from tests.support import (
     HISTORY,
     LOCK_KEY,
@@ -37,12 +39,13 @@ AND (classid::int8 << 32 | objid::int8) = $1
 
 
 async def test_only_one_session_gets_the_lock_and_its_end_frees_it(dsn: str) -> None:
+    mine = RunnerLock(Table.parse(HISTORY), Lock.SESSION)
     async with connected(dsn) as one, connected(dsn) as two:
-        assert await lock.acquire(one, LOCK_KEY)
+        assert await mine.try_acquire(one)
         with anyio.fail_after(5):
-            assert not await lock.acquire(two, LOCK_KEY)
+            assert not await mine.try_acquire(two)
         await one.close()
-        assert await until(partial(lock.acquire, two, LOCK_KEY))
+        assert await until(partial(mine.try_acquire, two))
 
 
 async def test_the_session_that_works_holds_the_lock_for_as_long_as_it_works(dsn: str, write: Write) -> None:
@@ -90,7 +93,7 @@ async def test_a_lock_that_the_server_does_not_know_of_is_refused(
     async def yes(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr(lock, "acquire", yes)
+    monkeypatch.setattr(RunnerLock, "try_acquire", yes)
     with pytest.raises(ServerError, match="does not hold the lock"):
         await Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"})).up()
     assert not await exists(dsn, "a")

@@ -7,7 +7,7 @@ import pytest
 
 from pgratchet import BudgetExceededError, FilesError, HistoryError, Migrator, State, UsageError, Verdict
 from pgratchet.core.events import Event, Retried
-from pgratchet.core.model import Direction, Kind, Step
+from pgratchet.core.model import Direction, Kind, Lock, Step
 from pgratchet.core.plan import planning
 from pgratchet.core.sql.scripts import compile_script
 from pgratchet.files import directory
@@ -430,7 +430,7 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
         assert migration is not None
         script = compile_script(migration.up, Kind.SQL, Direction.UP)
         step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
-        records = Records(table, "true", Guards())
+        records = Records(table, Lock.NONE, Guards())
         claim = records.claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
         with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
             await connection.execute(claim)

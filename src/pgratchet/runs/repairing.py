@@ -8,6 +8,7 @@ from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.own import Guards
 from pgratchet.postgres.link.session import Connection, open_session
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.message import Facts, facts
@@ -31,7 +32,7 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
     ):
         known = await facts(connection, None, history.owner, settings.tool_version)
         seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
-        records = lock.records(history.table, Lock.NONE)._replace(absent=seal.absent)
+        records = Records(history.table, Lock.NONE, Guards(), absent=seal.absent)
         entry = await _entry(connection, settings, catalogue, judgement.version, budget)
         await _record(connection, records, entry, judgement, known, history.owner)
         return await _entry(connection, settings, catalogue, judgement.version, budget)

@@ -37,7 +37,7 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
         direction = phases[0].direction
         records = turn.lock.records
         seal = await history.ensure(turn.connection, readers, turn.budget, without=records.absent)
-        turn.lock.records = records._replace(seal=seal, absent=seal.absent)
+        turn.lock.records = records._replace(check=seal.check(records.guards), absent=seal.absent)
         entries = await _look_again(turn, direction)
         waited = False
         for row in in_flight(entries, direction):
@@ -47,7 +47,7 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
             continue
         steps = phases[0].plan(entries).steps
         observer.raise_new_failure(step.migration.version for step in steps)
-        if turn.lock.by is not Lock.SESSION:
+        if records.lock is not Lock.SESSION:
             _refuse_bare(steps)
         refuse_unrecoverable(steps)
         applied = [entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED]
@@ -75,7 +75,7 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
 
     Raises ServerError if nothing can be changed in it.
     """
-    connection, settings, by = turn.connection, turn.settings, turn.lock.by
+    connection, settings, by = turn.connection, turn.settings, turn.lock.records.lock
     key, owner, records = settings.history.table.lock_key, settings.history.owner, turn.lock.records
     known = await facts(connection, lock.held(key) if by is Lock.SESSION else None, owner, settings.tool_version)
     if not (known.prepared or known.pooled):

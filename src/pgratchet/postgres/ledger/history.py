@@ -20,6 +20,7 @@ from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
 from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger import trust
 from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, defined, required
+from pgratchet.postgres.ledger.transitions import ADOPT
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Cause, Tries, retry
 from pgratchet.postgres.link.own import Guard, Guards
@@ -431,7 +432,7 @@ class History(NamedTuple):
         """
         columns = (*AdoptedRow._fields[:4], "state", "started_at", "finished_at", "reason")
         written = [at for at, name in enumerate(columns) if name not in without]
-        values = [(*row[:4], RecordState.APPLIED, row.executed_at, row.executed_at, reason) for row in rows]
+        values = [(*row[:4], ADOPT.after, row.executed_at, row.executed_at, reason) for row in rows]
         names = ", ".join(columns[at] for at in written)
         places = ", ".join(f"${at}" for at in range(1, len(written) + 1))
         insert = f"INSERT INTO {self.table.quoted} ({names}) VALUES ({places})"

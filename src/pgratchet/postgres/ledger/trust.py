@@ -115,9 +115,9 @@ SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
 
 
 class Seal(NamedTuple):
-    """A table as it was when a run inspected it: its oid, its partitions' too, the triggers of all, and its columns.
+    """A table as it was when a run inspected it: its oid, its partitions' too, and the triggers of all.
 
-    It is `alterable` where the run may add columns.
+    The columns of a history that it does not have are `absent`. It is `alterable` where the run may add columns.
 
     A role that does not own a table, but has the right TRIGGER or REFERENCES on it, attaches triggers to it, which run
     with the rights of whoever writes. Everything else that runs code there takes the owner's rights to attach.
@@ -127,13 +127,8 @@ class Seal(NamedTuple):
     oid: int
     tree: Sequence[int]
     triggers: Sequence[str]
-    columns: Sequence[str]
+    absent: frozenset[str]
     alterable: bool
-
-    @property
-    def absent(self) -> frozenset[str]:
-        """The columns of a history that the table does not have."""
-        return frozenset(COLUMNS).difference(self.columns)
 
     def check(self, guards: Guards) -> str:
         """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
@@ -173,7 +168,14 @@ async def inspect(connection: Connection, table: Table, owner: str | None, trust
     seal = (
         None
         if row["oid"] is None
-        else Seal(table, row["oid"], row["tree"], row["triggers"], row["columns"], row["alterable"])
+        else Seal(
+            table,
+            row["oid"],
+            row["tree"],
+            row["triggers"],
+            frozenset(COLUMNS).difference(row["columns"]),
+            row["alterable"],
+        )
     )
     return Inspection(row["kind"], row["missing"], [(what, whose) for what, whose in row["strange"]], seal)
 

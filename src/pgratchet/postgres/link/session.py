@@ -177,20 +177,6 @@ async def _prepare(connection: Connection, role: str | None, name: str, *, sessi
         raise
 
 
-async def refuse_statement_pooling(connection: Connection) -> None:
-    """Raise ServerError where a pooler in between hands every statement to another session."""
-    try:
-        await own.execute(connection, "BEGIN")
-        await own.execute(connection, "COMMIT")
-    except asyncpg.PostgresError as error:
-        if "statement pooling" not in str(error):
-            raise
-        raise ServerError(
-            f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
-            "server as direct_dsn, or one to a pool in transaction or session mode"
-        ) from error
-
-
 @asynccontextmanager
 async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncIterator[Connection]:
     """Yield one connection of its own, closed when the block is left, also by cancellation.

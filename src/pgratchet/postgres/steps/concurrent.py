@@ -80,7 +80,7 @@ class _Run:
         places = zip(script.segments, pairwise(["", *digests(script)]), strict=True)
         for segment, (before, after) in islice(places, done, None):
             await self._statement(segment, before, after)
-        await self._ours(self._recording(self._records.close(self._claim)))
+        await self._ours(self._recording(self._records.record(self._claim)))
 
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError where what the finished statements had made of their session is not there again."""

@@ -14,7 +14,7 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
-from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
@@ -55,7 +55,7 @@ class Execution:
         BusyError if another runner has the lock.
         """
         self._framing = self._framing._replace(records=records)
-        alone = records.take_lock is not None
+        alone = records.lock is not Lock.SESSION
         self._groups = deque(_one_by_one(steps, applied) if alone else share(steps))
         with self._wire.listening():
             while self._groups:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.model import Direction, Kind, Mode, Segment, Step
+from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
@@ -221,7 +221,7 @@ class Framing(NamedTuple):
         That snapshot is older than the lock, and would not show the work of the last holder. While the history is
         locked against writers there is no such work. LOCK TABLE itself takes no snapshot.
         """
-        if self.records.take_lock is None:
+        if self.records.lock is Lock.SESSION:
             return ""
         role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
         return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"

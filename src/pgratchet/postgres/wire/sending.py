@@ -13,7 +13,7 @@ import asyncpg
 
 from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
-from pgratchet.postgres.ledger.lock import HOLDERS, halves
+from pgratchet.postgres.ledger.lock import HOLDERS
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, backoff
 from pgratchet.postgres.link.own import UnreadableError
@@ -33,8 +33,8 @@ NO_TRANSACTION = "25P01"
 
 _BLOCKERS = (
     f"{SESSIONS} a.pid {EQ} ANY (SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM ("
-    "SELECT $3::pg_catalog.int4 AS pid WHERE $3 IS NOT NULL "
-    f"UNION ALL SELECT l.pid FROM {HOLDERS} AND $3 IS NULL) AS w)"
+    "SELECT $2::pg_catalog.int4 AS pid WHERE $2 IS NOT NULL "
+    f"UNION ALL SELECT l.pid FROM {HOLDERS} AND $2 IS NULL) AS w)"
 )
 
 T = TypeVar("T")
@@ -184,7 +184,7 @@ class Blockers:
         self.seen = ""
         self.every = 1.0
         self.connect = connect
-        self._worker = *halves(key), pid
+        self._worker = key, pid
 
     async def look_out(self) -> None:
         """Look until cancelled. An error here is logged, and disturbs nobody."""
