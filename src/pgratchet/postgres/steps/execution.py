@@ -3,11 +3,10 @@
 import logging
 import time
 from bisect import insort
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Protocol
 from uuid import uuid4
 
 import asyncpg
@@ -18,7 +17,7 @@ from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Lock, Mo
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Budget, Tries
+from pgratchet.postgres.link.budget import Budget, Tries, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connection, describe
 from pgratchet.postgres.steps import concurrent, python_steps
@@ -32,18 +31,16 @@ from pgratchet.postgres.wire.sending import Wire
 _log = logging.getLogger("pgratchet")
 
 
-class _Runner(Protocol):
-    async def __call__(self, wire: Wire, framing: Framing, claim: Claim) -> None: ...
-
-
 class Execution:
-    """The steps of one run, in one session; `progress` is kept up to date all along."""
+    """The steps of one run, in one session; `progress` is kept up to date all along.
+
+    The steps that are left are in groups; the steps of a group share a message.
+    """
 
     def __init__(self, wire: Wire, framing: Framing, progress: Progress) -> None:
         self._progress = progress
         self._wire = wire
         self._framing = framing
-        self._tries: defaultdict[str, Tries] = defaultdict(Tries)
         self._overtaken: set[tuple[str, str | None]] = set()
         self._groups: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
@@ -59,39 +56,53 @@ class Execution:
         self._groups = deque(_one_by_one(steps, applied) if alone else share(steps))
         with self._wire.listening():
             while self._groups:
-                group = self._groups.popleft()
-                step = group[0].step
-                self._progress.flying = group
-                self._progress.launched += 1
-                limits = self._framing.limits.of(step.script.source.options)
-                self._wire.begin(step.migration.version, limits.lock_timeout)
-                for claim in group:
-                    migration, script = claim.step.migration, claim.step.script
-                    self._progress.tell(
-                        Started(migration.version, migration.name, claim.step.direction, script.statements, len(group))
-                    )
-                if step.script.mode is Mode.STATEMENTS:
-                    left = await self._alone(concurrent.run, group[0])
-                elif step.migration.kind is Kind.PYTHON:
-                    left = await self._alone(python_steps.run, group[0])
-                else:
-                    left = await self._together(group)
-                self._groups.extendleft(group for group in reversed(left) if group)
-                self._progress.flying = ()
+                try:
+                    await retry(self._run_first, Tries(), self._before_retry, _repeatable)
+                except StepError as error:
+                    await self._record_failure(self._groups[0][0], error)
+                    raise MigrationFailedError(error.failure, self._progress.finished) from error.cause
 
-    async def _alone(self, run: _Runner, claim: Claim) -> Sequence[Group]:
-        """Run one step in its own way, and return it if it is to be tried again."""
-        started = time.monotonic()
+    async def _run_first(self) -> None:
+        """Run the first group, or as much of it as goes; done steps are taken out of the groups.
+
+        Raises StepError if the step that is the first one then has failed, OvertakenError or BusyError if it must not
+        begin, or its row is another run's.
+        """
+        group = self._groups[0]
+        step = group[0].step
+        self._progress.flying = group
+        self._progress.launched += 1
+        limits = self._framing.limits.of(step.script.source.options)
+        self._wire.begin(step.migration.version, limits.lock_timeout)
+        for claim in group:
+            migration, statements = claim.step.migration, claim.step.script.statements
+            self._progress.tell(
+                Started(migration.version, migration.name, claim.step.direction, statements, len(group))
+            )
         try:
-            await run(self._wire, self._framing, claim)
+            if step.script.mode is Mode.STATEMENTS:
+                await self._alone(concurrent.run, group[0])
+            elif step.migration.kind is Kind.PYTHON:
+                await self._alone(python_steps.run, group[0])
+            else:
+                await self._together(group)
         except StepError as error:
-            await self._again_or_fail(claim, error)
-            return ((claim,),)
-        report(self._progress, claim.step, time.monotonic() - started)
-        return ()
+            failures.raise_if_not_its_turn(self._framing.records, error.cause)
+            migration, over = self._groups[0][0].step.migration, self._groups[0][0].step.over
+            claimed = migration.version, over and over.token
+            if claimed not in self._overtaken and await self._is_taken(self._groups[0][0], error.cause):
+                self._overtaken.add(claimed)
+                raise OvertakenError from error
+            raise
+        self._progress.flying = ()
 
-    async def _together(self, group: Group) -> Sequence[Group]:
-        """Run the steps of a group as one message, and return those that are still to do, in groups."""
+    async def _alone(self, run: Callable[[Wire, Framing, Claim], Awaitable[None]], claim: Claim) -> None:
+        started = time.monotonic()
+        await run(self._wire, self._framing, claim)
+        self._groups.popleft()
+        report(self._progress, claim.step, time.monotonic() - started)
+
+    async def _together(self, group: Group) -> None:
         sent: list[Part] = []
         ready = self._next is not None and self._next[0] is group
         messages: Iterable[Message] = self._next[1] if self._next and ready else self._framing.messages(group)
@@ -101,7 +112,9 @@ class Execution:
             try:
                 await self._wire.send(message, meanwhile=self._compose_next)
             except asyncpg.PostgresError as error:
-                return await self._after_error(message, sent, error)
+                await self._after_error(message, sent, error)
+                return
+        self._groups.popleft()
         seconds: dict[str, float | None] = {group[0].step.migration.version: time.monotonic() - started}
         if len(group) > 1:
             # Of steps that shared a message only the history knows how long each took.
@@ -112,54 +125,40 @@ class Execution:
                 seconds = {row.version: _seconds(row) for row in rows}
         for claim in group:
             report(self._progress, claim.step, seconds.get(claim.step.migration.version))
-        return ()
 
     async def _compose_next(self) -> None:
         """Have the next message ready when the server has done with this one, if it is a short one."""
-        group = self._groups[0] if self._groups else ()
+        group = self._groups[1] if len(self._groups) > 1 else ()
         if len(group) > 1 and (self._next is None or self._next[0] is not group):
             self._next = group, tuple(self._framing.messages(group))
 
-    async def _after_error(
-        self, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError
-    ) -> Sequence[Group]:
+    async def _after_error(self, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError) -> None:
+        """Take the done steps out of the first group; raises StepError if the first of the others has failed."""
         await self._wire.roll_back(self._framing.reset)
         await resolve(self._wire.connection, self._framing.records, self._progress, self._wire.budget)
+        self._groups.popleft()
         rest = self._progress.flying
         if not rest and isinstance(error, UnreadableError):
-            # It was about a notice, or about what has been reset by now.
+            # It was about a notice, or about a setting that is reset by now.
             _log.warning("%s", describe(error))
-            return ()
+            return
         if not rest:
             raise ConnectionLostError(f"the session could not be reset: {describe(error)}") from error
         culprit = failures.owner(message, error)
         if culprit is not None and culprit.claim in rest[1:]:
             # A syntax error: the server reads a message as a whole before it runs any of it.
             cut = rest.index(culprit.claim)
-            return (rest[:cut], rest[cut:])
+            self._groups.extendleft((rest[cut:], rest[:cut]))
+            return
+        self._groups.extendleft(group for group in (rest[1:], rest[:1]) if group)
         spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
         raised = self._framing.records.guards.raised(error)
-        await self._again_or_fail(rest[0], StepError(failures.from_server(rest[0], error, spot, raised), error))
-        return (rest[:1], rest[1:])
+        raise StepError(failures.from_server(rest[0], error, spot, raised), error) from error
 
-    async def _again_or_fail(self, claim: Claim, error: StepError) -> None:
-        """Return when the step may be tried again; otherwise record that it failed, and raise."""
-        cause = error.cause
-        migration = claim.step.migration
-        tries = self._tries[migration.version]
-        failures.raise_if_not_its_turn(self._framing.records, cause)
-        over = claim.step.over
-        claimed = migration.version, over and over.token
-        if claimed not in self._overtaken and await self._is_taken(claim, cause):
-            self._overtaken.add(claimed)
-            raise OvertakenError
-        if isinstance(cause, asyncpg.PostgresError) and not error.final and tries.may_succeed_after(cause):
-            await self._wire.before_retry(
-                f"{claim.step.direction} {migration.version} {migration.name}", cause, tries.attempt
-            )
-            return
-        await self._record_failure(claim, error)
-        raise MigrationFailedError(error.failure, self._progress.finished) from cause
+    async def _before_retry(self, error: asyncpg.PostgresError, attempt: int) -> None:
+        step = self._groups[0][0].step
+        place = f"{step.direction} {step.migration.version} {step.migration.name}"
+        await self._wire.before_retry(place, error, attempt)
 
     async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
         """Say whether the row is another run's: from the start, or because that took us for dead."""
@@ -214,6 +213,13 @@ def report(progress: Progress, step: Step, seconds: float | None) -> None:
     finished = Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
     progress.finished.append(finished)
     progress.tell(finished)
+
+
+def _repeatable(error: Exception) -> asyncpg.PostgresError | None:
+    """Return the server's error after which a step may be run again, if it is one that passes; None for any other."""
+    if isinstance(error, StepError) and isinstance(error.cause, asyncpg.PostgresError) and not error.final:
+        return error.cause
+    return None
 
 
 def _one_by_one(steps: Iterable[Step], applied: Iterable[str]) -> Iterator[Group]:

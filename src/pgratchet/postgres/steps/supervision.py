@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import asyncpg
 
@@ -12,7 +13,7 @@ from pgratchet.core.sql.bare import read
 from pgratchet.core.sql.classification import Nature
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Tries
+from pgratchet.postgres.link.budget import Tries, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import describe
 from pgratchet.postgres.link.sql import EQ, NE
@@ -57,28 +58,30 @@ class Supervised:
         """
         # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
         was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
-        tries = Tries()
-        while True:
-            try:
-                await self._once()
-                break
-            except asyncpg.PostgresError as error:
-                await self._wire.roll_back("")
-                if isinstance(error, UnreadableError):
-                    self._in_doubt = True
-                    if await self._is_done():
-                        break
-                failure = await self._failure(error)
-                if self._runs_once or not tries.may_succeed_after(error):
-                    raise StepError(failure, error, final=True, in_doubt=self._in_doubt) from error
-                place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
-                await self._wire.before_retry(place, error, tries.attempt)
+        place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
+        await retry(self._attempt, Tries(), partial(self._wire.before_retry, place), self._repeatable)
         await indexes.restore(self._wire.connection, was)
 
-    @property
-    def _runs_once(self) -> bool:
-        """Whether an error does not say that nothing was done, and nobody looks for what was."""
-        return self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
+    def _repeatable(self, error: Exception) -> asyncpg.PostgresError | None:
+        """Return the server's error after which the statement may be run again; None for any other.
+
+        None if the statement may have taken effect all the same, and there is no way to check.
+        """
+        unknown = self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
+        if isinstance(error, StepError) and isinstance(error.cause, asyncpg.PostgresError) and not unknown:
+            return error.cause
+        return None
+
+    async def _attempt(self) -> None:
+        try:
+            await self._once()
+        except asyncpg.PostgresError as error:
+            await self._wire.roll_back("")
+            if isinstance(error, UnreadableError):
+                self._in_doubt = True
+                if await self._is_done():
+                    return
+            raise StepError(await self._failure(error), error, final=True, in_doubt=self._in_doubt) from error
 
     async def _once(self) -> None:
         if not self._in_doubt:

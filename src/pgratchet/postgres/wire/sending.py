@@ -15,7 +15,7 @@ from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.ledger.lock import HOLDERS
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import Budget, Tries, backoff
+from pgratchet.postgres.link.budget import Budget, Tries, backoff, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connect, Connection, describe, lost, open_session
 from pgratchet.postgres.link.sql import EQ
@@ -149,19 +149,19 @@ class Wire:
         return result
 
     async def retried(self, place: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` returns, tried again for as long as the server's errors may pass.
+        """Return the result of `work`, which is repeated while the server's errors are such that pass.
 
-        Raises the error that does not; no transaction is open then.
+        Raises the last error; no transaction is open then.
         """
-        tries = Tries()
-        while True:
+
+        async def attempt() -> T:
             try:
                 return await work()
-            except asyncpg.PostgresError as error:
+            except asyncpg.PostgresError:
                 await self.roll_back("")
-                if not tries.may_succeed_after(error):
-                    raise
-                await self.before_retry(place, error, tries.attempt)
+                raise
+
+        return await retry(attempt, Tries(), partial(self.before_retry, place))
 
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
         """Pause before another attempt at work that failed, and say what was in its way."""
