@@ -1,16 +1,18 @@
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from pgratchet import embedded
 from pgratchet.testing import databases
 from tests.shadows import Statements, refuse_planted
+from tests.support import Connection, connect, connected, create_database, drop_database
+
+Maintenance = Callable[[Callable[[Connection, str], Awaitable[None]], str], None]
 
 
 @pytest.fixture(scope="session")
@@ -34,56 +36,64 @@ def own_statements() -> Iterator[Statements]:
 
 @pytest.fixture(scope="session")
 def server(memory: Path | None, own_statements: Statements) -> Iterator[embedded.Server]:
-    """The one of this session; a test that needs it is skipped where DATABASE_URL names another's.
+    """The server of this session; a test that needs it is skipped where DATABASE_URL names another server.
 
-    In the end no statement that was sent in this session may refer to anything that others could have planted.
+    In the end no statement that was sent in this session may refer to an object that others could have planted.
     """
     if "DATABASE_URL" in os.environ:
         pytest.skip("needs a server of its own, and DATABASE_URL names another's")
     with embedded.server(tcp=True, folder=memory) as server:
+        asyncio.run(hash_the_password_once(server))
         yield server
-        asyncio.run(create(server.dsn, "replay"))
-        asyncio.run(refuse_planted(server.dsn_for("replay"), own_statements))
+        asyncio.run(replay(server, own_statements))
+
+
+async def hash_the_password_once(server: embedded.Server) -> None:
+    """Replace the 4,096 rounds of hashing, which each of many thousand connections would repeat."""
+    async with connected(server.dsn) as connection:
+        await connection.execute(f"ALTER ROLE postgres PASSWORD '{embedded._verifier(server.password, rounds=1)}'")
+
+
+async def replay(server: embedded.Server, statements: Statements) -> None:
+    async with connected(server.dsn) as connection:
+        await create_database(connection, "replay")
+    await refuse_planted(server.dsn_for("replay"), statements)
 
 
 @pytest.fixture(scope="session")
 def maintenance_dsn(request: pytest.FixtureRequest) -> str:
-    """To the database from which the others are created and dropped."""
+    """The DSN of the database from which the others are created and dropped."""
     if url := os.environ.get("DATABASE_URL"):
         return url
     server: embedded.Server = request.getfixturevalue("server")
     return server.dsn
 
 
+@pytest.fixture(scope="session")
+def maintenance(maintenance_dsn: str) -> Iterator[Maintenance]:
+    """Runs work on one session that all tests share: a new session costs as much as a new database.
+
+    Not async, because tests of the command line, which are no coroutines, want databases as well.
+    """
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(connect(maintenance_dsn))
+    try:
+        yield lambda work, name: loop.run_until_complete(work(connection, name))
+    finally:
+        loop.run_until_complete(connection.close())
+        loop.close()
+
+
 @pytest.fixture
-def dsn(maintenance_dsn: str) -> Iterator[str]:
-    """To a fresh, empty database, dropped afterwards whoever is still connected to it."""
+def dsn(maintenance_dsn: str, maintenance: Maintenance) -> Iterator[str]:
+    """The DSN of a fresh, empty database; it is dropped afterwards, whoever is still connected to it."""
     name = f"pgratchet_{uuid4().hex[:12]}"
-    # Not an async fixture, because tests of the command line, which are no coroutines, want it as well.
-    asyncio.run(create(maintenance_dsn, name))
+    maintenance(create_database, name)
     try:
         parts = urlsplit(maintenance_dsn)
         yield f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
     finally:
-        asyncio.run(drop(maintenance_dsn, name))
-
-
-async def create(maintenance_dsn: str, name: str) -> None:
-    connection = await asyncpg.connect(maintenance_dsn)
-    try:
-        # What is the default from 15 on writes every page of the copy to the log, and takes twice as long.
-        strategy = "STRATEGY file_copy" if connection.get_server_version().major >= 15 else ""
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {strategy}")
-    finally:
-        await connection.close()
-
-
-async def drop(maintenance_dsn: str, name: str) -> None:
-    connection = await asyncpg.connect(maintenance_dsn)
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    finally:
-        await connection.close()
+        maintenance(drop_database, name)
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ from tests.chaos.history import FOUNDATION
 from tests.chaos.person import settle
 from tests.chaos.plan import Plan, Route
 from tests.chaos.replica import start
-from tests.conftest import create, drop
 from tests.faults.proxy import proxy
 from tests.poolers import Pooler, pgbouncer
-from tests.support import connected, tell
+from tests.support import connected, create_database, drop_database, tell
 
 PATIENCE = 60.0
 """Seconds after which a replica that is still there hangs; all harm is over long before."""
@@ -94,12 +93,14 @@ class Trial:
 
     @asynccontextmanager
     async def _a_database(self) -> AsyncIterator[None]:
-        await create(self._server.dsn, self._database)
+        async with connected(self._server.dsn) as connection:
+            await create_database(connection, self._database)
         try:
             await tell(self._dsn, FOUNDATION)
             yield
         finally:
-            await drop(self._server.dsn, self._database)
+            async with connected(self._server.dsn) as connection:
+                await drop_database(connection, self._database)
 
     @asynccontextmanager
     async def _a_pooler(self) -> AsyncIterator[Pooler | None]:
