@@ -26,18 +26,7 @@ from pgratchet import embedded
 
 PGRATCHET = (sys.executable, "-m", "pgratchet")
 
-ONE_SELECT = """
-import sys
-import anyio, asyncpg, typer
-
-async def main():
-    connection = await asyncpg.connect(sys.argv[1])
-    await connection.fetch("SELECT 1")
-    await connection.close()
-
-anyio.run(main)
-"""
-"""The least that a command line on these packages can do; its argument is a DSN."""
+YARDSTICK = (sys.executable, str(Path(__file__).with_name("yardstick.py")))
 
 # An installed package comes with its bytecode; one under work would be compiled anew by each process.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -165,6 +154,11 @@ def program(name: str) -> str:
 def up(dsn: str, folder: Path) -> tuple[str, ...]:
     """Return the command that applies a folder's migrations; everybody may read it, so the server has no port."""
     return (*PGRATCHET, "up", "--dsn", dsn, "--dir", str(folder))
+
+
+def yardstick(dsn: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Return the command of the yardstick: one SELECT, or the files of a folder applied by plain asyncpg."""
+    return (*YARDSTICK, "--dsn", dsn, *(() if folder is None else ("--dir", str(folder))))
 
 
 def database(server: embedded.Server) -> str:
