@@ -4,7 +4,8 @@ Without `--dir` it runs one SELECT. With it, it applies the files of a directory
 transaction with the row that records it.
 """
 
-# ruff: noqa: ARG001 - a command that has ten options, most of which do nothing
+# A command that has ten options, most of which do nothing.
+# ruff: noqa: ARG001
 
 import asyncio
 from pathlib import Path

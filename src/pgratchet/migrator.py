@@ -1,5 +1,6 @@
 """The one place where files, rules and server meet."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -9,13 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import anyio.to_thread
-
 from pgratchet.core import arguments
 from pgratchet.core.errors import BehindError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
-from pgratchet.core.model import Adoption, Catalogue, Direction, Entry, File, Finished, Kind, Lock, Plan, Verdict
+from pgratchet.core.model import (
+    Adoption,
+    Catalogue,
+    Direction,
+    Entry,
+    File,
+    Finished,
+    HistoryRow,
+    Kind,
+    Lock,
+    Plan,
+    Verdict,
+)
 from pgratchet.core.plan import planning
 from pgratchet.core.readiness import Course, Readiness
 from pgratchet.files import directory
@@ -25,11 +36,12 @@ from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.cancelling import cancelled_for_good
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Limits, Table
 from pgratchet.runs import journal, telling
 from pgratchet.runs.observing import compare
-from pgratchet.runs.run import Run, cancelled_for_good
+from pgratchet.runs.run import Run
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.telling import Listener
 from pgratchet.version import __version__
@@ -222,8 +234,12 @@ class Migrator:
         to = discreet(to)
         version = self._version(to)
         run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
-        async with open_session(self._settings.connect) as connection:
-            entries = await run.observer.look(connection, anybodys=True)
+
+        async def look() -> tuple[Entry, ...]:
+            async with open_session(self._settings.connect) as connection:
+                return await run.observer.look(connection, anybodys=True)
+
+        entries = await cancelled_for_good(look)
         plan = planning.plan_up(entries, version)
         warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
         return plan._replace(warnings=warnings)
@@ -231,8 +247,12 @@ class Migrator:
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
         catalogue = await self._read()
-        async with open_session(self._settings.connect) as connection:
-            history = await self._settings.history.read(connection)
+
+        async def look() -> tuple[HistoryRow, ...]:
+            async with open_session(self._settings.connect) as connection:
+                return await self._settings.history.read(connection)
+
+        history = await cancelled_for_good(look)
         return compare(self._settings, catalogue.migrations, history)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
@@ -301,7 +321,7 @@ class Migrator:
 
     async def _read(self) -> Catalogue:
         parse, strict = self._settings.layout.parse, self._settings.strict
-        catalogue = await anyio.to_thread.run_sync(lambda: parse(directory.read(self.migrations), strict=strict))
+        catalogue = await asyncio.to_thread(lambda: parse(directory.read(self.migrations), strict=strict))
         if not catalogue.migrations:
             _log.warning("there is no migration in %s", self.migrations)
         for warning in catalogue.warnings:

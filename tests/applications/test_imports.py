@@ -3,6 +3,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.support import Write
+
 LAZY = (
     "cli",
     "embedded",
@@ -28,6 +30,18 @@ def test_importing_the_package_loads_no_command_line_and_no_framework(tmp_path: 
     loaded = output(f"import sys, pgratchet; print([name for name in {heavy} if name in sys.modules])", tmp_path)
 
     assert loaded == "[]\n"
+
+
+def test_a_start_with_nothing_pending_loads_no_backend_of_anyio(dsn: str, write: Write, tmp_path: Path) -> None:
+    migrations = write({"1_a.sql": "SELECT 1;"})
+    for expected in (True, False):
+        program = (
+            "import sys; from pgratchet.cli import main\n"
+            f"sys.argv = ['pgratchet', 'up', '--dir', {str(migrations)!r}, '--dsn', {dsn!r}]\n"
+            "try: main()\n"
+            "except SystemExit: print('anyio._backends._asyncio' in sys.modules)"
+        )
+        assert output(program, tmp_path).splitlines()[-1] == str(expected)
 
 
 def test_a_start_of_the_command_line_loads_nothing_that_only_draws_or_parses(tmp_path: Path) -> None:

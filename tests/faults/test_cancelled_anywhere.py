@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pgratchet import Migrator, Verdict, migrated
-from pgratchet.runs.run import TASK
+from pgratchet.postgres.link.cancelling import TASK
 from tests.support import HISTORY, Write, column, deserted, exists, states, tell, without_tls
 
 pytestmark = pytest.mark.anyio

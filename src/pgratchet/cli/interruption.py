@@ -5,8 +5,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import anyio
-
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,7 +28,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     try:
-        return anyio.run(_unless_interrupted, work)
+        return asyncio.run(_unless_interrupted(work))
     except KeyboardInterrupt:  # where the loop takes no signal handlers
         raise InterruptedBySignalError(signal.SIGINT) from None
     finally:
@@ -47,20 +45,23 @@ def _let_the_next_one_end_it(*_: object) -> None:
 
 async def _unless_interrupted(work: Callable[[], Awaitable[T]]) -> T:
     numbers: list[int] = []
-    loop = asyncio.get_running_loop()
-    # Not anyio.open_signal_receiver: it needs a task beside the work, whose group would wrap the work's errors.
-    with anyio.CancelScope() as scope:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-        def interrupt(number: int) -> None:
-            numbers.append(number)
-            scope.cancel()
+    def interrupt(number: int) -> None:
+        numbers.append(number)
+        if task is not None:
+            task.cancel()
 
-        for number in SIGNALS:
-            try:
-                loop.add_signal_handler(number, interrupt, number)
-            except NotImplementedError:  # Windows
-                continue
-            # In the place of the loop's own, which does nothing: the loop is told by the descriptor that it has set.
-            signal.signal(number, _let_the_next_one_end_it)
+    for number in SIGNALS:
+        try:
+            loop.add_signal_handler(number, interrupt, number)
+        except NotImplementedError:  # Windows
+            continue
+        # In the place of the loop's own, which does nothing: the loop is told by the descriptor that it has set.
+        signal.signal(number, _let_the_next_one_end_it)
+    try:
         return await work()
-    raise InterruptedBySignalError(numbers[0])
+    except asyncio.CancelledError:
+        if not numbers:
+            raise
+        raise InterruptedBySignalError(numbers[0]) from None

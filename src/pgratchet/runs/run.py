@@ -3,14 +3,10 @@
 Where a lock lasts for a transaction only, it is each step's own transaction that locks and compares.
 """
 
-import asyncio
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
-
-import anyio
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.events import Locked, Tell
@@ -23,11 +19,6 @@ from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.observing import Observer, all_applied
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.turn import Turn
-
-T = TypeVar("T")
-
-TASK = "pgratchet run"
-"""The name of the task in which a run works."""
 
 MOST_LOSSES = 5
 """A step that loses this many sessions in a row has failed."""
@@ -190,31 +181,3 @@ async def through_losses(
                 raise MigrationFailedError(failure, progress.finished) from error
             _log.warning("%s; connecting again", error)
             await budget.pause(*backoff(losses - 1), str(error))
-
-
-async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `work`, or raise its error; if this is cancelled, each later await of `work` is, too.
-
-    asyncio's own cancellation, as servers use it, comes once. A ROLLBACK that is awaited after it, asyncpg's at the
-    end of a transaction() for example, would wait for ever on a network that is gone; and if the session is lost it
-    would fail, with an error in the cancellation's place from which the run recovers, and goes on. In a task of its
-    own the work is cancelled by a scope instead, which does not let go.
-    """
-    returned: list[T] = []
-    raised: list[BaseException] = []
-
-    async def do() -> None:
-        try:
-            returned.append(await work())
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised below: the group would wrap it
-            raised.append(error)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(do, name=TASK)
-    for error in raised:
-        raise error
-    if not returned:
-        raise asyncio.CancelledError  # by the work itself: this task was not cancelled
-    return returned[0]

@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-import anyio
+from pgratchet.postgres.link.cancelling import undisturbed
 
 OnFailure = Callable[[BaseException], object]
 
@@ -56,17 +55,10 @@ def _error(task: "asyncio.Future[object]") -> BaseException | None:
 async def _stop(task: "asyncio.Future[object]") -> None:
     if not task.cancel():
         return
-    # Shielded, also from a second cancellation, so that the session's end is not left to a loop that is about to
-    # close. Bounded: a Python migration may hold on to its cancellation.
-    again: asyncio.CancelledError | None = None
-    deadline = time.monotonic() + STOP_SECONDS
-    with anyio.CancelScope(shield=True):
-        while not task.done() and (left := deadline - time.monotonic()) > 0:
-            try:
-                await asyncio.wait({task}, timeout=left)
-            except asyncio.CancelledError as error:
-                again = error
-    if task.done():
-        _error(task)
-    if again is not None:
-        raise again
+    try:
+        # A second cancellation must not leave the end of the session to a loop that is about to close. Bounded: a
+        # Python migration may not heed its cancellation.
+        await undisturbed(asyncio.wait({task}, timeout=STOP_SECONDS))
+    finally:
+        if task.done():
+            _error(task)

@@ -1,5 +1,6 @@
 """Waiting and trying again: one budget bounds all pauses of a run; it never interrupts work in progress."""
 
+import asyncio
 import math
 import random
 import time
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TypeVar
 
-import anyio
 import asyncpg
 
 from pgratchet.core.errors import BudgetExceededError
@@ -79,7 +79,7 @@ class Budget:
             raise BudgetExceededError(f"gave up after {self.seconds:g} s: {why}")
         delay = random.uniform(least, most)  # noqa: S311 - jitter needs no secrecy
         with self.waiting():
-            await anyio.sleep(delay if left is None else min(delay, left))
+            await asyncio.sleep(delay if left is None else min(delay, left))
 
 
 def backoff(attempt: int) -> tuple[float, float]:

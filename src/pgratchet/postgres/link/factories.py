@@ -11,6 +11,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from pgratchet.core.errors import PgratchetError, ServerError, UsageError
 from pgratchet.core.masking import Hidden, discreet
+from pgratchet.postgres.link.cancelling import shieldable
 
 Factory = Callable[[], Awaitable[Any]]
 
@@ -31,7 +32,7 @@ async def made_by(factory: Hidden[Factory], known: WeakSet[Any]) -> Any:
     """
     name = f"the factory {_name(factory)}, given as connect,"
     try:
-        made = Hidden(await _awaitable(factory, name).reveal())
+        made = Hidden(await shieldable(lambda: _awaitable(factory, name).reveal()))
     except PgratchetError:
         raise
     except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError) as error:

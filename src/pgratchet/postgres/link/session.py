@@ -9,13 +9,13 @@ from itertools import count
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
-import anyio
 import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, backoff
+from pgratchet.postgres.link.cancelling import undisturbed
 from pgratchet.postgres.link.dsn import Dsn, query, read, refusal
 from pgratchet.postgres.link.factories import made_by, refuse_uncallable
 from pgratchet.postgres.link.lending import Lendable
@@ -199,7 +199,8 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
             raise ServerError(describe(error)) from error
         raise
     finally:
-        await _close(connection)
+        # Otherwise a cancellation would reach the close too, before it has stopped the statement on the server.
+        await undisturbed(_close(connection))
 
 
 def lost(error: BaseException) -> ConnectionLostError:
@@ -209,9 +210,8 @@ def lost(error: BaseException) -> ConnectionLostError:
 
 async def _close(connection: Connection) -> None:
     try:
-        # Shielded: under cancellation an unshielded close would be cancelled too, before it has stopped the
-        # statement on the server. Bounded: a network that is gone must not keep a process alive.
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+        # Bounded: a network that is gone must not keep a process alive.
+        async with asyncio.timeout(CLOSE_SECONDS):
             await connection.close()
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         _log.debug("closing the connection: %s", describe(error))
@@ -230,14 +230,16 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
         left = budget.remaining
         try:
             # Even of an empty budget: a server that is there takes less.
-            with budget.waiting(), anyio.move_on_after(None if left is None else max(left, LEAST_CONNECTING)):
-                return await connect()
+            with budget.waiting():
+                async with asyncio.timeout(None if left is None else max(left, LEAST_CONNECTING)) as limit:
+                    return await connect()
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise NotPrimaryError(_cannot_connect(error)) from error
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
-            reason = _cannot_connect(error)
-            if not may_pass(error):
-                raise ServerError(reason) from error
+            if not limit.expired():
+                reason = _cannot_connect(error)
+                if not may_pass(error):
+                    raise ServerError(reason) from error
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
     raise AssertionError("count() has no end")

@@ -9,6 +9,7 @@ from typing import cast
 from pgratchet.core.model import Step
 from pgratchet.postgres.ledger.records import DURABLE, Claim
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.cancelling import shieldable
 from pgratchet.postgres.link.lending import lent
 from pgratchet.postgres.link.own import unsendable
 from pgratchet.postgres.link.session import Connection
@@ -20,12 +21,13 @@ Function = Callable[[Connection], Awaitable[object]]
 
 
 def load(step: Step) -> Function:
-    """Return the step's function; running the file's top level may raise anything."""
+    """Return the step's function, in which anyio's shields hold; running the file's top level may raise anything."""
     source = step.script.source
     module = ModuleType(f"pgratchet_migration_{step.migration.version}")
     module.__file__ = source.path
     exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
-    return cast("Function", getattr(module, step.direction))
+    function = cast("Function", getattr(module, step.direction))
+    return lambda connection: shieldable(partial(function, connection))
 
 
 async def run(wire: Wire, framing: Framing, claim: Claim) -> None:

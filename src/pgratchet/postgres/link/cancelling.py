@@ -1,0 +1,90 @@
+"""Cancellation that lasts, and work that it does not reach.
+
+anyio has scopes and shields for that, but its backend takes as long to load as all of pgratchet: a start that finds
+nothing to do does without.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+TASK = "pgratchet run"
+"""The name of the tasks in which a run works."""
+
+
+async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `work`, or raise its error; if this is cancelled, each later await of `work` is, too.
+
+    asyncio's own cancellation, as servers use it, comes once. A ROLLBACK that is awaited after it, asyncpg's at the
+    end of a transaction() for example, would wait for ever on a network that is gone; and if the session is lost it
+    would fail, with an error in the cancellation's place from which the run recovers, and goes on. So `work` has a task
+    of its own, which is cancelled again at each turn of the loop until it ends.
+    """
+    returned: list[T] = []
+    raised: list[BaseException] = []
+    task = asyncio.create_task(_settle(work, returned, raised), name=TASK)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            if cancellation is None:
+                await asyncio.wait({task})
+            else:
+                task.cancel()
+                await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            # The first one: a scope of anyio's, or a timeout of asyncio's, recognises its own.
+            cancellation = cancellation or error
+    if cancellation is not None:
+        raise cancellation
+    return _settled(returned, raised)
+
+
+async def shieldable(work: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `work`, or raise its error; inside of `cancelled_for_good` anyio's shields hold in `work`.
+
+    For code of others, such as a Python migration.
+    """
+    returned: list[T] = []
+    raised: list[BaseException] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_settle, work, returned, raised, name=TASK)
+    return _settled(returned, raised)
+
+
+async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, or raise its error; a cancellation does not reach `work`, and is raised after it.
+
+    `work` must end in bounded time.
+    """
+    task = asyncio.create_task(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = cancellation or error
+    if cancellation is not None:
+        raise cancellation
+    return task.result()
+
+
+async def _settle(work: Callable[[], Awaitable[T]], returned: list[T], raised: list[BaseException]) -> None:
+    """Keep the result or the error of `work`; raises its cancellation only."""
+    try:
+        returned.append(await work())
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a group would wrap it, and some would end the loop
+        raised.append(error)
+
+
+def _settled(returned: list[T], raised: list[BaseException]) -> T:
+    for error in raised:
+        raise error
+    if not returned:
+        raise asyncio.CancelledError  # by the work itself: the task that waits for it was not cancelled
+    return returned[0]

@@ -1,0 +1,127 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from pgratchet.postgres.link.cancelling import cancelled_for_good, shieldable, undisturbed
+
+pytestmark = pytest.mark.anyio
+
+Around = Callable[[Callable[[], Awaitable[object]]], Awaitable[object]]
+
+
+async def cancelled(work: Awaitable[object]) -> None:
+    """Cancel work once, when it has suspended."""
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("around", [cancelled_for_good, shieldable])
+async def test_work_in_a_task_of_its_own_returns_its_result(around: Around) -> None:
+    async def work() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    assert await around(work) == "done"
+
+
+@pytest.mark.parametrize("around", [cancelled_for_good, shieldable])
+@pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_an_error_of_work_in_a_task_of_its_own_is_raised_as_it_is(
+    around: Around, error: type[BaseException]
+) -> None:
+    async def work() -> None:
+        raise error
+
+    with pytest.raises(error):
+        await around(work)
+
+
+async def test_work_that_suppresses_its_cancellation_is_cancelled_at_each_further_await() -> None:
+    suppressed = 0
+
+    async def work() -> None:
+        nonlocal suppressed
+        for _ in range(5):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                suppressed += 1
+
+    with anyio.fail_after(5):
+        await cancelled(cancelled_for_good(work))
+    assert suppressed == 5
+
+
+async def test_an_error_in_the_place_of_a_cancellation_does_not_replace_it() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise LookupError from None
+
+    with anyio.fail_after(5):
+        await cancelled(cancelled_for_good(work))
+
+
+async def test_a_scope_of_anyio_recognises_its_own_cancellation_of_lasting_work() -> None:
+    with anyio.move_on_after(0.01) as scope:
+        await cancelled_for_good(lambda: asyncio.sleep(60))
+    assert scope.cancelled_caught
+
+
+async def test_a_timeout_of_asyncio_recognises_its_own_cancellation_of_lasting_work() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await cancelled_for_good(lambda: asyncio.sleep(60))
+
+
+async def test_lasting_cancellation_spares_the_shields_of_anyio_in_shieldable_work() -> None:
+    cleaned = False
+
+    async def work() -> None:
+        nonlocal cleaned
+        try:
+            await anyio.sleep(60)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+                cleaned = True
+
+    with anyio.fail_after(5):
+        await cancelled(cancelled_for_good(lambda: shieldable(work)))
+    assert cleaned
+
+
+async def test_lasting_cancellation_does_not_reach_undisturbed_work() -> None:
+    cleaned = False
+
+    async def clean() -> None:
+        nonlocal cleaned
+        await asyncio.sleep(0.05)
+        cleaned = True
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await undisturbed(clean())
+
+    with anyio.fail_after(5):
+        await cancelled(cancelled_for_good(work))
+    assert cleaned
+
+
+async def test_undisturbed_work_returns_its_result_and_raises_its_error() -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    assert await undisturbed(asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(LookupError):
+        await undisturbed(fail())
