@@ -1,17 +1,16 @@
-"""Contents in, sources out: encoding, line endings, checksums and the directives in a file's head."""
+"""The content of a file becomes a source: encoding, line endings, checksum and the directives in its head."""
 
 import codecs
 import hashlib
 import re
-import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from pgratchet.core.arguments import LONGEST_SECONDS
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
-from pgratchet.core.printing import line_of
 from pgratchet.files.layout import Layout
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -22,7 +21,7 @@ SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
 
-# A comment ends where PostgreSQL and Python end it: at a line feed or a carriage return, and at no other line break.
+# PostgreSQL and Python end a comment at a line feed or a carriage return, and at no other line break.
 # The count is bounded, because a repeat remembers each of its turns: a million comments would take 300 MB.
 _BLANKS = r"[^\S\n\r]*"
 _GAP = {
@@ -42,23 +41,18 @@ _STRAY = {kind: re.compile(rf"{mark}{_BLANKS}pgratchet{_BLANKS}:", re.IGNORECASE
 
 
 class Content(NamedTuple):
-    """A file's text as a source, the checksum that stands for it in the history, and what is wrong with it."""
+    """The text of a file as a source, its checksum in the history, and its problems."""
 
     source: Source
     checksum: str
     problems: tuple[Problem, ...] = ()
 
 
-class _Directive(NamedTuple):
-    colon: str
-    text: str
-
-
 def read(file: File, kind: Kind, version: str, layout: Layout) -> Content:
     """Return the file's text with LF line endings and no byte order mark, and its checksum.
 
     The checksum is SHA-256, in hex, over exactly that text in UTF-8: a checkout with other line endings is
-    the same migration. A file that is no text has an empty one.
+    the same migration. The text is empty where the file is not valid UTF-8.
     """
     body = file.content.removeprefix(BYTE_ORDER_MARK)
     if b"\r\n" in body:
@@ -68,25 +62,11 @@ def read(file: File, kind: Kind, version: str, layout: Layout) -> Content:
     if isinstance(text, Problem):
         return Content(Source(file.path, ""), checksum, (text,))
     end = _end_of_head(text, kind)
-    about = [found for found in _COMMENT[kind].finditer(text, 0, end) if found.lastindex]
-    options, problems = _options(file.path, text, about, version, layout)
-    problems += _contradiction(file.path, text, about, version, layout)
-    problems += _stray_directives(file.path, text, kind, end)
+    head = [found for found in _COMMENT[kind].finditer(text, 0, end) if found.lastindex]
+    options, problems = _options(file.path, text, head, version, layout) if head else (Options(), [])
+    if stray := [found.start() for found in _STRAY[kind].finditer(text, end)]:
+        problems += _stray_directives(file.path, text, kind, stray)
     return Content(Source(file.path, text, options), checksum, tuple(problems))
-
-
-def composed(name: str) -> str:
-    """Return a name in the one form (NFC) that stands for all: macOS takes letters and their accents apart."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _lines_of(text: str, offsets: Iterable[int]) -> Iterator[int]:
-    """Yield the line of each offset, as `line_of` does; they ascend."""
-    line, counted = 1, 0
-    for offset in offsets:
-        line += text.count("\n", counted, offset)
-        counted = offset
-        yield line
 
 
 def _decode(body: bytes, path: str) -> str | Problem:
@@ -110,65 +90,66 @@ def _end_of_head(text: str, kind: Kind) -> int:
         if gap.lastindex:
             close = _BLOCK_MARK.search(text, end)
             if close is None or close[0] == "/*":
-                # A comment within a comment ends the head: its text must not be taken for a directive.
+                # A comment within a comment ends the head: its text must not become a directive.
                 return gap.start(1)
             end = close.end()
         gap = _GAP[kind].match(text, end)
     return end
 
 
-def _contradiction(path: str, text: str, about: Iterable[re.Match[str]], version: str, layout: Layout) -> list[Problem]:
-    found = next((found for found in about if found["version"]), None)
-    if found is None or layout.canonical(found["version"]) == version:
-        return []
-    message = f"the head says version {found['version']}, the file's name says {version}"
-    return [Problem(path, message, "make the two agree", line_of(text, found.start("version")))]
-
-
 def _options(
-    path: str, text: str, about: Iterable[re.Match[str]], version: str, layout: Layout
+    path: str, text: str, head: Sequence[re.Match[str]], version: str, layout: Layout
 ) -> tuple[Options, list[Problem]]:
-    options, problems = Options(), []
-    directives = [found for found in about if found["name"]]
-    lines = _lines_of(text, (found.start("name") for found in directives))
-    for found, line in zip(directives, lines, strict=True):
-        try:
-            options = _apply(options, _Directive(found["colon"], found["text"].strip()), version, layout)
-        except ValueError as error:
-            message, cure = error.args
-            problems.append(Problem(path, message, cure, line))
+    """Return the options that the comments of a head ask for, and the problems of these comments."""
+    options, problems, says_version = Options(), list[Problem](), False
+    lines = _lines_of(text, (found.start("name") if found["name"] else found.start("version") for found in head))
+    for found, line in zip(head, lines, strict=True):
+        if found["name"]:
+            try:
+                options = _apply(options, found["colon"], found["text"].strip(), version, layout)
+            except ValueError as error:
+                message, cure = error.args
+                problems.append(Problem(path, message, cure, line))
+        elif not says_version:
+            says_version = True
+            if layout.canonical(found["version"]) != version:
+                message = f"the head says version {found['version']}, the file's name says {version}"
+                problems.append(Problem(path, message, "make the two agree", line))
     return options, problems
 
 
-def _stray_directives(path: str, text: str, kind: Kind, end: int) -> list[Problem]:
+def _lines_of(text: str, offsets: Iterable[int]) -> Iterator[int]:
+    """Yield the line of each offset, in ascending order: in one pass, because there may be a million of them."""
+    line, counted = 1, 0
+    for offset in offsets:
+        line += text.count("\n", counted, offset)
+        counted = offset
+        yield line
+
+
+def _stray_directives(path: str, text: str, kind: Kind, offsets: Sequence[int]) -> list[Problem]:
     """Return a problem for each directive below the head, where it would have no effect.
 
-    What stands inside a statement, in a string or a function's body, is that statement's business.
+    Text inside a statement, in a string or a function's body, is part of that statement and no directive.
     """
-    found = [match.start() for match in _STRAY[kind].finditer(text, end)]
-    if found and kind is Kind.SQL:
-        found = _outside_statements(text, found)
+    if kind is Kind.SQL:
+        from pgratchet.core.sql.statements import scan  # noqa: PLC0415 - only such a file pays for the import
+
+        with suppress(ScriptError):
+            bounds = [(statement.start, statement.end) for statement in scan(text)]
+            begun = [(offset, bisect_right(bounds, (offset, len(text)))) for offset in offsets]
+            offsets = [offset for offset, count in begun if count == 0 or bounds[count - 1][1] <= offset]
     message, cure = "a pgratchet directive below the first statement has no effect", "move it to the head of the file"
-    return [Problem(path, message, cure, line) for line in _lines_of(text, found)]
+    return [Problem(path, message, cure, line) for line in _lines_of(text, offsets)]
 
 
-def _outside_statements(text: str, offsets: list[int]) -> list[int]:
-    from pgratchet.core.sql.statements import scan  # noqa: PLC0415 - only such a file pays for the import
-
-    try:
-        bounds = [(statement.start, statement.end) for statement in scan(text)]
-    except ScriptError:
-        return offsets
-    begun = [(offset, bisect_right(bounds, (offset, len(text)))) for offset in offsets]
-    return [offset for offset, count in begun if count == 0 or bounds[count - 1][1] <= offset]
-
-
-def _apply(options: Options, directive: _Directive, version: str, layout: Layout) -> Options:
-    key, equals, value = (part.strip() for part in directive.text.partition("="))
-    if not directive.colon:
+def _apply(options: Options, colon: str, text: str, version: str, layout: Layout) -> Options:
+    """Return the options with one directive applied; raises ValueError with a message and its cure."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not colon:
         if key not in DIRECTIVES:
             return options
-        raise ValueError("a directive without its colon", f"write '{directive.text}' behind 'pgratchet:'")
+        raise ValueError("a directive without its colon", f"write '{text}' behind 'pgratchet:'")
     match key:
         case "no-transaction" if not equals:
             return options._replace(no_transaction=True)

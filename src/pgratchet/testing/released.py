@@ -73,7 +73,7 @@ def _folders(folder: Path, commit: str) -> Mapping[str, Mapping[str, str]]:
         about, _, path = os.fsdecode(line).partition("\t")
         mode, kind, blob = about.split()
         place, slash, name = path.rpartition("/")
-        if kind == "blob" and directory.counts(name):
+        if kind == "blob" and directory.MIGRATION.fullmatch(name):
             folders[place + slash][name] = f"{commit}:{path}" if mode == _LINK else blob
     return folders
 

@@ -2,15 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import PurePath
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, UsageError
-from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Rank, Source
+from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Rank
 from pgratchet.core.printing import one_line
 from pgratchet.files import parsing
 from pgratchet.files.parsing import Content
@@ -52,16 +51,6 @@ class _Read(NamedTuple):
     content: Content
 
 
-@dataclass(slots=True)
-class _Shelf:
-    """What has been read so far, by version."""
-
-    everything: list[_Read] = field(default_factory=list)
-    ups: dict[str, _Read] = field(default_factory=dict)
-    downs: dict[str, _Read] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-
 class OwnLayout:
     """Versions are numbers, as texts without leading zeros."""
 
@@ -70,7 +59,7 @@ class OwnLayout:
 
     def recognises(self, files: Iterable[File]) -> bool:
         """Say whether any of the files is named as this layout has it."""
-        return any(_NAME.fullmatch(_unmarked(parsing.composed(file.name))) for file in files)
+        return any(_NAME.fullmatch(_unmarked(unicodedata.normalize("NFC", file.name))) for file in files)
 
     def parse(self, files: Iterable[File], *, strict: bool = False) -> Catalogue:
         """Return the migrations that the files make up, oldest first.
@@ -79,15 +68,33 @@ class OwnLayout:
         problem where `strict`. Scripts are not read as SQL here: that is for those who plan to run them, unless
         there are problems already, which are then reported together with those of the scripts.
         """
-        shelf = _Shelf()
+        read, problems = list[_Read](), list[Problem]()
+        ups, downs = dict[str, _Read](), dict[str, _Read]()
         for file in files:
-            _put(shelf, file)
-        gaps = _gaps(shelf)
-        problems = _stray_downs(shelf) + shelf.problems + (gaps if strict else [])
+            found = _read(file)
+            if isinstance(found, Problem):
+                problems.append(found)
+                continue
+            read.append(found)
+            problems += found.content.problems
+            taken = (ups if found.direction is Direction.UP else downs).setdefault(found.version, found)
+            if taken is not found:
+                problems.append(_duplicate(file, found, taken))
+        versions = sorted(ups, key=int)
+        gaps = _gaps(ups, versions)
+        problems += [problem for version, down in downs.items() if (problem := _stray(down, ups.get(version)))]
+        problems += gaps if strict else []
         if problems:
-            problems += _unfit_scripts(shelf)
+            problems += _unfit_scripts(read)
             raise FilesError(sorted(problems, key=lambda problem: (problem.path, problem.line or 0)))
-        return Catalogue(tuple(_migration(shelf, version) for version in _in_order(shelf)), tuple(gaps))
+        migrations = []
+        for version in versions:
+            up = ups[version]
+            way_down = up if up.kind is Kind.PYTHON else downs.get(version)
+            down = way_down and way_down.content.source
+            source, checksum, _ = up.content
+            migrations.append(Migration(version, (int(version),), up.title, up.kind, checksum, source, down))
+        return Catalogue(tuple(migrations), tuple(gaps))
 
     def canonical(self, text: str) -> str | None:
         """Return a version without leading zeros; None for what is no version."""
@@ -144,7 +151,7 @@ def _next(last: Migration | None, now: datetime) -> str:
 def _title(description: str) -> str:
     """Return the words of a description, as the name of a file has them; empty where there is none."""
     title = ""
-    for each in parsing.composed(description.lower()):
+    for each in unicodedata.normalize("NFC", description.lower()):
         if each.isalnum() or (_is_mark(each) and title[-1:] not in {"", "_"}):
             title += each
         elif not title.endswith("_"):
@@ -161,26 +168,10 @@ def _is_mark(character: str) -> bool:
     return not character.isascii() and unicodedata.category(character).startswith("M")
 
 
-def _put(shelf: _Shelf, file: File) -> None:
-    found = _read(file)
-    if isinstance(found, Problem):
-        shelf.problems.append(found)
-        return
-    shelf.everything.append(found)
-    shelf.problems += found.content.problems
-    side = shelf.ups if found.direction is Direction.UP else shelf.downs
-    taken = side.setdefault(found.version, found)
-    if taken is not found:
-        message = f"version {found.version} is already {taken.content.source.path}"
-        cure = "give one of them another number"
-        if parsing.composed(file.path) == parsing.composed(taken.content.source.path):
-            cure = "remove one of them: they have the same name, of which one is in another Unicode form (NFC and NFD)"
-        shelf.problems.append(Problem(file.path, message, cure))
-
-
 def _read(file: File) -> _Read | Problem:
-    written = parsing.composed(file.name)
-    name = _NAME.fullmatch(_unmarked(written))
+    # In the one form that stands for all: macOS takes letters and their accents apart.
+    written = unicodedata.normalize("NFC", file.name)
+    name = _NAME.fullmatch(written if written.isascii() else _unmarked(written))
     if name is None:
         message = f"the name is not <digits>_<description>.sql, .down.sql or .py{_oddity(written)}"
         return Problem(file.path, message, "rename it, for example to 007_add_users.sql")
@@ -196,7 +187,7 @@ def _read(file: File) -> _Read | Problem:
 
 def _unmarked(name: str) -> str:
     """Return a name with a letter in the place of each combining mark."""
-    return name if name.isascii() else "".join("x" if _is_mark(each) else each for each in name)
+    return "".join("x" if _is_mark(each) else each for each in name)
 
 
 def _oddity(name: str) -> str:
@@ -209,42 +200,35 @@ def _oddity(name: str) -> str:
     return f"; {odd!a} is no letter or digit"
 
 
-def _in_order(shelf: _Shelf) -> list[str]:
-    return sorted(shelf.ups, key=int)
+def _duplicate(file: File, found: _Read, taken: _Read) -> Problem:
+    """Return the problem of a second file with the version and the direction of one that was `taken` before."""
+    other = taken.content.source.path
+    cure = "give one of them another number"
+    if unicodedata.normalize("NFC", file.path) == unicodedata.normalize("NFC", other):
+        cure = "remove one of them: they have the same name, of which one is in another Unicode form (NFC and NFD)"
+    return Problem(file.path, f"version {found.version} is already {other}", cure)
 
 
-def _migration(shelf: _Shelf, version: str) -> Migration:
-    up = shelf.ups[version]
-    down: Source | None = None
+def _stray(down: _Read, up: _Read | None) -> Problem | None:
+    """Return the problem of a down file that has no up file of the same name beside it."""
+    path = down.content.source.path
+    if up is None:
+        cure = "add its up file, or remove this one"
+        return Problem(path, f"no up file for version {down.version}", cure)
     if up.kind is Kind.PYTHON:
-        down = up.content.source
-    elif version in shelf.downs:
-        down = shelf.downs[version].content.source
-    return Migration(version, (int(version),), up.title, up.kind, up.content.checksum, up.content.source, down)
+        cure = f"write 'async def down(connection)' in {up.content.source.path} and remove this file"
+        return Problem(path, "its migration is a Python file", cure)
+    if up.title != down.title:
+        return Problem(path, f"its up file is {up.content.source.path}", "name both alike")
+    return None
 
 
-def _stray_downs(shelf: _Shelf) -> list[Problem]:
-    """Return a problem for every down file that no up file of the same name stands beside."""
-    problems = []
-    for version, down in shelf.downs.items():
-        path, up = down.content.source.path, shelf.ups.get(version)
-        if up is None:
-            cure = "add its up file, or remove this one"
-            problems.append(Problem(path, f"no up file for version {version}", cure))
-        elif up.kind is Kind.PYTHON:
-            cure = f"write 'async def down(connection)' in {up.content.source.path} and remove this file"
-            problems.append(Problem(path, "its migration is a Python file", cure))
-        elif up.title != down.title:
-            problems.append(Problem(path, f"its up file is {up.content.source.path}", "name both alike"))
-    return problems
-
-
-def _gaps(shelf: _Shelf) -> list[Problem]:
+def _gaps(ups: Mapping[str, _Read], versions: Sequence[str]) -> list[Problem]:
     """Return a problem for each run of missing numbers, at the file behind it.
 
     Series that go by tens leave room by design.
     """
-    series = [int(version) for version in _in_order(shelf) if len(version) < TIMESTAMP_DIGITS]
+    series = [int(version) for version in versions if len(version) < TIMESTAMP_DIGITS]
     if 2 * sum(number % 10 == 0 for number in series) >= len(series):
         return []
     problems = []
@@ -252,19 +236,18 @@ def _gaps(shelf: _Shelf) -> list[Problem]:
         missing = range(before + 1, after)
         if missing:
             numbers = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
-            path = shelf.ups[str(after)].content.source.path
             cure = "add what is missing, or renumber what was never released"
-            problems.append(Problem(path, f"a gap in the numbers: {numbers}", cure))
+            problems.append(Problem(ups[str(after)].content.source.path, f"a gap in the numbers: {numbers}", cure))
     return problems
 
 
-def _unfit_scripts(shelf: _Shelf) -> list[Problem]:
+def _unfit_scripts(files: Iterable[_Read]) -> list[Problem]:
     from pgratchet.core.sql.scripts import compile_script  # noqa: PLC0415 - only a directory with problems pays for it
 
     problems: list[Problem] = []
-    for file in shelf.everything:
+    for file in files:
         if file.content.problems and not file.content.source.text:
-            continue  # no text at all, which has been said
+            continue  # it has no text, which is among its problems
         try:
             compile_script(file.content.source, file.kind, file.direction)
         except FilesError as error:

@@ -3,6 +3,7 @@
 The table is `schema_migrations (version integer, description, filename, executed_at, success, error_message)`.
 """
 
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
@@ -10,7 +11,6 @@ from typing import NamedTuple
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 from pgratchet.core.printing import one_line, printable
-from pgratchet.files import parsing
 from pgratchet.files.layout import Layout
 
 UNKNOWN_CHECKSUM = "unknown"
@@ -88,7 +88,7 @@ def _same_file(row: ForeignRow, migration: Migration | None) -> bool:
 
 
 def _base(path: str) -> str:
-    return parsing.composed(PurePath(path).name)
+    return unicodedata.normalize("NFC", PurePath(path).name)
 
 
 def _other_file(version: str, row: ForeignRow, migration: Migration) -> str:
