@@ -3,11 +3,11 @@
 The values hold texts as they are; the sentences are printable.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pgratchet.core.errors import MigrationFailedError, PgratchetError
-from pgratchet.core.model import Direction, Entry, Failure, Finished, State
+from pgratchet.core.model import Direction, Failure, Finished
 from pgratchet.core.printing import printable, printable_lines
 
 
@@ -132,19 +132,4 @@ def failed(error: BaseException) -> Failed:
         type(error).__name__,
         text if isinstance(error, PgratchetError) else printable(text),
         error.failure if isinstance(error, MigrationFailedError) else None,
-    )
-
-
-def looked(entries: Iterable[Entry]) -> Looked:
-    """Return what there is to tell of a comparison."""
-    by: dict[State, list[str]] = {state: [] for state in State}
-    for entry in entries:
-        state = State.PENDING if entry.state is State.LATE else entry.state
-        by[state if entry.migration else State.UNKNOWN].append(entry.version)
-    return Looked(
-        applied=len(by[State.APPLIED]) + len(by[State.CHANGED]),
-        pending=tuple(by[State.PENDING]),
-        running=tuple(by[State.RUNNING]),
-        failed=tuple(by[State.FAILED]),
-        unknown=tuple(by[State.UNKNOWN]),
     )

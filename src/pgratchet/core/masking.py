@@ -1,4 +1,4 @@
-"""Passwords, kept out of whatever prints texts, variables and tracebacks."""
+"""Passwords are kept out of texts, variables and tracebacks that other tools print."""
 
 import re
 import sys
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 _URL = re.compile(r"\w://|\bpostgres\w*(?:\+\w+)?:/(?!/)")
 _EXAMPLE = "user:password@"
-"""The part of our own messages that looks like a user and a password, and is no secret."""
+"""The part of our own messages that looks like a user and a password, but is no secret."""
 _NAME_ENDS = re.compile(r"[@:]")
 _HOST = re.compile(r"[^\s'\"]*")
-# Where its end is in doubt it goes on to the end: quotes and backslashes may have been quoted again, and what is not
-# percent-encoded in a URL's query may hold blanks.
+# Where its end is in doubt, a password goes on to the end of the text: quotes and backslashes may have been quoted
+# again, and a value in a URL's query that is not percent-encoded may hold blanks.
 _PASSWORD = re.compile(
     r"(password\s*=\s*)"
     r"(?:'[^'\\]*'(?=[\s\"')]|\Z)"
@@ -28,16 +28,16 @@ _PASSWORD = re.compile(
 
 
 class Hidden(Generic[T]):
-    """A value that no repr shows, neither its own nor that of what holds it."""
+    """A value that no repr shows, neither its own nor the repr of an object that holds it."""
 
     __slots__ = ("_cell",)
 
     def __init__(self, value: T) -> None:
-        # In a cell, because some tools print what they find in slots; of a cell they print the type.
+        # In a cell, because some tools print the values in slots; of a cell they print only the type.
         self._cell = CellType(value)
 
     def reveal(self) -> T:
-        """Return the value: for use in an expression, not in a variable of a frame that an error may pass through."""
+        """Return the value: use it in an expression, not in a variable of a frame that an error may pass through."""
         return cast("T", self._cell.cell_contents)
 
     def __bool__(self) -> bool:
@@ -48,17 +48,18 @@ class Hidden(Generic[T]):
 
 
 def hide(value: T | Hidden[T]) -> Hidden[T]:
-    """Return a value hidden, as it may be already. The caller is to `del` its own variable next."""
+    """Return the value hidden, once only. The caller has to `del` its own variable next."""
     return value if isinstance(value, Hidden) else Hidden(value)
 
 
-class FramesForgotten(AbstractContextManager[None]):
-    """Takes the tracebacks from what is raised in its block, and from all that led to it.
+class FramesForgotten(AbstractContextManager["FramesForgotten"]):
+    """Removes the tracebacks of the exception that its block raises, and of all exceptions that led to it.
 
-    It is for code of others whose variables hold a password, and which may raise anything at any point.
+    It is for code of others whose variables hold a password, and which may raise anything at any point. Make it in
+    the `with` statement itself.
     """
 
-    def __enter__(self) -> None:
+    def __init__(self) -> None:
         self._handled = sys.exception()
 
     def __exit__(
@@ -78,7 +79,7 @@ class FramesForgotten(AbstractContextManager[None]):
 
 
 def discreet(value: T) -> T:
-    """Return a text without the passwords of URLs and connection strings in it; anything else as it is."""
+    """Return a text without the passwords of its URLs and connection strings; any other value as it is."""
     if not isinstance(value, str):
         return value
     return cast("T", _without_user(_PASSWORD.sub(r"\1...", value)))
@@ -99,11 +100,11 @@ def _without_user(text: str) -> str:
 
 
 def misplaced(**given: object) -> str:
-    """Return why arguments are refused of which one holds a password, as only a DSN may; empty where none does."""
+    """Return the reason to refuse arguments: one holds a password, as only a DSN may; empty where none does."""
     for name, value in given.items():
-        # Together, as a connection string in a variable comes in pieces.
+        # Joined: a connection string that was given as a list in a variable has been split at its blanks.
         parts = value if isinstance(value, Collection) and not isinstance(value, str | bytes) else [value]
-        # A number holds none, and may have too many digits to be written.
+        # A number holds no password, and may have too many digits for str().
         text = " ".join(str(part) for part in parts if not isinstance(part, int))
         if discreet(text) != text:
             return f"{name} holds a password ('{printable(discreet(text))}'); only a DSN may, as dsn or direct_dsn"

@@ -1,4 +1,4 @@
-"""Whether an application may serve: what all that was told so far comes to."""
+"""Whether an application may serve, according to all events so far."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,22 +12,22 @@ from pgratchet.core.model import Direction, Finished, Ranking
 
 
 class Condition(StrEnum):
-    """What is known of the schema, as the last run has left it."""
+    """The condition of the schema, as the last run has left it."""
 
     UNKNOWN = "unknown"
-    """Nothing was looked at yet."""
+    """No run has looked yet."""
     PENDING = "pending"
-    """Something is missing, and not being applied here."""
+    """A version is missing, and no run of this process is applying it."""
     RUNNING = "running"
-    """Something is being applied here."""
+    """A run of this process is applying a version."""
     APPLIED = "applied"
-    """All that the files promise is there."""
+    """All versions of the files are applied."""
     FAILED = "failed"
-    """The last run ended with an error, or was cancelled; only another one changes that."""
+    """The last run ended with an error, or was cancelled; only another run changes that."""
 
 
 class Readiness(NamedTuple):
-    """How it stands: how many versions are applied, and which are not."""
+    """Whether the application may serve, and why: the number of applied versions, and the versions that are not."""
 
     state: Condition = Condition.UNKNOWN
     applied: int = 0
@@ -43,14 +43,14 @@ class Readiness(NamedTuple):
 
 
 class Course:
-    """The course of all runs so far; `readiness` is what it has come to, whichever thread asks.
+    """The course of all runs so far; any thread may ask for its `readiness`.
 
-    Versions are told by rank; those that have none, in the order in which they became known.
+    Versions are in the order of their ranks; those without a rank, in the order in which they became known.
     """
 
     def __init__(self, rank: Ranking) -> None:
         self._rank = rank
-        # Not a Lock: a signal handler that asks may have interrupted the very thread that has it.
+        # Not a Lock: a signal handler may ask in the very thread that holds it.
         self._lock = RLock()
         self._known: Readiness | None = None
         self._state = Condition.UNKNOWN
@@ -64,24 +64,21 @@ class Course:
 
     @property
     def readiness(self) -> Readiness:
-        """How it stands now."""
+        """The readiness at this moment."""
         with self._lock:
-            # Summed up when it is asked for: after each event it would take 10,000 times too long, too.
+            # Built when it is asked for: after each event it would take 10,000 times too long, too.
             if self._known is None:
-                self._known = self._sum_up()
+                versions = sorted(self._missing, key=lambda version: self._rank(version) or ())
+                pending, running, failed = (
+                    tuple(version for version in versions if self._missing[version] is condition)
+                    for condition in (Condition.PENDING, Condition.RUNNING, Condition.FAILED)
+                )
+                self._known = Readiness(self._state, self._applied, pending, running, failed, self._unknown)
             return self._known
-
-    def _sum_up(self) -> Readiness:
-        def those(condition: Condition) -> tuple[str, ...]:
-            versions = (version for version, its in self._missing.items() if its is condition)
-            return tuple(sorted(versions, key=lambda version: self._rank(version) or ()))
-
-        missing = those(Condition.PENDING), those(Condition.RUNNING), those(Condition.FAILED)
-        return Readiness(self._state, self._applied, *missing, self._unknown)
 
     @contextmanager
     def working(self) -> Iterator[Tell]:
-        """Yield what takes the events of a run that may change the schema; meanwhile it is the only one that counts."""
+        """Yield the event sink of a run that may change the schema; read-only runs are ignored meanwhile."""
         self._at_work += 1
         self._begun += 1
         try:
@@ -90,7 +87,7 @@ class Course:
             self._at_work -= 1
 
     def looking(self) -> Tell:
-        """Return what takes the events of a run that only looks: those that are no older than what others have done."""
+        """Return the event sink of a read-only run; its events are dropped once another run has changed the schema."""
         latest = self._latest()
 
         def take(event: Event) -> None:
@@ -103,63 +100,51 @@ class Course:
         return take
 
     def _latest(self) -> int | None:
-        """Return a number that stays the same as long as nobody changes anything, None while somebody does."""
+        """Return a number that changes with each run that may change the schema; None during such a run."""
         return None if self._at_work else self._begun
 
     def forget(self) -> None:
-        """Take nothing for applied any more: whoever starts next has to look for itself."""
+        """Take nothing for applied any more: the next run has to look for itself."""
         with self._lock:
             if self._state is Condition.APPLIED:
                 self._state, self._applied, self._unknown = Condition.UNKNOWN, 0, ()
                 self._known = None
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:  # noqa: C901 - one table of transitions
         """Take an event into account."""
         with self._lock:
+            self._known = None
             match event:
                 case Looked():
-                    self._look(event)
+                    self._missing = dict.fromkeys(event.pending, Condition.PENDING)
+                    self._missing |= dict.fromkeys(event.running, Condition.RUNNING)
+                    self._missing |= dict.fromkeys(event.failed, Condition.FAILED)
+                    self._applied, self._unknown = event.applied, event.unknown
+                    self._reverting.clear()
+                    if self._missing or self._state is not Condition.APPLIED:
+                        self._state = Condition.PENDING
                 case Started():
-                    self._start(event)
+                    if event.version not in self._missing:
+                        self._applied -= 1
+                        self._reverting.add(event.version)
+                    self._state = self._missing[event.version] = Condition.RUNNING
                 case Finished():
-                    self._finish(event)
+                    # A step that a lost connection left unanswered is told after the look that found it applied.
+                    self._reverting.discard(event.version)
+                    if event.direction is Direction.DOWN:
+                        self._missing[event.version] = Condition.PENDING
+                    elif self._missing.pop(event.version, None):
+                        self._applied += 1
                 case Done():
                     self._state = Condition.PENDING if self._missing else Condition.APPLIED
                 case Failed():
-                    self._fail(event)
+                    # A mistake of the caller says nothing of the schema.
+                    if event.error != UsageError.__name__ or self._state is not Condition.APPLIED:
+                        self._fail(event)
                 case _:
                     pass
-            self._known = None
-
-    def _look(self, event: Looked) -> None:
-        found = {
-            Condition.PENDING: event.pending,
-            Condition.RUNNING: event.running,
-            Condition.FAILED: event.failed,
-        }
-        self._missing = {version: condition for condition, versions in found.items() for version in versions}
-        self._applied, self._unknown = event.applied, event.unknown
-        self._reverting.clear()
-        if self._missing or self._state is not Condition.APPLIED:
-            self._state = Condition.PENDING
-
-    def _start(self, step: Started) -> None:
-        if step.version not in self._missing:
-            self._applied -= 1
-            self._reverting.add(step.version)
-        self._state = self._missing[step.version] = Condition.RUNNING
-
-    def _finish(self, step: Finished) -> None:
-        # What a lost connection has left unanswered is told after the look that has found it in the history.
-        self._reverting.discard(step.version)
-        if step.direction is Direction.DOWN:
-            self._missing[step.version] = Condition.PENDING
-        elif self._missing.pop(step.version, None):
-            self._applied += 1
 
     def _fail(self, event: Failed) -> None:
-        if event.error == UsageError.__name__ and self._state is Condition.APPLIED:
-            return  # the caller's mistake says nothing of the schema
         for version in self._reverting:
             del self._missing[version]
         self._applied += len(self._reverting)

@@ -14,7 +14,7 @@ from pgratchet.core.model import File
 
 
 class Traversable(Protocol):
-    """The needed part of importlib.resources.abc.Traversable, whose import takes longer than the reading of a folder."""
+    """The needed part of importlib.resources.abc.Traversable, whose import takes longer than reading a folder."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from pgratchet.core.errors import MigrationFailedError
-from pgratchet.core.events import looked
 from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, RecordState
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.history import refuse_misspelled
@@ -38,7 +37,7 @@ class Observer:
         rows = await settings.history.read_patiently(connection, self._budget, anybodys=anybodys)
         self._rows = {row.version: row for row in rows}
         entries = compare(settings, self._migrations.values(), rows)
-        self._progress.tell(looked(entries))
+        self._progress.tell(planning.looked(entries))
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in rows if row.state is RecordState.FAILED}
         for warning in planning.refuse_disagreement(
@@ -57,7 +56,9 @@ class Observer:
         if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
             left = {version: row for version, row in self._rows.items() if version not in versions}
             self._rows = left | {row.version: row for row in rows}
-            self._progress.tell(looked(compare(self._settings, self._migrations.values(), self._rows.values())))
+            self._progress.tell(
+                planning.looked(compare(self._settings, self._migrations.values(), self._rows.values()))
+            )
         return rows
 
     def warn_of_failures(self, rows: Iterable[HistoryRow]) -> None:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
+from pgratchet.core.events import Looked
 from pgratchet.core.model import (
     Direction,
     Entry,
@@ -96,6 +97,21 @@ def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
     if row.state in (RecordState.FAILED, RecordState.PENDING):
         return State(row.state)
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
+
+
+def looked(entries: Iterable[Entry]) -> Looked:
+    """Return the event that tells of a comparison."""
+    by: dict[State, list[str]] = {state: [] for state in State}
+    for entry in entries:
+        state = State.PENDING if entry.state is State.LATE else entry.state
+        by[state if entry.migration else State.UNKNOWN].append(entry.version)
+    return Looked(
+        applied=len(by[State.APPLIED]) + len(by[State.CHANGED]),
+        pending=tuple(by[State.PENDING]),
+        running=tuple(by[State.RUNNING]),
+        failed=tuple(by[State.FAILED]),
+        unknown=tuple(by[State.UNKNOWN]),
+    )
 
 
 def refuse_disagreement(
