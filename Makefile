@@ -14,12 +14,13 @@ MAJORS := 14 15 16 17 18
 TYPER := .typer
 TYPER_FLOOR := $(shell sed -n 's/^ *"typer>=\([0-9.]*\)",/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-matrix test-typer chaos model lint types bench clean
+.PHONY: help ready demo test test-all test-matrix test-typer chaos model lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
-	@echo "make test    the whole test suite (make test ARGS='-k lifespan' for a part)"
-	@echo "make test-18 what needs a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
+	@echo "make test    the tests of every guarantee (make test ARGS='-k lifespan' for a part)"
+	@echo "make test-all     these, the tests of servers and frameworks, PostgreSQL 14 and 18, the oldest typer"
+	@echo "make test-18 the tests that need a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
 	@echo "make test-typer   the command line, on the oldest typer that is accepted"
 	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
@@ -32,8 +33,14 @@ help:
 demo: $(VENV)/.demo
 	@$(RUN) examples/demo.py
 
+ready: $(VENV)/.dev $(SERVERS)/.installed
+
 test: $(VENV)/.dev
+	$(TEST) -m "not third_party" $(ARGS)
+
+test-all: $(VENV)/.dev
 	$(TEST) $(ARGS)
+	$(MAKE) test-14 test-18 test-typer
 
 test-matrix: $(MAJORS:%=test-%)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support import ask, history, until
 from tests.topology import PATIENCE, Composition, composition, image
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.third_party]
 
 HISTORY = "pgratchet.schema_migrations"
 NEXT = {"migrations/versions/009_add_plan.sql": "ALTER TABLE tenants ADD COLUMN plan text NOT NULL DEFAULT 'free';"}

@@ -34,7 +34,7 @@ from tests.support import (
     until,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 HEAD = "-- pgratchet: no-transaction\n"
 TABLE = "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n"

@@ -26,7 +26,7 @@ from tests.support import (
     waiters,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 SHORT = "200ms"
 LONG = "0.3"

@@ -20,7 +20,7 @@ from pgratchet import Gate, MigrationFailedError, Migrator, migrated
 from tests.frameworks.drivers import RECIPES, SEEDS, Load, client, started
 from tests.support import PATIENCE, exists, states, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("project")]
+pytestmark = [pytest.mark.anyio, pytest.mark.third_party, pytest.mark.usefixtures("project")]
 
 Generator = Callable[[object], AsyncIterator[None]]
 

@@ -25,7 +25,7 @@ from tests.support import (
     tell,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 OLD = ("pgratchet: another runner is at work", "pgratchet: another runner has been at work", "pgratchet fence: lost")
 """What an earlier release raised to itself."""

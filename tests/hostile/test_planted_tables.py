@@ -15,7 +15,7 @@ from pgratchet.postgres.ledger.history import History, through_races
 from tests.shadows import has_sprung
 from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 COLUMNS_SQL = ", ".join(f"{name} {column.type} {column.more}" for name, column in COLUMNS.items())
 NAMES = ", ".join(COLUMNS)

@@ -18,7 +18,7 @@ from tests.poolers import pgbouncer
 from tests.shadows import PATHS, Statements, has_sprung, plant, refuse_planted, run_by
 from tests.support import HISTORY, Write, connected, runner_lock, tell, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 IN_TRANSACTIONS = {
     "001_plain.sql": "CREATE TABLE public.a (id pg_catalog.int4);",

@@ -10,7 +10,7 @@ import pytest
 from pgratchet import BudgetExceededError, Migrator
 from tests.support import Connection, Write, a_role, as_role, connected, states, tell
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 QUERY = "LOCK TABLE busy IN ACCESS SHARE MODE"
 

@@ -8,7 +8,7 @@ from pgratchet.testing import dumps
 from pgratchet.testing.databases import Databases
 from tests.support import HISTORY, a_role, tell
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 COLUMN_AGAIN = "ALTER TABLE p DROP COLUMN a", "ALTER TABLE p ADD COLUMN a text"
 """There and back, but to the end of the table."""

@@ -24,7 +24,7 @@ from tests.support import (
     without_tls,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 SEQUENCE = "CREATE SEQUENCE tries"
 

@@ -35,7 +35,7 @@ from tests.support import (
     until,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 Output = Callable[[bytes], Awaitable[Any]]
 TABLE = Table.parse(HISTORY)

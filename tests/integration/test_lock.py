@@ -28,7 +28,7 @@ from tests.support import (
     waiters,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 COUNTED = "SELECT nextval('public.runs');"
 HELD = """

@@ -30,7 +30,7 @@ from tests.support import (
     tell,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 FILES = {

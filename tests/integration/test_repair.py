@@ -24,7 +24,7 @@ from tests.support import (
     waiters,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 HEAD = "-- pgratchet: no-transaction\n"
 PROCEDURE = (

@@ -18,7 +18,7 @@ from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector,
 from pgratchet.postgres.link.sql import Table
 from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 SETTING = "SELECT setting || COALESCE(unit, '') FROM pg_settings WHERE name = $1"
 SHOWN = {

@@ -12,7 +12,7 @@ from pgratchet.embedded import Server
 from tests.faults.pairs import pair
 from tests.support import Write, a_role, as_role, connected, exists, states, tell, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 FILES = {
     "001_a.sql": "CREATE TABLE a ();",

@@ -122,6 +122,7 @@ class TestNotServed:
             await nothing_is_left(dsn)
         await goes_on(dsn, servers.folder)
 
+    @pytest.mark.third_party
     def test_gunicorn_gives_up_after_half_a_minute(self) -> None:
         assert "timeout=30.0" in inspect.getsource(importlib.import_module("gunicorn.asgi.lifespan"))
 
@@ -138,6 +139,7 @@ class TestNotServed:
             assert (await serving.answers(503)).json["state"] == "failed"
         await goes_on(dsn, servers.folder)
 
+    @pytest.mark.third_party
     async def test_gunicorn_gives_up_and_ends_where_lifespan_is_on(self, dsn: str, start: Start, hasty: str) -> None:
         servers = start(LEDGER | SLOW)
         async with (
@@ -174,6 +176,7 @@ class TestReplacedWorkers:
             assert "was not ready in time; keeping worker" in serving.log.read_text()
         await goes_on(dsn, servers.folder)
 
+    @pytest.mark.third_party
     async def test_granian_ends_the_old_workers_before_the_new_ones_serve(
         self, dsn: str, start: Start, write: Write
     ) -> None:
