@@ -1,16 +1,34 @@
 """A second layout, written here alone: what the package knows of versions, it knows from a layout."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pytest
 
-from pgratchet import Catalogue, File, FilesError, HistoryError, Kind, Migration, Migrator, Problem, UsageError
+from pgratchet import (
+    Catalogue,
+    Direction,
+    Event,
+    File,
+    FilesError,
+    HistoryError,
+    Kind,
+    Looked,
+    Migration,
+    Migrator,
+    Problem,
+    Started,
+    UsageError,
+)
 from pgratchet.files import parsing
+from pgratchet.files.layout import Layout
+from pgratchet.migrator import DEFAULT_LAYOUT
 from pgratchet.postgres.ledger.records import Applied
 from pgratchet.postgres.link.sql import Table
+from pgratchet.postgres.wire.message import Message
+from pgratchet.postgres.wire.sending import Meanwhile, Wire
 from tests.support import HISTORY, Write, ask, column, connected, states, tell
 
 pytestmark = pytest.mark.anyio
@@ -134,3 +152,91 @@ async def test_the_server_tells_a_set_of_versions_as_python_does(dsn: str, write
 
     assert await ask(dsn, f"SELECT {Applied.of(utf8).holds(Table.parse(HISTORY))}")
     assert not await ask(dsn, f"SELECT {Applied.of([*utf8, b'more']).holds(Table.parse(HISTORY))}")
+
+
+class Versions(NamedTuple):
+    """Versions of one layout in order, and the names of their files; as a text, `following` comes before `newest`."""
+
+    layout: Layout
+    old: str
+    late: str
+    newest: str
+    following: str
+    pattern: str
+
+    def file(self, version: str) -> dict[str, str]:
+        return {self.pattern.format(version): f"INSERT INTO ledger VALUES ('{version}');"}
+
+
+NUMBERS = Versions(DEFAULT_LAYOUT, "1", "2", "9", "10", "{:0>3}_x.sql")
+DOTTED = Versions(Flyway(), "1", "1.2", "1.9", "1.10", "V{}__x.sql")
+
+
+class Interruption:
+    """Changes the history when a run has planned a version, and is about to send the step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str, change: Callable[[], Awaitable[object]]) -> None:
+        self.over = False
+        send = Wire.send
+
+        async def interrupted(wire: Wire, message: Message, meanwhile: Meanwhile | None = None) -> None:
+            if not self.over and message.text.startswith(f"/* pgratchet {version} */"):
+                self.over = True
+                await change()
+            await send(wire, message, meanwhile)
+
+        monkeypatch.setattr(Wire, "send", interrupted)
+
+
+@pytest.mark.parametrize("versions", [NUMBERS, DOTTED], ids=["numbers", "dotted numbers"])
+class TestTheSetOfAppliedVersions:
+    """... tells that a plan is out of date although the newest applied version is still the same."""
+
+    async def test_a_step_is_planned_again_if_an_old_version_is_reverted_before_it_begins(
+        self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch, versions: Versions
+    ) -> None:
+        await tell(dsn, "CREATE TABLE ledger (n text)")
+        folder = write(versions.file(versions.old) | versions.file(versions.newest))
+        await Migrator(dsn, folder, layout=versions.layout).up()
+        write(versions.file(versions.following))
+        revert = (
+            f"DELETE FROM {HISTORY} WHERE version = '{versions.old}'; DELETE FROM ledger WHERE n = '{versions.old}'"
+        )
+        interruption = Interruption(monkeypatch, versions.following, lambda: tell(dsn, revert))
+
+        migrator = Migrator(dsn, folder, layout=versions.layout, lock="transaction", allow_late=True)
+        steps = await migrator.up()
+
+        assert interruption.over
+        assert [step.version for step in steps] == [versions.old, versions.following]
+        assert await column(dsn, "SELECT n FROM ledger") == [versions.newest, versions.old, versions.following]
+        assert await migrator.up() == ()
+
+    async def test_a_step_is_planned_again_if_another_release_applies_a_late_version_before_it_begins(
+        self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch, versions: Versions
+    ) -> None:
+        await tell(dsn, "CREATE TABLE ledger (n text)")
+        folder = write(versions.file(versions.old) | versions.file(versions.newest))
+        await Migrator(dsn, folder, layout=versions.layout).up()
+
+        async def apply_late() -> None:
+            other = Migrator(dsn, write(versions.file(versions.late)), layout=versions.layout, allow_late=True)
+            assert [step.version for step in await other.up(versions.late)] == [versions.late]
+
+        write(versions.file(versions.following))
+        interruption = Interruption(monkeypatch, versions.following, apply_late)
+        told: list[Event] = []
+        migrator = Migrator(dsn, folder, layout=versions.layout, lock="transaction", listener=told.append)
+        steps = await migrator.up()
+
+        assert interruption.over
+        assert [step.version for step in steps] == [versions.following]
+        looks = [each.unknown if isinstance(each, Looked) else each for each in told]
+        started = Started(versions.following, "x", Direction.UP, 1)
+        assert looks[-5:-2] == [started, (versions.late,), started]
+        assert await column(dsn, "SELECT n FROM ledger") == [
+            versions.old,
+            versions.newest,
+            versions.late,
+            versions.following,
+        ]
