@@ -149,7 +149,7 @@ async def test_the_record_of_a_script_that_runs_statement_by_statement_is_looked
 
 
 MESSAGES = {
-    "claim": (b": up 1 m'\0", 0),
+    "claim": (b": up 1 m';\0", 0),
     "statement": (b"COMMIT\0", 0),
     "mark": (b"COMMIT\0", 1),
     "count": (b"COMMIT\0", 2),
