@@ -17,6 +17,7 @@ from pgratchet.core.model import HistoryRow
 from pgratchet.files import directory
 from pgratchet.files.layouts.own import own
 from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import connector, open_session
 from pgratchet.postgres.link.sql import Table
 
@@ -51,7 +52,7 @@ def _parts(dsn: str, files: Path) -> dict[str, Callable[[], Awaitable[object]]]:
 
 
 async def _ours(dsn: str) -> None:
-    async with open_session(connector(dsn)) as connection:
+    async with open_session(connector(address_of(dsn))) as connection:
         await History(TABLE).read(connection)
 
 

@@ -37,6 +37,7 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.cancelling import cancelled_for_good
+from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Limits, Table
 from pgratchet.runs import journal, telling
@@ -135,7 +136,7 @@ class Migrator:
         _refuse_no_layout(layout)
         by = None if lock is None else Lock(arguments.choice("lock", lock, Lock))
         sessions = _sessions(address, factory)
-        direct = sessions if direct_address is None else partial(connector, direct_address, what="direct_dsn")
+        direct = sessions if direct_address is None else partial(connector, address_of(direct_address, "direct_dsn"))
         role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
         self.budget = arguments.limit("budget", budget)
@@ -390,7 +391,7 @@ def _hidden(value: T | None) -> Hidden[T] | None:
 
 def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Callable[..., Connect]:
     if dsn is not None and connect is None:
-        return partial(connector, dsn, what="dsn")
+        return partial(connector, address_of(dsn, "dsn"))
     if dsn is None and connect is not None:
         return partial(prepared, connect)
     raise UsageError("give either dsn or connect, a factory of connections")

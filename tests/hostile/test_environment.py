@@ -317,9 +317,9 @@ class TestADsn:
             message = shown("dsn has", give)
             assert not any(part in message for part in (SECRET[2:], "somebody", "127", "nothing"))
 
-    async def test_a_dsn_with_a_port_that_does_not_exist_is_refused(self, write: Write) -> None:
-        with pytest.raises(UsageError, match="cannot read the DSN"):
-            await Migrator(NOWHERE.replace(":1/", ":1,127.0.0.1:99999/"), write(ONE)).status()
+    def test_a_dsn_with_a_port_that_does_not_exist_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="a port that there cannot be"):
+            Migrator(NOWHERE.replace(":1/", ":1,127.0.0.1:99999/"))
 
     def test_a_dsn_that_is_no_utf_8_is_refused_at_once(self, command: Command) -> None:
         for name in ("PGRATCHET_DSN", "DATABASE_URL", "PGRATCHET_DIRECT_DSN"):

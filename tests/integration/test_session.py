@@ -14,6 +14,7 @@ import pytest
 from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, ServerError, UsageError
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
 from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
@@ -49,7 +50,7 @@ POOLERS_NOT_YET = (
 
 class TestASession:
     async def test_a_session_has_settings_that_free_the_lock_of_a_dead_runner(self, dsn: str) -> None:
-        async with open_session(connector(dsn)) as connection:
+        async with open_session(connector(address_of(dsn))) as connection:
             for name, value in SHOWN.items():
                 assert await connection.fetchval(SETTING, name) == value
             await connection.execute("SET lock_timeout = '1h'; RESET ALL")
@@ -69,15 +70,15 @@ class TestASession:
 
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
     async def test_a_session_opens_for_every_spelling_of_a_dsn(self, dsn: str, scheme: str) -> None:
-        async with open_session(connector(f"{scheme}://{dsn.partition('://')[2]}")) as connection:
+        async with open_session(connector(address_of(f"{scheme}://{dsn.partition('://')[2]}"))) as connection:
             assert await connection.fetchval("SELECT 1") == 1
 
     async def test_a_session_keeps_the_application_name_of_the_dsn(self, dsn: str) -> None:
-        async with open_session(connector(f"{dsn}?application_name=billing")) as connection:
+        async with open_session(connector(address_of(f"{dsn}?application_name=billing"))) as connection:
             assert await connection.fetchval("SHOW application_name") == "billing"
 
     async def test_a_session_has_keepalives_in_its_socket(self, dsn: str) -> None:
-        async with open_session(connector(dsn)) as connection:
+        async with open_session(connector(address_of(dsn))) as connection:
             transport: Any = connection._transport  # type: ignore[attr-defined]  # no public way
             plug = transport.get_extra_info("socket")
             assert plug.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -87,13 +88,13 @@ class TestASession:
     async def test_a_session_is_closed_whatever_happens_inside(self, dsn: str) -> None:
         for error in (KeyError("x"), asyncio.CancelledError(), KeyboardInterrupt()):
             with pytest.raises(type(error)):
-                async with open_session(connector(dsn)):
+                async with open_session(connector(address_of(dsn))):
                     raise error
         await deserted(dsn, 2)
 
     async def test_a_session_that_ends_inside_says_so(self, dsn: str) -> None:
         async def lose() -> None:
-            async with open_session(connector(dsn)) as connection:
+            async with open_session(connector(address_of(dsn))) as connection:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
                 await tell(dsn, f"SELECT pg_terminate_backend({pid})")
                 await connection.fetchval("SELECT 1")
@@ -104,7 +105,7 @@ class TestASession:
     async def test_a_session_does_not_take_every_error_for_its_end(self, dsn: str) -> None:
         for error in (OSError("disk"), TimeoutError("slow"), asyncpg.InterfaceError("misuse")):
             with pytest.raises(type(error)):
-                async with open_session(connector(dsn)):
+                async with open_session(connector(address_of(dsn))):
                     raise error
 
 
@@ -315,12 +316,12 @@ async def test_a_session_that_the_server_ends_between_two_requests_counts_as_los
     dsn: str, request_: Callable[[Connection], Awaitable[object]]
 ) -> None:
     async def ask_behind_the_end() -> None:
-        async with open_session(connector(dsn)) as session:
+        async with open_session(connector(address_of(dsn))) as session:
             hear_the_end(session)
             await request_(session)
 
     with abandoning():
         with pytest.raises(ConnectionLostError):
             await ask_behind_the_end()
-        async with open_session(connector(dsn)) as session:
+        async with open_session(connector(address_of(dsn))) as session:
             await request_(session)

@@ -60,10 +60,10 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("layout", "must be a Layout"): ["own", 5, None, object()],
     ("dsn", "is empty; write postgresql://"): ["", "  ", "\n"],
     ("dsn", A_STRING): [5, b"postgresql://a/b", ["postgresql://a/b"], Path("a")],
-    ("dsn", "cannot be parsed; write postgresql://"): ["a", "mysql://a/b", "host=a"],
+    ("dsn", "cannot be parsed"): ["a", "host=a", "http://a/b", "postgresql:a"],
     ("direct_dsn", "is empty; write postgresql://"): [""],
     ("direct_dsn", A_STRING): [5, b"postgresql://a/b"],
-    ("direct_dsn", "cannot be parsed; write postgresql://"): ["a"],
+    ("direct_dsn", "cannot be parsed"): ["a"],
     ("connect", "must be an async function"): [5, "connect", [print]],
     ("give either dsn or connect", ""): [{"dsn": DSN, "connect": print}, {"dsn": None}, {"dsn": "", "connect": print}],
 }

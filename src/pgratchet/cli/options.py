@@ -1,5 +1,6 @@
 """The options that commands share, and how a command gets them."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from inspect import Parameter, Signature, signature
@@ -98,11 +99,21 @@ def spelled_out(command: Callable[..., object]) -> Signature:
 
 def spelling(name: str) -> str:
     """Return how the command line takes a setting: its flag, and the variables in its place."""
+    flag, variables = _names(name)
+    return f"{flag} ({', '.join(variables)})"
+
+
+def given_by(name: str, value: Hidden[str]) -> str:
+    """Return the variable that has the value of a setting, or else its flag."""
+    flag, variables = _names(name)
+    return next((each for each in variables if os.environ.get(each) == value.reveal()), flag)
+
+
+def _names(name: str) -> tuple[str, list[str]]:
     option = _options()[name]
     variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar
     # The signature of typer.Option takes a first name for the default; only typer, which reads it later, knows better.
-    flag = option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}"
-    return f"{flag} ({', '.join(variables)})"
+    return option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}", variables
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pgratchet.cli.options import spelling
+from pgratchet.cli.options import given_by, spelling
 from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide, misplaced
@@ -61,13 +61,19 @@ def read(flags: Mapping[str, Any]) -> dict[str, Any]:
     settings = _in_pyproject() | given
     for name, value in settings.items():
         _check(name, spelling(name) if name in given else _place(name), hide(value))
+    for name in settings.keys() & set(DSNS):
+        settings[name] = _sourced(settings[name], given_by(name, settings[name]) if name in given else _place(name))
     return settings
+
+
+def _sourced(address: Hidden[str], source: str) -> Hidden[str]:
+    return Hidden(dsn.SourcedDsn(address.reveal(), source))
 
 
 def _check(name: str, what: str, value: Hidden[Any]) -> None:
     """Raise UsageError, with `what` as the value's name, for one that cannot be right."""
     if name in DSNS:
-        dsn.read(value, what)
+        dsn.address_of(value, what)
     elif why := misplaced(**{what: value.reveal()}):
         raise UsageError(why)
     else:

@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from pgratchet import Migrator, UsageError, embedded
 from pgratchet.core.masking import Hidden, discreet, hide
 from pgratchet.postgres.link import databases
-from pgratchet.postgres.link.dsn import Dsn, database, of_database
+from pgratchet.postgres.link.dsn import Dsn, address_of
 
 MakeMigrator = Callable[[str], Migrator]
 """Makes the migrator of the database that a DSN leads to."""
@@ -72,7 +72,7 @@ def made(make_migrator: MakeMigrator, dsn: Dsn) -> Migrator:
     """
     given = hide(dsn)
     del dsn
-    migrator, wanted = make_migrator(given.reveal()), database(given)
+    migrator, wanted = make_migrator(given.reveal()), address_of(given).get("dbname")
     settings = migrator._settings  # noqa: SLF001 - of this package
     if elsewhere := run(partial(databases.names, (settings.connect, settings.direct))) - {wanted}:
         raise UsageError(
@@ -89,7 +89,9 @@ class Databases:
     """
 
     def __init__(self, server: Dsn) -> None:
-        self._server = hide(server)
+        given = hide(server)
+        del server
+        self._server = address_of(given)
         self._prefix = databases.unique_prefix()
         self._numbers = count(1)
 
@@ -119,7 +121,7 @@ class Databases:
         """Yield the same, but as a copy of the database of another DSN, to which nobody is connected."""
         original = hide(template)
         del template
-        with self._copy(database(original)) as dsn:
+        with self._copy(address_of(original).get("dbname")) as dsn:
             yield ShownDsn(dsn.reveal())
 
     @contextmanager
@@ -127,10 +129,10 @@ class Databases:
         name = f"{self._prefix}{next(self._numbers)}"
         run(partial(databases.create, self._server, name, template))
         try:
-            yield of_database(self._server, name)
+            yield self._server.of_database(name).url
         finally:
             run(partial(databases.drop, self._server, name))
 
     def dsn_of(self, name: str) -> str:
         """Return the DSN of a database on the server, whether or not it exists."""
-        return ShownDsn(of_database(self._server, name).reveal())
+        return ShownDsn(self._server.of_database(name).url.reveal())

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pgratchet import embedded
 from pgratchet.core.errors import ServerError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.core.sql.statements import tokens
-from pgratchet.postgres.link.dsn import Dsn, query, read
+from pgratchet.postgres.link.dsn import Address, Dsn, address_of
 from pgratchet.postgres.link.sql import Table
 
 _HEAD = re.compile(r"^--\n-- Name: (.+; Type: .+)\n--\n", re.MULTILINE)
@@ -28,7 +27,7 @@ _EDGES = {("(", 0), (",", 1), (")", 0)}
 """What a table's columns and constraints stand between, with the depth of parentheses."""
 
 _LIBPQ = {
-    *("host", "port", "user", "passfile", "service", "options", "application_name", "target_session_attrs"),
+    *("host", "port", "user", "dbname", "passfile", "options", "application_name", "target_session_attrs"),
     *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslrootcert", "sslcrl"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
 }
@@ -73,11 +72,13 @@ def dump(pg_dump: Path, dsn: Dsn, history: Table) -> Dump:
     """Return the schema without the history table; raises ServerError with what pg_dump says where it fails."""
     given = hide(dsn)
     del dsn
-    command = [str(pg_dump), "--schema-only", f"--exclude-table={history.quoted}", f"--dbname={_address(given)}"]
+    address = address_of(given)
+    where = f"--dbname={_without_password(address)}"
+    command = [str(pg_dump), "--schema-only", f"--exclude-table={history.quoted}", where]
     try:
         with FramesForgotten():
             done = subprocess.run(  # noqa: S603 - found above
-                command, capture_output=True, check=False, encoding="utf-8", env=_environment(given).reveal()
+                command, capture_output=True, check=False, encoding="utf-8", env=_environment(address).reveal()
             )
     except OSError as error:
         raise ServerError(f"{pg_dump} cannot be run: {error.strerror}") from error
@@ -86,18 +87,15 @@ def dump(pg_dump: Path, dsn: Dsn, history: Table) -> Dump:
     return _objects(done.stdout)
 
 
-def _address(dsn: Hidden[str]) -> str:
+def _without_password(address: Address) -> str:
     """Return the address as libpq takes it, without the password: everybody on this machine may read a command."""
-    parts = urlsplit(read(dsn).reveal())
-    user, at, hosts = parts.netloc.rpartition("@")
-    options = {name: value for name, value in parse_qsl(parts.query) if name in _LIBPQ}
-    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}?{urlencode(options, quote_via=quote)}"
+    return address.only(_LIBPQ).url.reveal()
 
 
-def _environment(dsn: Hidden[str]) -> Hidden[Mapping[str, str]]:
+def _environment(address: Address) -> Hidden[Mapping[str, str]]:
     """Return this process's variables and the one with the password, if there is one."""
-    password = Hidden(unquote(urlsplit(dsn.reveal()).password or "") or query(dsn).get("password", ""))
-    return Hidden({**os.environ, "LC_ALL": "C"} | ({"PGPASSWORD": password.reveal()} if password else {}))
+    password = {"PGPASSWORD": address.get("password")} if address.get("password") else {}
+    return Hidden({**os.environ, "LC_ALL": "C"} | password)
 
 
 def _objects(text: str) -> Dump:

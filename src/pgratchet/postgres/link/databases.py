@@ -9,8 +9,8 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ServerError
-from pgratchet.core.masking import Hidden
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.dsn import Address
 from pgratchet.postgres.link.session import Connect, Connection, connector, describe, open_session
 from pgratchet.postgres.link.sql import EQ, LT, MATCHES, identifier
 
@@ -30,7 +30,7 @@ def unique_prefix() -> str:
     return f"{PREFIX}{datetime.now(UTC):%Y%m%d}_{uuid4().hex[:12]}_"
 
 
-async def create(server: Hidden[str], name: str, template: str = "template0") -> None:
+async def create(server: Address, name: str, template: str = "template0") -> None:
     """Make a database as a copy of another one, to which nobody may be connected.
 
     Raises ServerError where the role may not, or somebody stays connected to the template for 5 seconds.
@@ -44,7 +44,7 @@ async def create(server: Hidden[str], name: str, template: str = "template0") ->
             raise ServerError(f"{error}; tests need a role that may: ALTER ROLE ... CREATEDB") from None
 
 
-async def drop(server: Hidden[str], name: str) -> None:
+async def drop(server: Address, name: str) -> None:
     """Drop a database, if it is there, whoever is connected to it; whom the role may not end keeps it, for a sweep."""
     async with open_session(connector(server)) as connection:
         try:
@@ -53,7 +53,7 @@ async def drop(server: Hidden[str], name: str) -> None:
             _log.warning("%s is left to a later run: %s", name, describe(error))
 
 
-async def sweep(server: Hidden[str]) -> None:
+async def sweep(server: Address) -> None:
     """Drop what runs of other days have left behind and nobody is connected to."""
     async with open_session(connector(server)) as connection:
         rows = await own.fetch(
@@ -80,7 +80,7 @@ async def names(factories: Iterable[Connect]) -> set[str]:
     return found
 
 
-async def major(server: Hidden[str]) -> int:
+async def major(server: Address) -> int:
     """Return the server's major version."""
     async with open_session(connector(server)) as connection:
         return int(connection.get_server_version().major)

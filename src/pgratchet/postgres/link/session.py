@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from typing import Any, TypeAlias
@@ -16,9 +16,10 @@ from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, backoff
 from pgratchet.postgres.link.cancelling import undisturbed
-from pgratchet.postgres.link.dsn import Dsn, query, read, refusal
+from pgratchet.postgres.link.dsn import Address
 from pgratchet.postgres.link.factories import made_by, refuse_uncallable
 from pgratchet.postgres.link.lending import Lendable
+from pgratchet.postgres.link.refusals import refusal, ways_without_home
 from pgratchet.postgres.link.sql import EQ, identifier, literal
 from pgratchet.postgres.link.unreachable import cure, may_pass
 
@@ -59,54 +60,89 @@ APPLICATION = "pgratchet"
 
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _log = logging.getLogger("pgratchet")
+_told = set[str]()
 
 
 class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(dsn: Dsn, role: str | None = None, *, sessions: bool = False, what: str = "the DSN") -> Connect:
-    """Return a factory of connections to `dsn` that are ready for a run, as `role` if one is given.
+def connector(address: Address, role: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory of connections to `address` that are ready for a run, as `role` if one is given.
 
     Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
-    to strangers; `sessions` promises that it is not. `what` is how the caller knows the DSN.
-
-    Raises UsageError for what is no PostgreSQL DSN. No part of the DSN appears in an error: where it cannot
-    be parsed, any part of it may be a piece of the password.
+    to strangers; `sessions` promises that it is not. The errors of a connection name database, server and user, and
+    no password.
     """
-    hidden = hide(dsn)
-    del dsn
-    address = read(hidden, what)
-    name = "" if query(address).get("application_name") else APPLICATION
+    name = "" if address.get("application_name") else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
 
     async def connect() -> Connection:
-        with suppress(*_UNKNOWN_SETTING), _becoming(role):
-            return await _open(address, settings)
-        # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
-        # name, which would stay with its session for those that have none.
-        connection = await _open(address, {})
-        await _prepare(connection, role, name, sessions=sessions)
-        return connection
+        for sentence in _untold(address.ignored):
+            _log.warning("%s: %s", address.source, sentence)
+        with _naming(address):
+            with suppress(*_UNKNOWN_SETTING), _becoming(role):
+                return await _open(address, settings)
+            # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
+            # name, which would stay with its session for those that have none.
+            connection = await _open(address, {})
+            await _prepare(connection, role, name, sessions=sessions)
+            return connection
 
     return connect
 
 
-async def _open(address: Hidden[str], settings: Mapping[str, str]) -> Connection:
+def _untold(sentences: Iterable[str]) -> list[str]:
+    """Return the sentences that this process has not logged yet, and take them for logged."""
+    new = [sentence for sentence in sentences if sentence not in _told]
+    _told.update(new)
+    return new
+
+
+@contextmanager
+def _naming(address: Address) -> Iterator[None]:
+    """Add to an error where the connection would have led to."""
     try:
-        with FramesForgotten():
-            connection = await asyncpg.connect(
-                address.reveal(), statement_cache_size=0, server_settings=dict(settings), connection_class=Lendable
-            )
+        yield
+    except (ServerError, UsageError) as error:
+        raise type(error)(f"{error} ({address.place})") from error.__cause__
+    except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
+        error.add_note(address.place)
+        raise
+
+
+async def _open(address: Address, settings: Mapping[str, str]) -> Connection:
+    try:
+        return await _connection(address, settings)
     except Exception as error:
         message = refusal(address, error)
+        ways = ways_without_home(address) if isinstance(error, PermissionError) else ()
         if message is None:
             raise
-    else:
-        _forget_password(connection)
-        return connection
-    raise UsageError(message)
+    failed: Exception = UsageError(message)
+    for way in ways:
+        # The next way is for a server without TLS, or one that takes nothing else.
+        try:
+            return await _connection(address, settings, ssl=way)
+        except (ConnectionError, asyncpg.InvalidAuthorizationSpecificationError) as error:
+            failed = error
+    raise failed
+
+
+async def _connection(address: Address, settings: Mapping[str, str], **more: Any) -> Connection:
+    # The stubs do not know that None is no limit.
+    more["timeout"] = address.timeout
+    with FramesForgotten():
+        connection = await asyncpg.connect(
+            address.url.reveal(),
+            statement_cache_size=0,
+            server_settings=dict(settings),
+            connection_class=Lendable,
+            **more,
+        )
+    _forget_password(connection)
+    return connection
 
 
 def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
