@@ -51,7 +51,7 @@ def said(problems: tuple[Problem, ...]) -> list[tuple[str, str]]:
     return [(Path(problem.path).name.partition(" ")[0], problem.message) for problem in problems]
 
 
-def test_what_no_database_would_notice_is_no_edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_no_database_would_notice_is_no_edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "001_users.sql").rename(folder / "001_people.sql")
     (folder / "001_users.down.sql").unlink()
     write(
@@ -98,7 +98,7 @@ def test_a_renumbered_file_is_reported(folder: Path, other: Mapping[str, bytes],
     assert said(edits(folder, "origin/main", own)) == [("003_orders.sql", message)]
 
 
-def test_what_others_have_released_meanwhile_is_not_missed(folder: Path, git: Git) -> None:
+def test_files_that_others_have_released_meanwhile_are_not_missed(folder: Path, git: Git) -> None:
     write(folder, {"003_theirs.sql": b"SELECT 1"})
     git("add", ".")
     git("commit", "--quiet", "--message=theirs")

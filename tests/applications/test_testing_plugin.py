@@ -314,7 +314,7 @@ def pgratchet_migrator(pgratchet_migrations):
 
 
 @pytest.mark.anyio
-async def test_what_a_killed_run_has_left_does_no_harm_and_is_swept_up_days_later(project: Project) -> None:
+async def test_databases_that_a_killed_run_has_left_do_no_harm_and_are_swept_up_days_later(project: Project) -> None:
     tests = """
 import time
 

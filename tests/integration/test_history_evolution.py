@@ -111,10 +111,10 @@ async def a_writer(dsn: str) -> AsyncIterator[str]:
 
 
 class TestAHistoryOfRelease010:
-    def test_has_todays_columns(self) -> None:
+    def test_the_fields_of_a_row_are_the_columns_of_the_history(self) -> None:
         assert HistoryRow._fields == tuple(COLUMNS)
 
-    async def test_reads_as_it_was_written(self, dsn: str) -> None:
+    async def test_a_history_of_release_010_reads_as_it_was_written(self, dsn: str) -> None:
         await tell(dsn, RELEASE_0_1_0)
         rows = await read(dsn)
         assert {version: row.state for version, row in rows.items()} == {
@@ -149,7 +149,7 @@ class TestAHistoryOfRelease010:
         async with connected(dsn) as connection:
             assert set(await History(TABLE).read_some(connection, list("12345"))) == set(rows.values())
 
-    async def test_is_gone_on_with(self, dsn: str, write: Write) -> None:
+    async def test_a_run_goes_on_with_a_history_of_release_010(self, dsn: str, write: Write) -> None:
         await tell(
             dsn, RELEASE_0_1_0 + "CREATE TABLE public.d (); DELETE FROM public.schema_migrations WHERE version = '5'"
         )
@@ -160,7 +160,7 @@ class TestAHistoryOfRelease010:
         assert set((await states(dsn)).values()) == {"applied"}
         assert await ask(dsn, "SELECT to_regclass('public.dd') IS NOT NULL")
 
-    async def test_says_how_each_version_stands(self, dsn: str, write: Write) -> None:
+    async def test_a_history_of_release_010_says_how_each_version_stands(self, dsn: str, write: Write) -> None:
         await tell(dsn, RELEASE_0_1_0)
         entries = await Migrator(dsn, write(FILES)).status()
         assert [entry.state for entry in entries] == [
@@ -171,7 +171,9 @@ class TestAHistoryOfRelease010:
 
 class TestAHistoryWithoutAColumn:
     @pytest.mark.parametrize("name", NULLABLE)
-    async def test_is_read_by_an_ordinary_reader(self, dsn: str, write: Write, name: str) -> None:
+    async def test_a_history_without_a_column_is_read_by_an_ordinary_reader(
+        self, dsn: str, write: Write, name: str
+    ) -> None:
         folder = write(dict(list(FILES.items())[:3]))
         await Migrator(dsn, folder).up()
         await tell(dsn, f"ALTER TABLE {HISTORY} DROP COLUMN {name}")
@@ -188,7 +190,9 @@ class TestAHistoryWithoutAColumn:
         assert set(rows) == {entry.row for entry in entries}
 
     @pytest.mark.parametrize("name", NULLABLE)
-    async def test_gets_it_from_a_runner_that_owns_it(self, dsn: str, write: Write, name: str) -> None:
+    async def test_a_history_without_a_column_gets_it_from_a_runner_that_owns_the_table(
+        self, dsn: str, write: Write, name: str
+    ) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder).up()
         before = await type_of(dsn, name)
@@ -202,7 +206,9 @@ class TestAHistoryWithoutAColumn:
         assert rows["1"][name] is None
         assert (rows["2"][name] is None) is (name in {"cursor", "reason", "error"})
 
-    async def test_gets_it_as_the_owner_that_a_migrator_is_given(self, dsn: str, write: Write) -> None:
+    async def test_a_history_without_a_column_gets_it_from_a_migrator_that_acts_as_the_owner(
+        self, dsn: str, write: Write
+    ) -> None:
         async with a_role(dsn) as role:
             await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}")
             folder = write({"001_a.sql": "SELECT 1;"})
@@ -213,7 +219,7 @@ class TestAHistoryWithoutAColumn:
             assert "reason" in await names(dsn)
 
     @pytest.mark.parametrize("name", OPTIONAL)
-    async def test_is_written_without_it_by_a_role_that_may_not_add_it(
+    async def test_a_role_that_may_not_add_a_missing_column_writes_the_history_without_it(
         self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, name: str
     ) -> None:
         folder = write({"001_a.sql": "SELECT 1;", "001_a.down.sql": "SELECT 1;"})
@@ -246,7 +252,7 @@ class TestAHistoryWithoutAColumn:
         assert name in await names(dsn)
 
     @pytest.mark.parametrize("name", OPTIONAL)
-    async def test_is_adopted_into_without_it(self, dsn: str, write: Write, name: str) -> None:
+    async def test_a_history_without_a_column_takes_adopted_rows(self, dsn: str, write: Write, name: str) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder, table="public.ours").up()
         await tell(
@@ -265,7 +271,7 @@ class TestAHistoryWithoutAColumn:
         assert await states(dsn) == {"1": "applied"}
 
     @pytest.mark.parametrize("name", ESSENTIAL)
-    async def test_is_not_written_without_one_that_a_guarantee_rests_on(
+    async def test_a_history_without_a_column_that_a_guarantee_rests_on_is_not_written(
         self, dsn: str, write: Write, name: str
     ) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
@@ -280,7 +286,7 @@ class TestAHistoryWithoutAColumn:
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
 
     @pytest.mark.parametrize("name", [name for name in COLUMNS if name not in NULLABLE])
-    async def test_is_no_history_where_no_release_could_have_left_it_out(
+    async def test_a_table_without_a_column_that_every_release_has_is_no_history(
         self, dsn: str, write: Write, name: str
     ) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
@@ -293,7 +299,9 @@ class TestAHistoryWithoutAColumn:
             await migrator.repair("1", Verdict.APPLIED, "by hand")
         assert name not in await names(dsn)
 
-    async def test_waits_for_whoever_has_locked_it(self, dsn: str, write: Write) -> None:
+    async def test_a_run_that_adds_a_column_waits_for_the_session_that_has_locked_the_history(
+        self, dsn: str, write: Write
+    ) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder).up()
         await tell(dsn, f"ALTER TABLE {HISTORY} DROP COLUMN reason")
@@ -310,7 +318,7 @@ class TestAHistoryWithoutAColumn:
                 await somebody.execute("COMMIT")
         assert await states(dsn) == {"1": "applied", "2": "applied"}
 
-    async def test_is_only_looked_at_where_nothing_is_pending(self, dsn: str, write: Write) -> None:
+    async def test_a_run_with_nothing_pending_adds_no_column(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder).up()
         await tell(dsn, f"ALTER TABLE {HISTORY} DROP COLUMN reason")
@@ -334,7 +342,9 @@ LATER = {
 
 class TestAHistoryWithAColumnMore:
     @pytest.mark.parametrize("later", LATER.values(), ids=LATER)
-    async def test_is_read_and_written(self, dsn: str, write: Write, later: str) -> None:
+    async def test_a_history_with_a_column_of_a_later_release_is_read_and_written(
+        self, dsn: str, write: Write, later: str
+    ) -> None:
         await tell(dsn, "CREATE TYPE public.mood AS ENUM ('glad'); CREATE TYPE public.pair AS (a text, b int)")
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder).up()
@@ -351,7 +361,7 @@ class TestAHistoryWithAColumnMore:
         await migrator.check()
         assert len(await names(dsn)) == len(COLUMNS) + 1
 
-    async def test_may_have_it_in_front(self, dsn: str, write: Write) -> None:
+    async def test_a_history_may_have_a_column_of_a_later_release_in_front(self, dsn: str, write: Write) -> None:
         folder = write({"001_a.sql": "SELECT 1;"})
         await Migrator(dsn, folder).up()
         before = await read(dsn)
@@ -389,7 +399,7 @@ VALUES = [
 
 class TestAValue:
     @pytest.mark.parametrize("value", [*VALUES, "a\x01b\x1fc\nd", "x" * 300_000, "\x01\n" * 100_000, "é\U0001f600"])
-    async def test_of_any_characters_and_any_length_is_read_as_it_is(self, dsn: str, value: str) -> None:
+    async def test_a_value_of_any_characters_and_any_length_is_read_as_it_is(self, dsn: str, value: str) -> None:
         await tell(dsn, RELEASE_0_1_0)
         async with connected(dsn) as connection:
             await connection.execute(f"UPDATE {HISTORY} SET name = $1, error = $1 WHERE version = '1'", value)
@@ -409,7 +419,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestTwoReleases:
     @pytest.mark.usefixtures("newer")
-    async def test_write_the_same_history_at_the_same_time(self, dsn: str, write: Write) -> None:
+    async def test_two_releases_write_the_same_history_at_the_same_time(self, dsn: str, write: Write) -> None:
         # The process is of today's release, and between two of its migrations the newer one adds its column.
         folder = write({"001_a.sql": PASS_GATE, "002_b.sql": PASS_GATE, "003_c.sql": "SELECT 3;"})
         async with gate(dsn) as closed, replicas(1, dsn, folder, lock="none") as (old,):
@@ -436,7 +446,7 @@ class TestTwoReleases:
         assert {row["later"] for row in (await history(dsn)).values()} == {None}
 
     @pytest.mark.usefixtures("newer")
-    async def test_make_one_history(self, dsn: str, write: Write) -> None:
+    async def test_two_releases_make_one_history(self, dsn: str, write: Write) -> None:
         folder = write({f"{number:03}_m.sql": "SELECT 1;" for number in range(1, 6)})
         async with replicas(2, dsn, folder) as old:
             with anyio.fail_after(PATIENCE):
@@ -455,7 +465,9 @@ PARTITIONED = (
 
 
 class TestAPartitionedHistory:
-    async def test_is_read_whatever_the_order_of_columns_in_its_partitions(self, dsn: str) -> None:
+    async def test_a_partitioned_history_is_read_whatever_the_order_of_columns_in_its_partitions(
+        self, dsn: str
+    ) -> None:
         await tell(dsn, RELEASE_0_1_0)
         before = await read(dsn)
         await tell(dsn, f"DROP TABLE {HISTORY}")
@@ -471,7 +483,9 @@ class TestAPartitionedHistory:
         )
         assert await read(dsn) == before
 
-    async def test_gets_a_missing_column_in_all_its_partitions(self, dsn: str, write: Write) -> None:
+    async def test_a_partitioned_history_gets_a_missing_column_in_all_its_partitions(
+        self, dsn: str, write: Write
+    ) -> None:
         await tell(dsn, PARTITIONED + f"DELETE FROM {HISTORY}; ALTER TABLE {HISTORY} DROP COLUMN reason")
         folder = write({"001_a.sql": "SELECT 1;"})
         assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
@@ -479,7 +493,7 @@ class TestAPartitionedHistory:
         assert (await read(dsn))["1"].state is RecordState.APPLIED
 
 
-async def test_a_large_table_of_somebody_elses_is_refused_before_it_is_read(
+async def test_a_large_table_of_somebody_else_is_refused_before_it_is_read(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tell(dsn, f"CREATE TABLE {HISTORY} AS SELECT generate_series(1, 1000) AS version")

@@ -108,7 +108,7 @@ async def test_dotted_versions_are_applied_in_their_order(dsn: str, write: Write
     assert await states(dsn) == dict.fromkeys(ORDER, "applied")
 
 
-async def test_what_is_late_and_what_has_no_file_is_known_by_rank(dsn: str, write: Write) -> None:
+async def test_ranks_tell_late_versions_and_versions_without_a_file(dsn: str, write: Write) -> None:
     await Migrator(dsn, write(FILES), layout=Flyway()).up()
     fewer = write({name: text for name, text in FILES.items() if "1.10" not in name} | {"V1.2__late.sql": "SELECT 1;"})
     migrator = Migrator(dsn, fewer, layout=Flyway())
@@ -119,7 +119,7 @@ async def test_what_is_late_and_what_has_no_file_is_known_by_rank(dsn: str, writ
     assert caught.value.versions == ("1.2",)
 
 
-async def test_what_is_no_version_is_said_in_the_words_of_the_layout(dsn: str, write: Write) -> None:
+async def test_an_invalid_version_is_refused_in_the_words_of_the_layout(dsn: str, write: Write) -> None:
     with pytest.raises(UsageError, match="'x', which is no version: versions are numbers with dots between"):
         await Migrator(dsn, write(FILES), layout=Flyway()).up("x")
 
