@@ -84,6 +84,15 @@ async def test_a_rehearsal_says_where_a_python_migration_fails(dsn: str, write: 
     assert not await exists(dsn, "a")
 
 
+async def test_a_python_migration_that_exits_fails_the_rehearsal_and_not_the_process(dsn: str, write: Write) -> None:
+    folder = write({"001_a.py": "import sys\nasync def up(c):\n    sys.exit(3)\n"})
+    with pytest.raises(MigrationFailedError, match="SystemExit") as caught:
+        await Migrator(dsn, folder).rehearse()
+    assert caught.value.failure.line == 3
+    write({"001_a.py": "async def up(c): pass\n"})
+    assert [step.version for step in await Migrator(dsn, folder).rehearse()] == ["1"]
+
+
 async def test_a_rehearsal_notices_constraints_that_would_fail_at_the_end(dsn: str, write: Write) -> None:
     sql = (
         "CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE c (p int REFERENCES p DEFERRABLE INITIALLY DEFERRED);"

@@ -12,7 +12,7 @@ from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import settings_sql
 from pgratchet.postgres.link.sql import become
-from pgratchet.postgres.steps import concurrent, execution, rehearsal
+from pgratchet.postgres.steps import execution, rehearsal, statement_by_statement
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.failures import OvertakenError
 from pgratchet.postgres.wire.message import Framing, facts
@@ -67,7 +67,7 @@ async def rehearse(turn: Turn, to: str | None) -> None:
     entries = await _look_again(turn, Direction.UP)
     steps = plan_up(entries, to).steps
     turn.observer.raise_new_failure(step.migration.version for step in steps)
-    await rehearsal.run(wire, framing, turn.settings.history, turn.progress, steps)
+    await rehearsal.rehearse(wire, framing, turn.settings.history, turn.progress, steps)
 
 
 async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
@@ -119,7 +119,7 @@ def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None
 
 def _refuse_bare(steps: Iterable[Step]) -> None:
     """Raise ServerError if a step needs a lock that lasts longer than a transaction."""
-    if (bare := concurrent.first_bare(steps)) is not None:
+    if (bare := statement_by_statement.first_bare(steps)) is not None:
         path, why = bare
         raise ServerError(
             f"{path} runs outside a transaction ({why}), and there is no lock of a session "

@@ -20,7 +20,7 @@ from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connection, describe
-from pgratchet.postgres.steps import concurrent, python_steps
+from pgratchet.postgres.steps import python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable
 from pgratchet.postgres.wire.failures import OvertakenError, StepError
@@ -81,9 +81,9 @@ class Execution:
             )
         try:
             if step.script.mode is Mode.STATEMENTS:
-                await self._alone(concurrent.run, group[0])
+                await self._alone(statement_by_statement.run_script, group[0])
             elif step.migration.kind is Kind.PYTHON:
-                await self._alone(python_steps.run, group[0])
+                await self._alone(python_steps.run_function, group[0])
             else:
                 await self._together(group)
         except StepError as error:

@@ -1,6 +1,6 @@
-"""What is noted of a script's session beside each count and mark, for a later run to compare with what it finds.
+"""Notes about a script's session, recorded beside each count and mark: a later run compares its own session with them.
 
-It is evaluated as the script's own session sees it, before our own statements take its role and names away.
+They are taken before our own statements, while the script's role and names still hold.
 """
 
 from pgratchet.core.plan.halfway import MARK, SESSION, TARGET
@@ -9,8 +9,8 @@ from pgratchet.core.sql.classification import Nature
 from pgratchet.postgres.link.session import LATER_SETTINGS, SETTINGS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 
-# Of settings those whose names have no dot: of the others the server lists only some, depending on what it has
-# loaded. The translation leaves out what stands in a cursor for something else.
+# Only settings whose names have no dot: of the others the server lists those of the libraries that it has loaded.
+# The translation leaves out the characters that separate the parts of a cursor.
 _SESSION = """
 SELECT pg_catalog.translate(
     COALESCE(pg_catalog.string_agg(f.fact, '; ' ORDER BY f.fact COLLATE pg_catalog."C"), ''), '{mark}', '')
@@ -31,33 +31,33 @@ FROM (SELECT 'role = ' {CONCAT} pg_catalog.current_setting('role')
 
 
 def session(login: str) -> str:
-    """Return a query for what has been made of a session that logged in like that: empty where it is as it was.
+    """Return a query for the changes that were made to a session of the role `login`, empty if there are none.
 
-    What is a default of the role or the database is nobody's doing here.
+    A default of the role or of the database is no change.
     """
     names = ",".join(("application_name", *SETTINGS, *LATER_SETTINGS))
     ours = f"{literal(f'{{{names}}}')}::pg_catalog.text[]"
     return _SESSION.format(login=literal(login), ours=ours, mark=MARK, CONCAT=CONCAT, EQ=EQ, NE=NE)
 
 
-def take(login: str) -> str:
-    """Return SQL that has the session noted, for the statements of `Records` that write it down."""
+def noting(login: str) -> str:
+    """Return SQL that notes the session, for the statements of `Records` that write the note down."""
     return f"SELECT pg_catalog.set_config({literal(SESSION)}, ({session(login)}), false);"
 
 
-def take_again(login: str) -> str:
-    """Return SQL that has the session noted as it is behind a COMMIT, which may have ended some of what was noted."""
+def noting_again(login: str) -> str:
+    """Return SQL that notes the session again after a COMMIT, which may have ended some of the noted changes."""
     nothing = f"pg_catalog.current_setting({literal(SESSION)}, true) {EQ} ''"
-    # To look at all settings takes longer than a small statement.
+    # To read all settings takes longer than a small statement.
     now = f"CASE WHEN {nothing} THEN '' ELSE ({session(login)}) END"
     return f"SELECT pg_catalog.set_config({literal(SESSION)}, {now}, false);"
 
 
 def target(about: Bare) -> str:
-    """Return an SQL expression: the oids by which to find out what became of a statement that is not begun yet.
+    """Return an SQL expression: the oids that show later whether a statement, which is not begun yet, took effect.
 
-    An index that is to be dropped; a partition and its parent; the indexes of a table that is to get another. 0
-    for what is not there.
+    The index to be dropped; the partition to be detached and its parent; the present indexes of a table that gets
+    another. 0 stands for an object that is not there.
     """
     match about.nature:
         case Nature.DROP:
@@ -71,7 +71,7 @@ def target(about: Bare) -> str:
 
 
 def aim(about: Bare, there: tuple[int, ...] | None) -> str:
-    """Return SQL that has the target of a statement noted until COMMIT, or what was `there` when it was first begun."""
+    """Return SQL that notes a statement's target until COMMIT: the oids that were `there`, if it was begun before."""
     oids = target(about) if there is None else literal(f"{{{','.join(map(str, there))}}}")
     return f"SELECT pg_catalog.set_config({literal(TARGET)}, {oids}::pg_catalog.text, true);"
 

@@ -1,7 +1,7 @@
-"""Python migrations: a coroutine function, given the run's own connection inside the run's own transaction."""
+"""Python migrations: coroutine functions that get the run's own connection, inside the run's own transaction."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import cast
@@ -30,10 +30,31 @@ def load(step: Step) -> Function:
     return lambda connection: shieldable(partial(function, connection))
 
 
-async def run(wire: Wire, framing: Framing, claim: Claim) -> None:
-    """Run one Python step, claimed and recorded in its own transaction; raises StepError with what it raised."""
+async def run_function(wire: Wire, framing: Framing, claim: Claim) -> None:
+    """Run one Python step, claimed and recorded in its own transaction; raises StepError with the error it raised."""
+    connection = wire.connection
+    with failing(wire, framing, claim):
+        function = load(claim.step)
+        # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
+        # migration would then not be a savepoint.
+        async with (
+            lent(connection),
+            connection.transaction(isolation="read_committed"),
+            cleaned_after_error(wire, framing),
+        ):
+            await own.execute(connection, framing.opening(claim))
+            await wire.watch(partial(function, connection))
+            # Cleaned before COMMIT, after which a pooler may give the session to another client.
+            await own.execute(connection, framing.closing(claim, durable=False) + framing.clean + DURABLE)
+
+
+@contextmanager
+def failing(wire: Wire, framing: Framing, claim: Claim) -> Iterator[None]:
+    """Raise StepError for an error of the step's own in the block; the error of a lost session stays as it is."""
     try:
-        await _run(wire, framing, claim)
+        yield
+    except StepError:
+        raise
     except (Exception, SystemExit) as error:
         raised = unsendable(error) if wire.connection.is_closed() else error
         if raised is None:
@@ -41,24 +62,12 @@ async def run(wire: Wire, framing: Framing, claim: Claim) -> None:
         raise StepError(from_python(claim, raised, framing.records.guards.raised(raised)), raised) from error
 
 
-async def _run(wire: Wire, framing: Framing, claim: Claim) -> None:
-    connection = wire.connection
-    function = load(claim.step)
-    # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
-    # migration would then not be a savepoint.
-    async with lent(connection), connection.transaction(isolation="read_committed"), undone(wire, framing):
-        await own.execute(connection, framing.opening(claim))
-        await wire.watch(partial(function, connection))
-        # Cleaned before COMMIT, after which a pooler may hand the session to somebody else.
-        await own.execute(connection, framing.closing(claim, durable=False) + framing.clean + DURABLE)
-
-
 @asynccontextmanager
-async def undone(wire: Wire, framing: Framing) -> AsyncIterator[None]:
-    """Roll back and clean in one message, for the same reason, where the block raises inside a transaction().
+async def cleaned_after_error(wire: Wire, framing: Framing) -> AsyncIterator[None]:
+    """Roll back and clean the session in one message if the block, inside a transaction(), raises an error.
 
-    asyncpg's own ROLLBACK would come too early. Cancelled, there is no time for a message: a pooler ends the
-    session of a client that is gone in mid-transaction.
+    asyncpg's own ROLLBACK would come before the cleaning, and a pooler may give the session to another client then.
+    A cancellation leaves no time for a message: a pooler ends the session of a client that is gone in mid-transaction.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Everything that a run would do, in one transaction that is rolled back."""
+"""A rehearsal: all steps of a run in one transaction, which is rolled back."""
 
 from collections.abc import Sequence
 from uuid import uuid4
@@ -11,8 +11,7 @@ from pgratchet.core.model import Failure, Kind, Step
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link.lending import lent
-from pgratchet.postgres.link.own import unsendable
-from pgratchet.postgres.steps import concurrent, execution, python_steps
+from pgratchet.postgres.steps import execution, python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.failures import StepError
 from pgratchet.postgres.wire.message import Frame, Framing, Message, Part, compose
@@ -20,12 +19,12 @@ from pgratchet.postgres.wire.progress import Progress
 from pgratchet.postgres.wire.sending import Wire
 
 
-async def run(wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]) -> None:
+async def rehearse(wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]) -> None:
     """Do the steps, undo them, and report them; nothing is recorded.
 
     Raises UsageError, before anything is done, if a step cannot be undone; MigrationFailedError if one fails.
     """
-    if (bare := concurrent.first_bare(steps)) is not None:
+    if (bare := statement_by_statement.first_bare(steps)) is not None:
         path, why = bare
         raise UsageError(
             f"{path} cannot be rehearsed: it runs outside a transaction ({why}), and could not be rolled back"
@@ -34,7 +33,7 @@ async def run(wire: Wire, framing: Framing, history: History, progress: Progress
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()
     try:
-        async with python_steps.undone(wire, framing):
+        async with python_steps.cleaned_after_error(wire, framing):
             seal = await history.hold(connection, (), wire.budget)
             framing = framing._replace(records=framing.records._replace(absent=seal.absent))
             for step in steps:
@@ -43,14 +42,11 @@ async def run(wire: Wire, framing: Framing, history: History, progress: Progress
                 progress.flying = (claim,)
                 progress.launched += 1
                 try:
-                    await _step(wire, framing, claim)
-                except Exception as error:
-                    raised = unsendable(error) if connection.is_closed() else error
-                    if raised is None:
-                        raise
-                    cause = raised.cause if isinstance(raised, StepError) else raised
-                    failures.raise_if_not_its_turn(framing.records, cause)
-                    raise MigrationFailedError(_failure(framing, claim, raised)) from error
+                    with python_steps.failing(wire, framing, claim):
+                        await _step(wire, framing, claim)
+                except StepError as error:
+                    failures.raise_if_not_its_turn(framing.records, error.cause)
+                    raise MigrationFailedError(_failure(error)) from error.cause
     finally:
         if not connection.is_closed():
             await transaction.rollback()
@@ -61,7 +57,7 @@ async def run(wire: Wire, framing: Framing, history: History, progress: Progress
 
 async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
     opening = framing.opening(claim)
-    # Deferred again: otherwise the checks of one file's end would hold for all that is left of the transaction.
+    # Deferred again: SET CONSTRAINTS ALL IMMEDIATE at the end of one file would hold for all later ones.
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(Message(opening))
@@ -78,22 +74,18 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
             with wire.listening():
                 await wire.send(message)
         except asyncpg.PostgresError as error:
-            # The last notices are handed over one turn of the loop after the error.
+            # asyncpg hands over the last notices one iteration of the event loop after the error.
             await anyio.lowlevel.checkpoint()
             spot = failures.spot(message, error, failures.reached(sent, claim, wire.marks))
             raised = framing.records.guards.raised(error)
             raise StepError(failures.from_server(claim, error, spot, raised), error) from error
 
 
-def _failure(framing: Framing, claim: Claim, error: BaseException) -> Failure:
-    if isinstance(error, StepError):
-        cause, failure = error.cause, error.failure
-    else:
-        cause, failure = error, failures.from_python(claim, error, framing.records.guards.raised(error))
-    if isinstance(cause, asyncpg.UnsafeNewEnumValueUsageError):
+def _failure(error: StepError) -> Failure:
+    if isinstance(error.cause, asyncpg.UnsafeNewEnumValueUsageError):
         hint = (
             "this is the one thing that cannot be rehearsed: a new enum value can be used only after a COMMIT, "
             "and a rehearsal has none; where the value is added in an earlier file, a real run succeeds"
         )
-        return failure._replace(hint=hint)
-    return failure
+        return error.failure._replace(hint=hint)
+    return error.failure
