@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from pgratchet import Migrator, ServerError, UsageError
+from pgratchet import BudgetExceededError, Migrator, ServerError, UsageError
 from pgratchet.cli.program import app
 from pgratchet.core.masking import Hidden
 from pgratchet.postgres.link import session
@@ -354,6 +354,13 @@ class TestThePlaceInAnError:
         for word in ("database shop", f"127.0.0.1:{port}", "user somebody", "by dsn"):
             assert word in str(caught.value)
         assert PASSWORD not in str(caught.value)
+
+    async def test_a_server_that_never_answers_is_named(self, write: Write) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            migrator = Migrator(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable", write(ONE), budget=0.1)
+            with pytest.raises(BudgetExceededError, match=f"does not answer .database d at 127.0.0.1:{port}, user u"):
+                await migrator.up()
 
     async def test_an_error_names_the_environment_s_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
         port = free_port()

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -58,6 +59,7 @@ LATER_SETTINGS = {"transaction_timeout": "0"}
 APPLICATION = "pgratchet"
 """How a session is called that its DSN gives no name."""
 
+_UNCONNECTED = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError)
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _log = logging.getLogger("pgratchet")
 _told = set[str]()
@@ -77,27 +79,23 @@ def connector(address: Address, role: str | None = None, *, sessions: bool = Fal
     name = "" if address.get("application_name") else APPLICATION
     # As a startup parameter it is also what RESET ROLE in a script goes back to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
+    opened = partial(_opened, address.url, address.timeout)
 
     async def connect() -> Connection:
-        for sentence in _untold(address.ignored):
-            _log.warning("%s: %s", address.source, sentence)
+        for sentence in address.ignored:
+            if sentence not in _told:
+                _told.add(sentence)
+                _log.warning("%s: %s", address.source, sentence)
         with _naming(address):
             with suppress(*_UNKNOWN_SETTING), _becoming(role):
-                return await _open(address, settings)
+                return await _open(address, opened, settings)
             # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
             # name, which would stay with its session for those that have none.
-            connection = await _open(address, {})
+            connection = await _open(address, opened, {})
             await _prepare(connection, role, name, sessions=sessions)
             return connection
 
     return connect
-
-
-def _untold(sentences: Iterable[str]) -> list[str]:
-    """Return the sentences that this process has not logged yet, and take them for logged."""
-    new = [sentence for sentence in sentences if sentence not in _told]
-    _told.update(new)
-    return new
 
 
 @contextmanager
@@ -107,14 +105,16 @@ def _naming(address: Address) -> Iterator[None]:
         yield
     except (ServerError, UsageError) as error:
         raise type(error)(f"{error} ({address.place})") from error.__cause__
-    except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
+    except (*_UNCONNECTED, asyncio.CancelledError) as error:
         error.add_note(address.place)
         raise
 
 
-async def _open(address: Address, settings: Mapping[str, str]) -> Connection:
+async def _open(
+    address: Address, opened: Callable[..., Awaitable[Connection]], settings: Mapping[str, str]
+) -> Connection:
     try:
-        return await _connection(address, settings)
+        return await opened(settings)
     except Exception as error:
         message = refusal(address, error)
         ways = ways_without_home(address) if isinstance(error, PermissionError) else ()
@@ -124,18 +124,23 @@ async def _open(address: Address, settings: Mapping[str, str]) -> Connection:
     for way in ways:
         # The next way is for a server without TLS, or one that takes nothing else.
         try:
-            return await _connection(address, settings, ssl=way)
+            return await opened(settings, ssl=way)
         except (ConnectionError, asyncpg.InvalidAuthorizationSpecificationError) as error:
             failed = error
     raise failed
 
 
-async def _connection(address: Address, settings: Mapping[str, str], **more: Any) -> Connection:
+async def _opened(
+    url: Hidden[str],
+    limit: float | None,
+    settings: Mapping[str, str],
+    **more: Any,
+) -> Connection:
     # The stubs do not know that None is no limit.
-    more["timeout"] = address.timeout
+    more["timeout"] = limit
     with FramesForgotten():
         connection = await asyncpg.connect(
-            address.url.reveal(),
+            url.reveal(),
             statement_cache_size=0,
             server_settings=dict(settings),
             connection_class=Lendable,
@@ -259,10 +264,9 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
     if budget is None:
         try:
             return await connect()
-        except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError) as error:
+        except _UNCONNECTED as error:
             raise ServerError(_cannot_connect(error)) from error
     for attempt in count():
-        reason = "cannot connect: the server does not answer"
         left = budget.remaining
         try:
             # Even of an empty budget: a server that is there takes less.
@@ -272,7 +276,10 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise NotPrimaryError(_cannot_connect(error)) from error
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
-            if not limit.expired():
+            if limit.expired():
+                # The cancellation that it is made of has the place.
+                reason = f"cannot connect: the server does not answer{_notes(error.__cause__)}"
+            else:
                 reason = _cannot_connect(error)
                 if not may_pass(error):
                     raise ServerError(reason) from error
@@ -282,8 +289,11 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
 
 
 def _cannot_connect(error: BaseException) -> str:
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"cannot connect: {describe(error)}{notes}{cure(error)}"
+    return f"cannot connect: {describe(error)}{_notes(error)}{cure(error)}"
+
+
+def _notes(error: BaseException | None) -> str:
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def describe(error: BaseException) -> str:
