@@ -48,7 +48,7 @@ def test_a_start_of_the_command_line_loads_nothing_that_only_draws_or_parses(tmp
     program = (
         "import sys; from pgratchet.cli import main; sys.argv = ['pgratchet', 'status']\n"
         "try: main()\n"
-        "except SystemExit: print(sorted(sys.modules.keys() & {'rich', 'tomllib', 'pygments'}))"
+        "except SystemExit: print(sorted(sys.modules.keys() & {'rich', 'tomllib', 'pygments', 'pydantic'}))"
     )
 
     assert output(program, tmp_path) == "[]\n"

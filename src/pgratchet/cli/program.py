@@ -10,13 +10,13 @@ from functools import wraps
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pgratchet.cli import streams, troubles
 from pgratchet.cli.commands import COMMANDS
 from pgratchet.cli.excerpts import Drawn
 from pgratchet.cli.interruption import InterruptedBySignalError
-from pgratchet.cli.options import spelled_out
+from pgratchet.cli.options import spelled_out, taken_as_given
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
 from pgratchet.core.errors import UsageError
@@ -33,6 +33,10 @@ _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pr
 class Program(TyperGroup):
     """Builds a command when it is asked for: all options of all commands would be most of what a start costs us."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options that stand before a command."""
+        return taken_as_given(super().get_params(ctx))
+
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names, in the order of the help."""
         return list(COMMANDS)
@@ -42,8 +46,16 @@ class Program(TyperGroup):
         if cmd_name not in COMMANDS:
             ctx.fail(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, COMMANDS)}")
         only = typer.Typer(**_PLAIN)
-        only.command(cmd_name)(complete(COMMANDS[cmd_name]))
+        only.command(cmd_name, cls=Command)(complete(COMMANDS[cmd_name]))
         return typer.main.get_command(only)
+
+
+class Command(TyperCommand):
+    """One command with its options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options and arguments."""
+        return taken_as_given(super().get_params(ctx))
 
 
 def complete(command: Callable[..., Report]) -> Callable[..., None]:
