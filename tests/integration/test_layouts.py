@@ -1,11 +1,14 @@
 """A second layout, written here alone: what the package knows of versions, it knows from a layout."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pgratchet import (
     Catalogue,
@@ -29,7 +32,7 @@ from pgratchet.postgres.ledger.records import Applied
 from pgratchet.postgres.link.sql import Table
 from pgratchet.postgres.wire.message import Message
 from pgratchet.postgres.wire.sending import Meanwhile, Wire
-from tests.support import HISTORY, Write, ask, column, connected, states, tell
+from tests.support import HISTORY, Connection, Write, ask, column, connect, connected, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -240,3 +243,48 @@ class TestTheSetOfAppliedVersions:
             versions.late,
             versions.following,
         ]
+
+
+VERSIONS = st.one_of(
+    st.lists(st.integers(0, 120).map(str), min_size=1, max_size=4).map(".".join),
+    st.integers(0, 10**18 - 1).map(str),
+    st.binary(min_size=2, max_size=20).map(bytes.hex),
+    st.sampled_from(["add users", "it's", 'a"b', "a\\b", "$$", "%s", "{}", "ä", "a\u0308", "Ä", "ß", "SS"]),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
+)
+SETS = st.frozensets(VERSIONS, max_size=8)
+
+
+@settings(deadline=None)
+@given(versions=SETS, others=SETS)
+@example(versions=frozenset({"a", "b"}), others=frozenset({"ab"}))
+@example(versions=frozenset({"1.10", "1.9"}), others=frozenset({"1.1", "01.9"}))
+@example(versions=frozenset(), others=frozenset({""}))
+def compare_sets(
+    runner: asyncio.Runner, connection: Connection, versions: frozenset[str], others: frozenset[str]
+) -> None:
+    async def holds(wanted: Iterable[str]) -> object:
+        condition = Applied.of(sorted(version.encode() for version in wanted)).holds(Table.parse(HISTORY))
+        return await connection.fetchval(f"SELECT {condition}")
+
+    async def compare() -> None:
+        await connection.execute(f"DELETE FROM {HISTORY}")
+        await connection.execute(
+            f"INSERT INTO {HISTORY} (version, name, kind, checksum, state) "
+            "SELECT version, '', 'sql', '', 'applied' FROM unnest($1::text[]) AS version",
+            list(versions),
+        )
+        assert await holds(versions) is True
+        assert await holds(others) is (versions == others)
+
+    runner.run(compare())
+
+
+def test_the_server_and_python_agree_on_the_digest_of_any_set_of_applied_versions(dsn: str, write: Write) -> None:
+    with asyncio.Runner() as runner:
+        runner.run(Migrator(dsn, write({"001_a.sql": "SELECT 1;"})).up())
+        connection = runner.run(connect(dsn))
+        try:
+            compare_sets(runner, connection)
+        finally:
+            connection.terminate()
