@@ -217,7 +217,7 @@ class TestANameWithSomethingUnseen:
         message = shown("table", lambda: Migrator(NOWHERE, table="public.schema\u200b_migrations\n"))
 
         assert r"schema\u200b_migrations\n" in message
-        assert "take it away" in message
+        assert "remove it" in message
 
     def test_an_error_about_an_unseen_character_does_not_repeat_a_possible_password(self) -> None:
         for refuse in (

@@ -167,7 +167,7 @@ THINGS = [
     (links_in_a_circle, "leads back to itself"),
     (a_link_to_nothing, "a link to nothing"),
 ]
-CURES = ("move it away, or rename it", "put the file in its place", "remove it, or put back the file")
+CURES = ("move it away, or rename it", "put the file in its place", "remove it, or restore the file")
 
 
 @pytest.mark.parametrize("name", ["002_b.sql", "002_b.down.sql", "002_b.py"])
@@ -235,7 +235,7 @@ def test_a_file_that_nobody_may_read_is_refused_with_a_cure() -> None:
         if root:
             os.seteuid(NOBODY)
         try:
-            with pytest.raises(UsageError, match=r"001_a\.sql.*Permission denied; let the user who runs"):
+            with pytest.raises(UsageError, match=r"001_a\.sql.*Permission denied; allow the user that runs"):
                 list(directory.read(folder))
         finally:
             if root:

@@ -197,7 +197,7 @@ def test_what_counts_its_statements_goes_on_in_its_own_direction(
     halfway.refuse_interrupted(compared, own)
     assert halfway.in_flight(compared, own) == (compared[0].row,)
     assert halfway.in_flight(compared, other) == ()
-    with pytest.raises(HistoryError, match=f"{own} 1 name1.*Finish it by `pgratchet {own}`.*`pgratchet repair 1`"):
+    with pytest.raises(HistoryError, match=f"{own} 1 name1.*Finish it with `pgratchet {own}`.*`pgratchet repair 1`"):
         halfway.refuse_interrupted(compared, other)
 
 

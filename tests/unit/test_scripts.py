@@ -243,7 +243,7 @@ def test_a_transaction_around_a_mixed_file_does_not_count_as_its_statements() ->
 
 def test_discarding_everything_is_refused_because_the_lock_would_go_with_it() -> None:
     problem = problem_of("VACUUM;\nDISCARD ALL;")
-    assert (problem.line, problem.message) == (2, "DISCARD ALL would give back the runner's lock")
+    assert (problem.line, problem.message) == (2, "DISCARD ALL would release the runner's lock")
 
 
 def test_copy_from_stdin_is_refused_with_its_line() -> None:

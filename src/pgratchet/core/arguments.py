@@ -1,6 +1,6 @@
 """Checks of arguments: of the right type, names without unseen characters, durations that the server takes.
 
-Each takes first how the caller knows the argument: by its name, or as a flag, a variable or a setting.
+The first parameter of each is the name of the argument for the caller: a parameter, a flag, a variable or a setting.
 """
 
 import os
@@ -15,7 +15,7 @@ LONGEST_SECONDS = 2147483.647
 
 _CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 
-_WAY_OUT = "take it away: what comes from a file or a secret, for example, often ends with a newline"
+_WAY_OUT = "remove it: a text from a file or a secret, for example, often ends with a newline"
 
 
 def text(what: str, value: object) -> str:
@@ -27,10 +27,10 @@ def text(what: str, value: object) -> str:
 
 
 def name(what: str, value: object) -> str:
-    """Return a name that means exactly what is seen of it.
+    """Return a name whose characters are all visible.
 
-    Raises UsageError for blanks around it and for characters that nobody sees: with either it would be the name of
-    something else, which looks the same.
+    Raises UsageError for blanks around it and for invisible characters: with either it would be another name that
+    looks the same.
     """
     given = text(what, value)
     if (found := unseen(given)) is not None:
@@ -39,13 +39,13 @@ def name(what: str, value: object) -> str:
 
 
 def path(what: str, value: object) -> str:
-    """Return a path; raises UsageError for an empty one, for control characters, and for blanks around it."""
+    """Return a path; raises UsageError for an empty path, for control characters, and for blanks around it."""
     given = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(given, str):
         raise UsageError(f"{what} must be a path, as a string or a Path, and is {_kind(given)}")
     if not given:
         raise UsageError(f"{what} is empty; name a path, or leave it out")
-    # All else may be in a folder's name: bytes that are no UTF-8 have become surrogates, an emoji has selectors.
+    # A folder's name may have all other characters: bytes that are not UTF-8 are surrogates here, emoji have selectors.
     control = next((each for each in given if each in _CONTROLS), None)
     if control is not None or given != given.strip():
         raise UsageError(f"{what} is '{_shown(given)}', which has {_named(control)}; {_WAY_OUT}")
@@ -53,16 +53,16 @@ def path(what: str, value: object) -> str:
 
 
 def prose(what: str, value: object) -> str:
-    """Return a text of several words or lines; raises UsageError for one that the server cannot store."""
+    """Return a text of several words or lines; raises UsageError for a text that the server cannot store."""
     given = text(what, value)
     if found := next((each for each in given if each == "\0" or "\ud800" <= each <= "\udfff"), None):
-        raise UsageError(f"{what} has {_named(found)}, which PostgreSQL cannot store; take it away")
+        raise UsageError(f"{what} has {_named(found)}, which PostgreSQL cannot store; remove it")
     return given
 
 
 def seconds(what: str, value: object) -> float:
-    """Return a duration; raises UsageError for what is no number of seconds, or more than the server takes."""
-    # Not shown: an integer may have too many digits for that, and any value may be one that was meant for another.
+    """Return a duration; raises UsageError for anything but a number of seconds that the server accepts."""
+    # Not shown: an integer may have too many digits for str(), and any value may be meant for another argument.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
         raise UsageError(f"{what} must be a number of seconds, from 0 to {LONGEST_SECONDS} (24 days)")
     return value
@@ -99,7 +99,7 @@ def choice(what: str, value: object, choices: Iterable[str]) -> str:
 def several(what: str, values: object, each: Callable[[str, object], str]) -> tuple[str, ...]:
     """Return the members of a collection, each as `each` returns it.
 
-    Raises UsageError for what is no collection, such as one string: its letters would be the members.
+    Raises UsageError for anything but a collection, also for a string: its letters would be the members.
     """
     if not isinstance(values, Collection) or isinstance(values, str | bytes | bytearray | Mapping):
         raise UsageError(f"{what} must be a list of strings, also for one of them, and is {_kind(values)}")
@@ -107,13 +107,13 @@ def several(what: str, values: object, each: Callable[[str, object], str]) -> tu
 
 
 def function(what: str, value: Any, wanted: str) -> None:
-    """Raise UsageError for what cannot be called; `wanted` says what it is to be."""
+    """Raise UsageError for a value that cannot be called; `wanted` describes the function that is needed."""
     if not callable(value):
         raise UsageError(f"{what} must be {wanted}, and is {_kind(value)}")
 
 
 def unseen(value: str) -> str | None:
-    """Return what of a text nobody sees, blanks between words aside; None where all of it is seen."""
+    """Return a description of the first invisible part of a text, blanks between words aside; None for none."""
     found = next((each for each in value if not _is_seen(each)), None)
     return _named(found) if found is not None or value != value.strip() else None
 

@@ -1,4 +1,4 @@
-"""Everything raised on purpose, grouped by who has to act.
+"""All errors that pgratchet raises on purpose, grouped by the person who has to act.
 
 PgratchetError
 ├── UsageError                the caller: an argument, a setting or a DSN that cannot be right
@@ -7,13 +7,13 @@ PgratchetError
 ├── ScriptError               the author of one script: it cannot be read as SQL
 ├── FilesError                the authors of the directory: every problem at once
 ├── MigrationFailedError      the author of the migration that failed
-├── HistoryError              who released: files and history disagree
-│   └── ForeignTableError     who installs: another tool's table has our table's name
-├── BehindError               who deploys: migrations are pending where none may be
-└── BudgetExceededError       who waits: the time allowed for waiting is over
+├── HistoryError              the release manager: files and history disagree
+│   └── ForeignTableError     the installer: another tool's table has our table's name
+├── BehindError               the deployer: migrations are pending where none may be
+└── BudgetExceededError       the waiting caller: the time allowed for waiting is over
 
-Each keeps what it was made from in `args`, so that it survives the way through a process pool. What str() returns of
-one is printable, whatever it quotes; its attributes hold texts as they are.
+Each keeps its arguments in `args`, so that it survives the way through a process pool. The result of str() is
+printable, whatever it quotes; the attributes hold texts as they are.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from pgratchet.core.printing import printable, printable_lines
 
 
 class PgratchetError(Exception):
-    """The base of everything that pgratchet raises on purpose.
+    """The base of all errors that pgratchet raises on purpose.
 
-    Each of its arguments is a line of its message.
-    `finished` is what the run that it ended had done before: it stays.
+    Each of its arguments is a line of its message. `finished` are the steps that the failed run had finished before:
+    they stay.
     """
 
     finished: tuple[Finished, ...] = ()
@@ -48,7 +48,7 @@ class ConnectionLostError(ServerError):
 
 
 class ScriptError(PgratchetError):
-    """A script cannot be read as SQL. `offset` is the character where the trouble begins."""
+    """A script cannot be read as SQL. `offset` is the place of the mistake, in characters."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message, offset)
@@ -59,7 +59,7 @@ class ScriptError(PgratchetError):
 
 
 class FilesError(PgratchetError):
-    """The directory has problems; all of them are here, each with its file, its line and its cure."""
+    """The directory has problems; the error holds all of them, each with its file, its line and its cure."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -70,7 +70,7 @@ class FilesError(PgratchetError):
 
 
 class MigrationFailedError(PgratchetError):
-    """A step failed. What had been finished before it stands in `finished`, and stays."""
+    """A step failed. `finished` are the steps before it: they stay."""
 
     def __init__(self, failure: Failure, finished: Sequence[Finished] = ()) -> None:
         self.failure = failure
@@ -85,7 +85,7 @@ class MigrationFailedError(PgratchetError):
 
 
 class HistoryError(PgratchetError):
-    """Files and history disagree; `versions` names whom it is about. Each line of the message is about one of them."""
+    """Files and history disagree about `versions`. Each line of the message is about one of them."""
 
     def __init__(self, message: str, versions: Sequence[str] = ()) -> None:
         self.versions = tuple(versions)
@@ -111,4 +111,4 @@ class BehindError(PgratchetError):
 
 
 class BudgetExceededError(PgratchetError):
-    """The budget for waiting ran out; the message says what was waited for."""
+    """The budget for waiting ran out; the message says what the run was waiting for."""

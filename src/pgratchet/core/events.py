@@ -1,6 +1,6 @@
-"""What happens in a run, told as it happens: frozen values, each with the sentence that the log has for it.
+"""The events of a run: frozen values. The str() of each is its sentence for the log, and printable.
 
-The values hold texts as they are; the sentences are printable.
+The values hold texts as they are.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from pgratchet.core.printing import printable, printable_lines
 
 
 class Looked(NamedTuple):
-    """Files and history were compared: how many versions are applied, and which are not.
+    """Files and history were compared: the number of applied versions, and the versions that are not applied.
 
-    `unknown` are versions that only the database knows.
+    `unknown` are versions that have no file here.
     """
 
     applied: int
@@ -28,7 +28,7 @@ class Looked(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Another runner has the lock; `holder` says who, and what it is doing."""
+    """Another runner has the lock; `holder` describes it and its present work."""
 
     holder: str
 
@@ -37,7 +37,7 @@ class Waiting(NamedTuple):
 
 
 class Locked(NamedTuple):
-    """It is this run's turn, after so many seconds."""
+    """The run has the lock, after a wait of `seconds`."""
 
     seconds: float
 
@@ -46,9 +46,9 @@ class Locked(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A step was sent to the server. Short steps share a message: `together` of them, which are told at once.
+    """A step was sent to the server. Short steps share a message: the events of all `together` come at once.
 
-    Those run one after the other; the first begins now.
+    The server runs them one after the other, and begins with the first.
     """
 
     version: str
@@ -62,7 +62,7 @@ class Started(NamedTuple):
 
 
 class StatementFinished(NamedTuple):
-    """A step's first so many statements are done; in a transaction they are not committed by that."""
+    """The first `statement` statements of a step are done; in a transaction they are not committed yet."""
 
     version: str
     name: str
@@ -76,7 +76,7 @@ class StatementFinished(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """Something failed that may pass, and is tried again; `blockers` says who was in the way, empty where unknown."""
+    """The run tries again after a temporary failure; `blockers` describes the sessions in its way, empty if unknown."""
 
     version: str
     what: str
@@ -86,7 +86,7 @@ class Retried(NamedTuple):
 
     @property
     def why(self) -> str:
-        """What failed, and who was in the way."""
+        """The failure, and the sessions in its way."""
         blocked = f"; blocked by {self.blockers}" if self.blockers else ""
         return f"{self.what}: {self.reason}{blocked}"
 
@@ -95,7 +95,7 @@ class Retried(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A run ended well; `finished` is what it did itself."""
+    """A run succeeded; `finished` are the steps that it did itself."""
 
     finished: tuple[Finished, ...]
 
@@ -104,7 +104,7 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A run ended with an error of the class `error`, CancelledError for one that was cancelled."""
+    """A run ended with an error of the class `error`; CancelledError for a cancelled run."""
 
     error: str
     message: str
@@ -112,7 +112,7 @@ class Failed(NamedTuple):
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has ended it, and nothing was wrong."""
+        """Whether the run was cancelled: nothing was wrong with it."""
         return self.error == "CancelledError"
 
     def __str__(self) -> str:
@@ -120,13 +120,13 @@ class Failed(NamedTuple):
 
 
 Event = Looked | Waiting | Locked | Started | StatementFinished | Retried | Finished | Done | Failed
-"""A `Finished` is itself what is told when a step is."""
+"""A `Finished` is both the result of a step and its event."""
 
 Tell = Callable[[Event], None]
 
 
 def failed(error: BaseException) -> Failed:
-    """Return what there is to tell of an error that ended a run."""
+    """Return the event of an error that ended a run."""
     text = str(error)
     return Failed(
         type(error).__name__,

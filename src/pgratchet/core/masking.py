@@ -55,8 +55,8 @@ def hide(value: T | Hidden[T]) -> Hidden[T]:
 class FramesForgotten(AbstractContextManager["FramesForgotten"]):
     """Removes the tracebacks of the exception that its block raises, and of all exceptions that led to it.
 
-    It is for code of others whose variables hold a password, and which may raise anything at any point. Make it in
-    the `with` statement itself.
+    It is for foreign code whose variables hold a password: such code may raise anything at any point. Make the object
+    in the `with` statement itself.
     """
 
     def __init__(self) -> None:
@@ -87,8 +87,8 @@ def discreet(value: T) -> T:
 
 def _without_user(text: str) -> str:
     """Return a text without user, password and host of the first URL that has a password."""
-    # A password may hold any character: it ends at the last @ of the text. Not by one pattern, whose time would grow
-    # with the cube of the text's length.
+    # A password may hold any character: it ends at the last @ of the text. The time of a single pattern for that would
+    # grow with the cube of the text's length.
     end = text.rfind("@")
     for scheme in _URL.finditer(text, 0, max(end, 0)):
         begin = scheme.end()

@@ -1,7 +1,7 @@
-"""The nouns: frozen values that every other module speaks in.
+"""The nouns: frozen values that all other modules pass to each other.
 
-They are named tuples: at import, which every start of the command line pays for, a class costs a tenth of a frozen
-dataclass, and so do its instances, of which there are some for each of ten thousand files.
+They are named tuples. At import, which every start of the command line pays for, such a class takes a tenth of the time
+of a frozen dataclass; so do its instances, and each of ten thousand files has several.
 """
 
 from collections.abc import Callable
@@ -12,35 +12,35 @@ from typing import NamedTuple, TypeAlias
 from pgratchet.core.printing import printable
 
 Rank: TypeAlias = tuple[int | str, ...]
-"""The place of a version among others: tuples of one layout compare with each other."""
+"""The place of a version among others: the ranks of one layout compare with each other."""
 
 Ranking: TypeAlias = Callable[[str], Rank | None]
-"""Gives the rank of a version by its text alone, None where the text does not say it."""
+"""Returns the rank of a version by its text alone; None for a text without a rank."""
 
 
 class Kind(StrEnum):
-    """What a migration is written in."""
+    """The language of a migration."""
 
     SQL = "sql"
     PYTHON = "python"
 
 
 class Direction(StrEnum):
-    """Which way a step turns the ratchet."""
+    """The direction of a step: up applies a version, down reverts it."""
 
     UP = "up"
     DOWN = "down"
 
 
 class Mode(StrEnum):
-    """How a script is run."""
+    """How a script runs: in one transaction, or statement by statement."""
 
     TRANSACTION = "transaction"
     STATEMENTS = "statements"
 
 
 class Lock(StrEnum):
-    """What keeps runners apart, beside the claims in the history."""
+    """The lock that keeps runners apart, in addition to the claims in the history."""
 
     SESSION = "session"
     TRANSACTION = "transaction"
@@ -48,7 +48,7 @@ class Lock(StrEnum):
 
 
 class State(StrEnum):
-    """What files and history together say of one version."""
+    """The state of one version, according to both files and history."""
 
     APPLIED = "applied"
     PENDING = "pending"
@@ -60,18 +60,18 @@ class State(StrEnum):
 
 
 class RecordState(StrEnum):
-    """What a history row says of its version."""
+    """The state of one version, according to its history row."""
 
     RUNNING = "running"
     APPLIED = "applied"
     FAILED = "failed"
     REVERTING = "reverting"
     PENDING = "pending"
-    """A person has said that nothing of it is there; the row keeps the reason."""
+    """By a person's verdict no part of it is in the database; the row keeps the reason."""
 
 
 class Verdict(StrEnum):
-    """What a person says of a version that no run can judge: of all of it, or of the statement in doubt."""
+    """A person's decision about a version that no run can decide: about all of it, or about the statement in doubt."""
 
     APPLIED = "applied"
     NOT_APPLIED = "not-applied"
@@ -88,7 +88,7 @@ class File(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something in a file that its author has to fix, and how. Lines count from 1."""
+    """A fault of a file that its author has to fix, and how. Lines count from 1."""
 
     path: str
     message: str
@@ -101,7 +101,7 @@ class Problem(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the directives in a file's head ask for. Timeouts are in seconds, 0 means none."""
+    """The options that the directives in a file's head set. Timeouts are in seconds, 0 means none."""
 
     no_transaction: bool = False
     lock_timeout: float | None = None
@@ -120,7 +120,7 @@ class Source(NamedTuple):
 class Migration(NamedTuple):
     """One version on disk.
 
-    `version` is the text by which the history knows it, in the one form that its layout gives it; `rank` orders it.
+    `version` is its key in the history, a text in the one form that its layout gives it; `rank` orders it.
     """
 
     version: str
@@ -133,7 +133,7 @@ class Migration(NamedTuple):
 
 
 class Catalogue(NamedTuple):
-    """All migrations of a directory, oldest first, and what is odd but not wrong about them."""
+    """All migrations of a directory, oldest first, and warnings about oddities that are no faults."""
 
     migrations: tuple[Migration, ...]
     warnings: tuple[Problem, ...] = ()
@@ -175,7 +175,7 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the file calls it, or the history where there is no file."""
+        """The name in its file, or in its row where it has no file."""
         if self.migration is not None:
             return self.migration.name
         return self.row.name if self.row is not None else ""
@@ -192,7 +192,7 @@ class Segment(NamedTuple):
 
 
 class Script(NamedTuple):
-    """A source that has been read, judged and cut: segments in order, each sent whole.
+    """A source that has been checked and cut into segments, in order; each is sent whole.
 
     `begin` holds the transaction options that the file asked for. A Python script has no segments.
     """
@@ -211,7 +211,7 @@ class Script(NamedTuple):
 class Step(NamedTuple):
     """One migration in one direction.
 
-    The first `done` statements were committed by an earlier run, whose row it takes `over` where that counts them. It
+    An earlier run has committed the first `done` statements; the step takes `over` the row that counts them. It
     `replaces` the row of an attempt that left nothing behind.
     """
 
@@ -224,17 +224,17 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run would do, in order, and what a person should know before."""
+    """The steps of a run, in order, and warnings to read before it."""
 
     steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
 
 
 class Finished(NamedTuple):
-    """A step that is committed, durably, and recorded.
+    """A step that is durably committed, and recorded.
 
-    `seconds` is how long it took; for a step that shared a message, the time between claim and record by the server's
-    clock. None where that could not be read.
+    `seconds` is its duration; for a step that shared a message, the time between claim and record by the server's
+    clock, None where that could not be read.
     """
 
     version: str
@@ -248,7 +248,7 @@ class Finished(NamedTuple):
 
 
 class ForeignRow(NamedTuple):
-    """A home-made runner's row about one file; its version may be written in any way."""
+    """A row of a home-made runner about one file; its version may be written in any way."""
 
     version: int | str | None
     description: str | None
@@ -259,7 +259,7 @@ class ForeignRow(NamedTuple):
 
 
 class AdoptedRow(NamedTuple):
-    """What the history is to say of a version that another tool has applied."""
+    """The new history row of a version that another tool has applied."""
 
     version: str
     name: str
@@ -269,9 +269,9 @@ class AdoptedRow(NamedTuple):
 
 
 class Adoption(NamedTuple):
-    """Another tool's history taken over, or how it would be: versions, by what becomes of them.
+    """The result of an adoption, or of its dry run: the versions of another tool's history, grouped by their fate.
 
-    `unknown` are among the adopted: they have a row there, and no file here.
+    The `unknown` versions are among the adopted: they have a row there, and no file here.
     """
 
     source: str
@@ -284,7 +284,7 @@ class Adoption(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a step did not succeed, and where. Lines, columns and statements count from 1."""
+    """The reason why a step failed, and the place. Lines, columns and statements count from 1."""
 
     version: str
     name: str

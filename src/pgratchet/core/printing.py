@@ -1,4 +1,4 @@
-"""Text from outside made safe to show: names, messages of the server, values of rows, exceptions."""
+"""Text from outside is made safe to show: names, messages of the server, values of rows, exceptions."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from typing import Any
 _BLANKS = frozenset(
     "\N{NO-BREAK SPACE}\N{OGHAM SPACE MARK}\N{NARROW NO-BREAK SPACE}\N{MEDIUM MATHEMATICAL SPACE}\N{IDEOGRAPHIC SPACE}"
 ) | {chr(code) for code in range(0x2000, 0x200B)}
-"""Spaces that some languages write; str.isprintable() knows only the one of ASCII."""
+"""Spaces of some languages; str.isprintable() accepts only the one of ASCII."""
 
 _VARIATIONS = frozenset(map(chr, (*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 """Each selects a form of the character before it; a series of them is a way to hide text."""
@@ -24,11 +24,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str, instead: str | None = None) -> str:
-    r"""Return a text in one line that cannot control a terminal, forge a line, or hide or reorder a part of itself.
+    r"""Return the text as one line that cannot control a terminal, forge a line, or hide or reorder a part of itself.
 
-    Letters, marks and symbols of every script stay, as do emoji, joined ones included. Everything else becomes an
-    escape like `\n`, `\x1b` or `\u202e`, or `instead` where that is given. What is printable already is returned as
-    it is: a backslash is not escaped, so that it does no harm to do this twice.
+    Letters, marks and symbols of every script stay, and so do emoji, joined ones included. Everything else becomes an
+    escape like `\n`, `\x1b` or `\u202e`, or `instead` where that is given. A printable text is returned as it is: a
+    backslash is not escaped, so that a second call changes nothing.
     """
     if text.isprintable() and (text.isascii() or UNSEEN.isdisjoint(text)):
         return text
@@ -37,9 +37,9 @@ def printable(text: str, instead: str | None = None) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text whose lines are each printable, and in which nothing but a line feed ends a line.
+    """Return the text with each of its lines printable; only a line feed ends a line.
 
-    For texts whose line feeds are ours: all that came from outside has to be printable before it becomes part of one.
+    For texts whose line feeds are ours: a part from outside has to be printable before it becomes part of the text.
     """
     return "\n".join(map(printable, text.split("\n")))
 
@@ -61,15 +61,15 @@ def _escape(character: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text that UTF-8 can hold: each lone surrogate becomes its escape.
+    """Return the text as UTF-8 can hold it: each lone surrogate becomes its escape.
 
-    Python puts surrogates in the place of bytes that are no UTF-8, in names of files for example.
+    Python puts surrogates in the place of bytes that are not UTF-8, for example in the names of files.
     """
     return _SURROGATE.sub(lambda found: _escape(found[0]), text)
 
 
 def to_json(document: Mapping[str, Any]) -> str:
-    """Return a document as JSON that every parser accepts, in ASCII and in one line; NaN and infinity become null."""
+    """Return the document as JSON for every parser: in ASCII and in one line; NaN and infinity become null."""
     import json  # noqa: PLC0415 - most starts write none
 
     return json.dumps(_plain(document), allow_nan=False)
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks and outer blanks, and with a mark for each character that cannot be shown."""
+    """Return the text without line breaks and outer blanks, with a mark for each character that cannot be shown."""
     return printable(" ".join(text.split()), "\N{REPLACEMENT CHARACTER}")
 
 

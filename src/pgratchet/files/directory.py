@@ -24,7 +24,7 @@ class Traversable(Protocol):
         """Yield the entries of the folder."""
 
     def is_dir(self) -> bool:
-        """Say whether it is a folder."""
+        """Say whether the object is a folder."""
 
     def read_bytes(self) -> bytes:
         """Return the content."""
@@ -48,9 +48,9 @@ _KINDS = {
 }
 _ONLY_FILES = "only regular files, and links to them, are read: move it away, or rename it"
 _CURES = {
-    errno.ENOENT: "it is a link to nothing: remove it, or put back the file that it leads to",
+    errno.ENOENT: "it is a link to nothing: remove it, or restore the file that it leads to",
     errno.ELOOP: "it is a link that leads back to itself: put the file in its place",
-    errno.EACCES: "let the user who runs pgratchet read it",
+    errno.EACCES: "allow the user that runs pgratchet to read it",
     errno.ENXIO: f"it is a socket or a device; {_ONLY_FILES}",
     errno.EOPNOTSUPP: f"it is a socket; {_ONLY_FILES}",
 }

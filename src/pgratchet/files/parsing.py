@@ -171,8 +171,8 @@ def _floor(value: str, version: str, layout: Layout) -> str:
         raise ValueError(f"compatible-with={value} is no version", "write the number of a version")
     above, here = layout.rank(floor), layout.rank(version)
     if above is not None and here is not None and above > here:
-        message = f"compatible-with={floor} lies above the file's own version, which is {version}"
-        raise ValueError(message, "write the number of the oldest version whose code can live with this file")
+        message = f"compatible-with={floor} lies above the file's own version {version}"
+        raise ValueError(message, "write the oldest version whose code works with this file")
     return floor
 
 

@@ -1,4 +1,4 @@
-"""Half-done versions: the cursor in their history row, what a run may take over, and what only a person can decide.
+"""Half-done versions: the cursor in their history row, taking over, and the cases that only a person can decide.
 
 A file that runs statement by statement has a cursor in its row, from which a later run resumes. Its text has the form
 `DIGEST[ SESSION][>DIGEST[ {OIDS}] TIME]`:
@@ -143,8 +143,8 @@ def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, Hi
     if script.mode is Mode.TRANSACTION or _digest(script, row.statements_done) != (at and at.digest):
         message = (
             f"{script.source.path}: its first {row.statements_done} statement(s) are committed since an earlier run, "
-            "but are not the same any more, or would share a transaction now; restore them as they were, fix only "
-            "what comes after"
+            "but have changed in the file, or would share a transaction now; restore them as they were, and fix only "
+            "the statements after them"
         )
         raise HistoryError(printable(message), [entry.version])
     return row.statements_done, row
@@ -183,11 +183,11 @@ def _interrupted(entry: Entry, row: HistoryRow) -> str:
     started = f"{row.started_at:%Y-%m-%d %H:%M:%S%z}" if row.started_at else "an unknown time"
     error = f" It ended with: {row.error}." if row.error else ""
     if row.cursor is None:
-        cure = "It was to be one transaction, but has committed something: look at the database, and say what by"
+        cure = "It was to be one transaction, but has committed something: look at the database, then settle it with"
     elif entry.migration is None:
-        cure = "It has no file here: finish it with the release that has it, or say how it stands by"
+        cure = "It has no file here: finish it with the release that has it, or settle it with"
     else:
-        cure = f"Finish it by `pgratchet {way}`, or say how it stands by"
+        cure = f"Finish it with `pgratchet {way}`, or settle it with"
     return (
         f"{way} {entry.version} {entry.name} was started at {started} by {row.applied_by} (server process "
         f"{row.backend_pid}) and not finished: {row.statements_done} of {row.statements_total} statements are "
@@ -221,7 +221,7 @@ def doubtful(step: Step, found: str = "") -> HistoryError:
     repair = f"pgratchet repair {step.migration.version}"
     message = (
         f"{_place(step)} was begun outside a transaction at {since} by {who}, and nobody knows whether it took "
-        f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then say "
+        f"effect; {step.done} statement(s) before it are committed. {found}Look at the database, then run "
         f"`{repair} --skip` if it took effect, `{repair} --again` if it did not; --applied or --not-applied "
         "settle the whole migration"
     )
@@ -232,10 +232,11 @@ def other_session(step: Step, was: str, now: str) -> HistoryError:
     """Return the error for a next statement that needs a session which is gone and cannot be made again."""
     repair = f"pgratchet repair {step.migration.version}"
     message = (
-        f"{_place(step)} comes next, but what the {step.done} statement(s) before it have made of their session is "
-        f"gone with it, and cannot be made again. It had: {was or 'nothing of its own'}. The new one has: "
-        f"{now or 'nothing of its own'}. Move this statement and all behind it, with what they need, into a new file "
-        f"and say `{repair} --applied`, or undo what is committed and say `{repair} --not-applied`"
+        f"{_place(step)} comes next, but the {step.done} statement(s) before it have changed their session, which is "
+        f"gone and cannot be made again. It had: {was or 'nothing of its own'}. The new one has: "
+        f"{now or 'nothing of its own'}. Move this statement and all after it, with the settings and objects that they "
+        f"need, into a new file and run `{repair} --applied`, or undo the committed statements and run "
+        f"`{repair} --not-applied`"
     )
     return HistoryError(printable(message), [step.migration.version])
 

@@ -1,6 +1,6 @@
-"""Files beside history: may this image run on this database, and which steps are to be done.
+"""Files and history are compared: this decides whether the image may run on the database, and the steps of a run.
 
-All of it is decided from two lists and nothing else.
+The two lists decide, and nothing else.
 """
 
 from bisect import bisect_right
@@ -226,7 +226,7 @@ def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int |
     """Return the versions that a way down reverts: those above `to`, or the newest `steps` ones; newest first.
 
     One of the two is given, and `steps` is 1 or more.
-    Raises UsageError where there is no version `to`, HistoryError where one of them is unknown: the database is ahead
+    Raises UsageError where there is no version `to`, HistoryError where one of them has no file: the database is ahead
     of the files.
     """
     chosen = _revertible(entries if to is None else entries[_place(entries, to) :])[:steps]
@@ -250,7 +250,7 @@ def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
 
 
 class WayDown:
-    """A way down whose versions are chosen once: asked again after a lost connection, it goes no further."""
+    """A way down that chooses its versions once: after a lost connection it reverts no more than these."""
 
     def __init__(self, to: str | None, steps: int | None) -> None:
         self._to = to
@@ -266,7 +266,7 @@ class WayDown:
         return plan_down(entries, self._versions)
 
     def plan_again(self, entries: Sequence[Entry]) -> Plan:
-        """Return the steps up again, as the function does."""
+        """Return the steps up again, as the function `plan_again` does."""
         return plan_again(entries, self._versions or (), self._absent)
 
 

@@ -1,4 +1,4 @@
-"""What a person's verdict makes of a version's row, and which verdicts make no sense."""
+"""A person's verdict changes a version's row; a verdict that contradicts the row is refused."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ _HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
 
 
 class Judgement(NamedTuple):
-    """What a person says of a version, and why."""
+    """A person's verdict on a version, and the reason for it."""
 
     version: str
     verdict: Verdict
@@ -19,9 +19,9 @@ class Judgement(NamedTuple):
 
 
 def settle(entry: Entry, verdict: Verdict) -> Settled:
-    """Return what the row is to say.
+    """Return the new values of the row.
 
-    Raises UsageError where there is no such version, HistoryError where the verdict makes no sense.
+    Raises UsageError where there is no such version, HistoryError where the verdict contradicts the row.
     """
     row = entry.row
     if entry.migration is None and row is None:

@@ -1,1 +1,1 @@
-"""SQL text becomes statements, scripts and what is known of each."""
+"""SQL text becomes statements and scripts; each statement is classified."""

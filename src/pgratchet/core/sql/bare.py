@@ -1,4 +1,4 @@
-"""The objects of a statement that runs outside a transaction: enough to find out later what it has left behind.
+"""The objects of a statement that runs outside a transaction: a later run finds its remains by them.
 
 Names are as written, without comments, for the server to resolve.
 """
@@ -10,9 +10,9 @@ from pgratchet.core.sql.statements import effect_of, tokens
 
 
 class Bare(NamedTuple):
-    """A statement's nature; `name` is the index or the partition that it is about, `table` the one where that belongs.
+    """A statement's nature and objects: `name` is an index or a partition, `table` the table that it belongs to.
 
-    A statement that works `concurrently` waits for other transactions however long they take.
+    A statement that works `concurrently` waits for other transactions without a limit.
     """
 
     nature: Nature
@@ -50,7 +50,7 @@ class _Words:
         return there
 
     def name(self) -> str | None:
-        """Return a name, qualified or not; None where none comes, or one with escapes, which only a parser reads."""
+        """Return a name, qualified or not; None for anything else, and for a name with escapes (U&)."""
         parts = []
         while self._at < len(self._tokens):
             _, begin, end = self._tokens[self._at]
@@ -86,7 +86,7 @@ def read(text: str) -> Bare:
             if table is None:
                 return Bare(Nature.OPAQUE, concurrently=concurrently)
         case Nature.DROP:
-            # Not even with IF EXISTS may it be run again: another index of that name may have come to light.
+            # Even with IF EXISTS it is not repeatable: another index of that name may have come to light.
             words.take("DROP", "INDEX", "CONCURRENTLY")
             words.take("IF", "EXISTS")
             name = words.name()

@@ -1,4 +1,4 @@
-"""What a statement does to transactions, and how a run recovers from it, as far as its own words tell.
+"""The effect of a statement on transactions, and the recovery after an interruption, by its own words alone.
 
 In doubt a statement counts as one that refuses a transaction block: only the server knows whether a subscription has a
 slot.
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 
 class Nature(Enum):
-    """How to tell whether an interrupted statement took effect."""
+    """The way to find out whether an interrupted statement took effect."""
 
     BUILD = auto()
     """Look for an index that was not there before."""
     DROP = auto()
-    """Look whether the index is gone."""
+    """Check whether the index is gone."""
     DETACH = auto()
-    """Look how far the partition is detached."""
+    """Check how far the partition is detached."""
     REINDEX = auto()
     """No need to: it may be run again, but may leave something behind."""
     REPEATABLE = auto()
@@ -29,10 +29,10 @@ class Nature(Enum):
 
 
 class Effect(NamedTuple):
-    """What a statement does to transactions.
+    """The effect of a statement on transactions.
 
-    `refuses` names a statement that a transaction block refuses, `controls` one that begins or ends a transaction; a
-    statement that `reads_stdin` waits for data from the client.
+    `refuses` is the name of a statement that cannot run in a transaction block, `controls` of one that begins or ends a
+    transaction; a statement that `reads_stdin` waits for data from the client.
     """
 
     refuses: str | None = None

@@ -1,6 +1,6 @@
-"""A source in, a script out: what may run, in which mode, and cut where.
+"""A source becomes a script: checked, with its mode, and cut into segments.
 
-Whether a file is fit to run is decided here, before anything of the run is sent.
+A file that is unfit to run is refused here, before a run sends anything.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pgratchet.core.sql.classification import HARMLESS
 from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
-"""A script is cut into at most this many segments and one, so that progress costs little."""
+"""The largest number of cuts in a script: there is one segment more, and progress costs little."""
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -27,7 +27,7 @@ _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
-    """Return the script of a source; raises FilesError with everything that makes it unfit to run."""
+    """Return the script of a source; raises FilesError with all reasons why it is unfit to run."""
     if kind is Kind.PYTHON:
         return _compile_python(source, direction)
     if "\\restrict" in source.text or "\\unrestrict" in source.text:
@@ -85,9 +85,9 @@ def _without_restrict(source: Source) -> Source:
 
 
 class _Reading(NamedTuple):
-    """The SQL statements of a script, and what has to be known of all of them before any is sent.
+    """The SQL statements of a script; those that decide how it runs, and its problems.
 
-    `controls` are those that begin or end a transaction, with their numbers.
+    `controls` begin or end a transaction, and have their numbers; `refusals` cannot run in one.
     """
 
     statements: Iterable[Statement]
@@ -134,8 +134,8 @@ def _unfit(source: Source, statement: Statement) -> Iterator[Problem]:
         cure = "write INSERTs instead, or load the data from a Python migration"
         yield Problem(path, message, cure, statement.line)
     if statement.effect.refuses == "DISCARD ALL":
-        message = "DISCARD ALL would give back the runner's lock"
-        cure = "remove it: what a file has left in its session is discarded"
+        message = "DISCARD ALL would release the runner's lock"
+        cure = "remove it: the session is reset after each file"
         yield Problem(path, message, cure, statement.line)
     if text.find(BYTE_ORDER_MARK, statement.start, statement.end) < 0:
         return
@@ -191,7 +191,7 @@ def _mixed(source: Source, refusals: Sequence[Statement], total: int) -> Problem
     statement = refusals[0]
     if len(refusals) == total:
         message = f"{statement.effect.refuses} cannot run in a transaction"
-        return Problem(source.path, message, "remove what begins and ends one around it", statement.line)
+        return Problem(source.path, message, "remove BEGIN and COMMIT around it", statement.line)
     message = (
         f"{statement.effect.refuses} cannot run in a transaction, and the file has {total - 1} other statement(s) "
         "that should share one"
@@ -201,7 +201,7 @@ def _mixed(source: Source, refusals: Sequence[Statement], total: int) -> Problem
 
 
 def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode) -> Iterator[Segment]:
-    """Yield runs of statements: one each where they run one by one, else as few as keep the number of runs low."""
+    """Yield the segments: one for each statement where they run one by one, else at most MOST_MARKERS + 1."""
     most, size = -(-total // (MOST_MARKERS + 1)), len(text) + 1
     if mode is Mode.STATEMENTS:
         most = 1
@@ -221,7 +221,7 @@ def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode
 
 
 def digests(script: Script) -> Iterator[str]:
-    """Yield, for each statement of a script that runs statement by statement, what stands for all up to it."""
+    """Yield, for each statement of a script that runs statement by statement, the digest of all statements up to it."""
     text, running = script.source.text, hashlib.sha256()
     for segment in script.segments:
         running.update(text[segment.start : segment.end].encode() + b"\0")
@@ -229,7 +229,7 @@ def digests(script: Script) -> Iterator[str]:
 
 
 def session_settings(script: Script, done: int) -> Iterator[Segment]:
-    """Yield those of the first `done` statements that changed a setting of their session, and nothing else."""
+    """Yield those of the first `done` statements that do nothing but change a setting of their session."""
     for segment in script.segments[:done]:
         match head(script.source.text, segment.start, segment.end, 2):
             case ("SET", "LOCAL" | "TRANSACTION" | "CONSTRAINTS"):

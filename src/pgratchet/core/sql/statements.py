@@ -40,8 +40,8 @@ _WORD = re.compile(rf"(?P<prefix>[eE](?=')|[uU]&(?=['\"]))|{_LETTER}{_IN_NAME}*|
 _ENDS = frozenset(";\\")
 _MARKS = frozenset("'\"$-/")
 
-# What needs no further look: text, whole strings and names. The count is bounded, because a greedy repeat remembers
-# what it has passed, and the possessive one, which does not, is broken before Python 3.11.5.
+# Text, whole strings and whole names, which need no further look. The count is bounded, because a greedy repeat
+# remembers each of its turns, and the possessive one, which does not, is broken before Python 3.11.5.
 _PLAIN = re.compile(
     r"""[^'"$;\\/-]*(?:(?:(?<![eE])'[^']*+(?:''[^']*+){0,99}'(?!')|"[^"]*+"(?!")|-(?!-)|/(?!\*))"""
     r"""[^'"$;\\/-]*){0,1000}"""
@@ -51,7 +51,7 @@ _COPY_END = re.compile(r"^\\\.\r?$", re.MULTILINE)
 
 
 class StatementKind(StrEnum):
-    """What a piece of a script is: SQL, the data behind a COPY, or a command to psql."""
+    """The kind of a piece of a script: SQL, the data behind a COPY, or a command to psql."""
 
     SQL = "sql"
     COPY = "copy"
@@ -127,7 +127,7 @@ def _options(text: str, start: int, end: int) -> Iterator[tuple[str, bool]]:
 
 
 def _bounds(text: str, start: int) -> tuple[int, int]:
-    """Return where a statement ends, and where the semicolon, the backslash or the end of the text behind it is."""
+    """Return the end of a statement, and the place of the semicolon or backslash behind it, or the end of the text."""
     end = position = start
     while True:
         plain, blanks = _PLAIN.match(text, position), _BLANKS.match(text, position)
@@ -147,8 +147,8 @@ def _bounds(text: str, start: int) -> tuple[int, int]:
 
 
 def _nesting_kind(text: str, start: int) -> str | None:
-    """Return what is created at `start` if that may hold semicolons of its own: a rule, or routines."""
-    # Not with head(), which would read on behind a parenthesis: one that is never closed has no end.
+    """Return the kind of object that is created at `start` if its body may hold semicolons; None for all others."""
+    # Not with head(): after a parenthesis that is never closed it would read the whole text.
     match [word for word, _, _ in islice(tokens(text, start, len(text)), 4)]:
         case ["CREATE", "OR", "REPLACE", "FUNCTION" | "PROCEDURE" | "RULE" | "SCHEMA" as kind]:
             return kind
@@ -182,7 +182,7 @@ def _nested_bounds(text: str, start: int, kind: str) -> tuple[int, int]:
 
 
 def _copy_data(text: str, stop: int) -> tuple[int, int, int] | None:
-    """Return the bounds of the data behind a COPY that stops at `stop`, and where SQL goes on.
+    """Return the bounds of the data behind a COPY that stops at `stop`, and the place where SQL goes on.
 
     Only a COPY at the end of its line has data.
     """
@@ -246,16 +246,16 @@ def gap_end(text: str, position: int, comments: tuple[str, ...] = ("--", "/*")) 
 
 
 def line_end(text: str, position: int) -> int:
-    """Return where the line of `position` ends: before a line feed or a carriage return."""
+    """Return the end of the line of `position`: before a line feed or a carriage return."""
     newline = _NEWLINE.search(text, position)
     return len(text) if newline is None else newline.start()
 
 
 def skip(text: str, floor: int, begin: int) -> int:
-    """Return where the string, quoted name or comment ends that begins at `begin`.
+    """Return the end of the string, quoted name or comment that begins at `begin`.
 
-    Where none begins: `begin + 1`, or for a dollar inside a name the end of that name. `floor` is a place
-    at or before `begin` where a token begins.
+    Where none begins, it is `begin + 1`, or for a dollar inside a name the end of that name. A token has to begin at
+    `floor`, at or before `begin`.
     """
     mark = text[begin]
     if mark == "'":
@@ -284,7 +284,7 @@ def _string_end(text: str, floor: int, begin: int) -> int:
 
 
 def _closed(text: str, begin: int, quote: int, marks: str) -> int:
-    """Return where the quote at `quote` is closed; an error points at `begin`."""
+    """Return the place behind the closing quote of the one at `quote`; an error points at `begin`."""
     for found in _QUOTES[marks].finditer(text, quote + 1):
         if found.end() - found.start() == 1:
             return found.end()

@@ -1,1 +1,1 @@
-"""The ways in which a directory may be written, one module each."""
+"""The layouts of directories, one module each."""

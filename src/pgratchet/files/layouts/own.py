@@ -15,16 +15,16 @@ from pgratchet.files import parsing
 from pgratchet.files.parsing import Content
 
 LONGEST_VERSION = 18
-"""Digits in a version: what a signed 64-bit number holds for certain."""
+"""The most digits of a version: a signed 64-bit number holds all of these."""
 
 LONGEST_GUESS = 40
-"""Digits of a text in which a version is looked for."""
+"""The most digits of a text that is guessed to be a version."""
 
 TIMESTAMP_DIGITS = 8
-"""Versions of at least so many digits are dates or timestamps: numbers between them are not missing."""
+"""Versions with at least this many digits are dates or timestamps: numbers between them are not missing."""
 
 LONGEST_TITLE = 100
-"""The most bytes of a description that the name of a new file has, which may have 255, and on some disks 143."""
+"""The most bytes of a description in a new file's name; a name may have 255 bytes, on some disks 143."""
 
 _NAME = re.compile(r"(?P<digits>[0-9]{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
 _DIRECTION = re.compile(r"\.(?:up|down)$", re.IGNORECASE)
@@ -42,7 +42,7 @@ async def down(connection):
 
 
 class _Read(NamedTuple):
-    """A file of the directory: its name's parts and its content, without the bytes it was read from."""
+    """A file of the directory: the parts of its name, and its content as text, without its bytes."""
 
     version: str
     title: str
@@ -58,15 +58,15 @@ class OwnLayout:
     form = f"versions are numbers, at most {LONGEST_VERSION} of the digits 0 to 9"
 
     def recognises(self, files: Iterable[File]) -> bool:
-        """Say whether any of the files is named as this layout has it."""
+        """Say whether any of the files has a name of this layout."""
         return any(_NAME.fullmatch(_unmarked(unicodedata.normalize("NFC", file.name))) for file in files)
 
     def parse(self, files: Iterable[File], *, strict: bool = False) -> Catalogue:
-        """Return the migrations that the files make up, oldest first.
+        """Return the migrations of the files, oldest first.
 
         Raises FilesError with every problem of the directory. A gap in a series of numbers is a warning, and a
-        problem where `strict`. Scripts are not read as SQL here: that is for those who plan to run them, unless
-        there are problems already, which are then reported together with those of the scripts.
+        problem where `strict`. A plan reads the scripts as SQL, and most starts plan nothing; but where the directory
+        has problems, the scripts are read here, so that all problems are reported at once.
         """
         read, problems = list[_Read](), list[Problem]()
         ups, downs = dict[str, _Read](), dict[str, _Read]()
@@ -97,23 +97,23 @@ class OwnLayout:
         return Catalogue(tuple(migrations), tuple(gaps))
 
     def canonical(self, text: str) -> str | None:
-        """Return a version without leading zeros; None for what is no version."""
+        """Return a version without leading zeros; None for a text that is no version."""
         fits = text.isascii() and text.isdecimal() and len(text) <= LONGEST_VERSION
         return (text.lstrip("0") or "0") if fits else None
 
     def meant(self, text: str) -> str | None:
-        """Return the version that a person has meant: with a plus, blanks, zeros or the digits of another script."""
+        """Return the version that a person meant by a text with a plus, blanks, zeros or digits of another script."""
         digits = text.strip().removeprefix("+")
         return self.canonical(str(int(digits))) if digits.isdecimal() and len(digits) <= LONGEST_GUESS else None
 
     def rank(self, version: str) -> Rank | None:
-        """Return the number that a version is; None for what is no version."""
+        """Return the number of a version; None for a text that is no version."""
         return None if self.canonical(version) is None else (int(version),)
 
     def draft(self, migrations: Sequence[Migration], description: str, kind: Kind, now: datetime) -> dict[str, str]:
-        """Return the files of a new migration, by name: the next number, or the next timestamp where these are used.
+        """Return the texts of the files of a new migration, by name, with the next number or timestamp.
 
-        Raises UsageError for a description that no file can be named after.
+        Raises UsageError for a description that cannot become a file name.
         """
         text = one_line(description)
         title = _title(text)
@@ -122,7 +122,7 @@ class OwnLayout:
         last = migrations[-1] if migrations else None
         digits = _next(last, now)
         if kind is Kind.PYTHON:
-            # In its first two lines Python looks for the file's encoding (PEP 263), within any comment.
+            # Python looks for the file's encoding in its first two lines, in any comment (PEP 263).
             text = re.sub("coding(?=[:=])", "coding ", text)
         mark = parsing.COMMENT[kind]
         head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
@@ -132,11 +132,11 @@ class OwnLayout:
 
 
 own = OwnLayout()
-"""The layout itself: it has no state."""
+"""The one instance: it has no state."""
 
 
 def _next(last: Migration | None, now: datetime) -> str:
-    """Return the digits behind those of the last migration, as wide as its file has them."""
+    """Return the digits of the next version, as many as the last migration's file has."""
     if last is None:
         return "001"
     number = int(last.version) + 1
@@ -149,7 +149,7 @@ def _next(last: Migration | None, now: datetime) -> str:
 
 
 def _title(description: str) -> str:
-    """Return the words of a description, as the name of a file has them; empty where there is none."""
+    """Return the words of a description in the form of a file name; empty for a description without words."""
     title = ""
     for each in unicodedata.normalize("NFC", description.lower()):
         if each.isalnum() or (_is_mark(each) and title[-1:] not in {"", "_"}):
@@ -164,12 +164,12 @@ def _title(description: str) -> str:
 
 
 def _is_mark(character: str) -> bool:
-    """Say whether it belongs to the letter before it, like a vowel of Hindi; no pattern takes it for a letter."""
+    """Say whether a character belongs to the letter before it, like a vowel of Hindi; no pattern matches it as one."""
     return not character.isascii() and unicodedata.category(character).startswith("M")
 
 
 def _read(file: File) -> _Read | Problem:
-    # In the one form that stands for all: macOS takes letters and their accents apart.
+    # In one Unicode form for all: macOS separates letters and their accents.
     written = unicodedata.normalize("NFC", file.name)
     name = _NAME.fullmatch(written if written.isascii() else _unmarked(written))
     if name is None:
@@ -191,7 +191,7 @@ def _unmarked(name: str) -> str:
 
 
 def _oddity(name: str) -> str:
-    """Return the end of a sentence about a name that does not fit: which character is to blame, if any is."""
+    """Return the end of a sentence about a wrong name, which names the first wrong character; empty for none."""
     odd = next((each for each in _unmarked(name) if not re.match(r"[\w.-]", each)), None)
     if odd is None:
         return ""
@@ -205,7 +205,7 @@ def _duplicate(file: File, found: _Read, taken: _Read) -> Problem:
     other = taken.content.source.path
     cure = "give one of them another number"
     if unicodedata.normalize("NFC", file.path) == unicodedata.normalize("NFC", other):
-        cure = "remove one of them: they have the same name, of which one is in another Unicode form (NFC and NFD)"
+        cure = "remove one of them: their names differ only in their Unicode form (NFC and NFD)"
     return Problem(file.path, f"version {found.version} is already {other}", cure)
 
 
@@ -236,7 +236,7 @@ def _gaps(ups: Mapping[str, _Read], versions: Sequence[str]) -> list[Problem]:
         missing = range(before + 1, after)
         if missing:
             numbers = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
-            cure = "add what is missing, or renumber what was never released"
+            cure = "add the missing files, or renumber files that were never released"
             problems.append(Problem(ups[str(after)].content.source.path, f"a gap in the numbers: {numbers}", cure))
     return problems
 

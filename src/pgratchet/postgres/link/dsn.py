@@ -206,7 +206,7 @@ def _troubles(url: Hidden[str]) -> Iterator[str]:
     if "%00" in url.reveal():
         yield "has a NUL (%00) in it, which PostgreSQL does not take"
     if (found := unseen(url.reveal())) is not None:
-        yield f"has {found}; take it away, or write it as %XX if it belongs to the password"
+        yield f"has {found}; remove it, or write it as %XX if it belongs to the password"
     scheme = url.reveal().partition(":")[0]
     system, _, driver = scheme.lower().partition("+")
     if system in _OTHERS:
@@ -333,7 +333,7 @@ def _refusals(parameters: Hidden[dict[str, str]]) -> Iterator[str]:
             parameters.reveal().setdefault(name, value)
     get = Hidden(parameters.reveal().get)
     if found := unseen(get.reveal()("application_name", "")):
-        yield f"an application_name with {found}; take it away"
+        yield f"an application_name with {found}; remove it"
     if get.reveal()("gssencmode") == "require":
         yield "gssencmode=require, and asyncpg does not encrypt by GSSAPI; sslmode=require encrypts by TLS"
     if get.reveal()("replication", "no") not in _NO:
