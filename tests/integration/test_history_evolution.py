@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
 Output = Callable[[bytes], Awaitable[Any]]
 TABLE = Table.parse(HISTORY)
-NULLABLE = [name for name, column in COLUMNS.items() if column.nullable]
+NULLABLE = [name for name, column in COLUMNS.items() if not column.more]
 ESSENTIAL = ["cursor", "backend_pid", "token", "compatible_with"]
 OPTIONAL = [name for name in NULLABLE if name not in ESSENTIAL]
 

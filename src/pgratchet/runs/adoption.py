@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pgratchet.core.model import Adoption, Lock, Migration
 from pgratchet.postgres.ledger import lock
-from pgratchet.postgres.ledger.foreign.homemade import Takeover, take_over
+from pgratchet.postgres.ledger.foreign.homemade import Takeover, read_foreign, take_over
 from pgratchet.postgres.ledger.history import History, refuse_misspelled
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.session import Connection, open_session
@@ -59,7 +59,7 @@ async def _compared(  # noqa: PLR0913 - two tables, the files, and how
     *,
     skip_failed: bool,
 ) -> Takeover:
-    foreign = await history._replace(table=source).read_foreign(connection)
+    foreign = await read_foreign(connection, history._replace(table=source))
     rows = await history.read(connection)
     refuse_misspelled(rows, settings.layout, history.table)
     return take_over(foreign, migrations, {row.version for row in rows}, settings.layout, skip_failed=skip_failed)

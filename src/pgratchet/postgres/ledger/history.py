@@ -7,19 +7,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
-from pgratchet.core.errors import ForeignTableError, ServerError, UsageError
-from pgratchet.core.model import AdoptedRow, ForeignRow, HistoryRow, RecordState
+from pgratchet.core.errors import ForeignTableError, ServerError
+from pgratchet.core.model import AdoptedRow, HistoryRow, RecordState
 from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger import trust
-from pgratchet.postgres.ledger.columns import COLUMNS, Column, Texts, defined, required
+from pgratchet.postgres.ledger.columns import COLUMNS, REQUIRED, Type
+from pgratchet.postgres.ledger.foreign.known import KNOWN_TABLES
 from pgratchet.postgres.ledger.transitions import ADOPT
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Cause, Tries, retry
@@ -31,7 +33,10 @@ _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "state
 """The values for NULLs that only somebody else's table has."""
 _STATES = {state.value: state for state in RecordState}
 
-KNOWN_TABLES = (
+_MOST_BITS = 31
+_ENDLESS = {"infinity", "-infinity"}
+
+_TABLES = (
     ("golang-migrate", {"version", "dirty"}),
     ("Ecto", {"version", "inserted_at"}),
     ("a home-made runner", {"version", "description", "filename", "executed_at", "success", "error_message"}),
@@ -40,7 +45,9 @@ KNOWN_TABLES = (
 """What other tools' tables of this name look like, by their columns, each set exact."""
 
 
-_TABLES = ("r", "p")
+TABLES = ("r", "p")
+"""The kinds of relations, as pg_class has them, that may be a history."""
+
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -50,9 +57,6 @@ _KINDS = {
     "i": "an index",
     "I": "an index",
 }
-
-_FOREIGN = "version, description, filename, executed_at::pg_catalog.timestamptz, success, error_message"
-_ADOPTABLE = "only a home-made runner's table can be adopted"
 
 _RELATION = f"""
 SELECT c.relkind::pg_catalog.text AS kind, a.attname::pg_catalog.text AS name
@@ -77,6 +81,9 @@ _MOST_CREATIONS = {Cause.LOCK: math.inf, Cause.CONFLICT: 50, Cause.RACE: 50, Cau
 
 LONGEST_PAUSE = 0.5
 """Seconds, at most, between two tries to make the table."""
+
+Texts: TypeAlias = list[str | None]
+"""The values of a column, one for each row, as PostgreSQL writes them."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -115,36 +122,37 @@ class History(NamedTuple):
         security may hide rows of it.
         """
         guards = Guards()
-
-        def checked(table: Table) -> str:
-            return ("" if anybodys else trust.owned(guards, table, self.owner)) + trust.unfiltered(guards, table)
-
+        check = partial(trust.readable, guards, owner=self.owner, anybodys=anybodys)
         try:
-            columns = await self._copied(connection, checked, patience)
+            columns = await self.copied(connection, check, patience)
         except asyncpg.InvalidTextRepresentationError as error:
             if (raised := guards.raised(error)) is None:
                 raise
             columns = await self._copied_after(raised, connection, patience)
         try:
-            return _rows(_values(columns))
+            return _rows(columns)
         except ValueError:
-            # Not every DateStyle can be read back. Whom a run trusts puts nothing else in the table's place meanwhile.
+            # Not every DateStyle can be read back. Only a trusted role can have replaced the table meanwhile.
             if await self.is_safe(connection):
-                return await self._select(connection, "", (), patience)
-        return _rows(_strangers(columns))
+                return await self.read_some(connection, None, patience)
+        return _rows(columns, _values_or_none)
 
     async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
-        """Return the same as `_copied` if a second look finds in order what a first one has raised."""
-        found = await self._inspect(connection)
+        """Return the result of `copied` if a second look finds in order what a first one has refused."""
+        if raised is Guard.COLUMNS:
+            raise ForeignTableError(self.described(*await self.relation(connection)))
+        found = await trust.inspect(connection, *self)
         if found.strange and raised is Guard.OWNER:
             raise ForeignTableError(self._untrusted(found.strange))
         guards = Guards()
+        check = partial(trust.readable, guards, owner=self.owner, anybodys=True, found=found)
         try:
-            unhidden = partial(trust.unhidden, guards, safe=not found.strange)
-            return await self._copied(connection, unhidden, patience)
+            return await self.copied(connection, check, patience)
         except asyncpg.InvalidTextRepresentationError as error:
-            if guards.raised(error) is None:
+            if (again := guards.raised(error)) is None:
                 raise
+        if again is Guard.COLUMNS:
+            raise ForeignTableError(self.described(*await self.relation(connection)))
         if found.strange:
             raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
         role = await own.fetchval(connection, "SELECT current_user")
@@ -154,67 +162,54 @@ class History(NamedTuple):
             f"or ALTER TABLE {self.table.quoted} DISABLE ROW LEVEL SECURITY"
         )
 
-    async def _copied(
-        self, connection: Connection, checked: Callable[[Table], str], patience: float | None
+    async def copied(
+        self, connection: Connection, check: Callable[[Table], str], patience: float | None
     ) -> dict[str, Texts]:
-        """Return the columns of all rows as texts: those of its partitions, where COPY does not take the table.
+        """Return the columns of all rows as texts; empty where there is no table.
 
-        `checked` is SQL that raises where a table must not be read. What it has found stays so until it is read.
+        `check` is SQL that raises where a table must not be read. Its result holds until the table is read.
         """
-        guards = Guards()
-
-        async def copied(table: Table) -> dict[str, Texts]:
-            # COPY alone would take a materialized view, too, from PostgreSQL 18 on. Without a list of columns it takes
-            # those that are there. Another tool's table may be large: it is refused before it is read.
-            lock = f"LOCK TABLE ONLY {table.quoted} IN ACCESS SHARE MODE;"
-            ours = trust.has_columns(guards, table, required())
-            copy = f"COPY {table.quoted} {own.AS_CSV}"
-            async with self._reading(connection):
-                return await own.copied(connection, lock + checked(table) + ours + copy, patience)
-
+        # COPY alone would take a materialized view, too, from PostgreSQL 18 on. Without a list of columns it takes
+        # those that are there. Another tool's table may be large: it is refused before it is read.
+        lock = f"LOCK TABLE ONLY {self.table.quoted} IN ACCESS SHARE MODE;"
+        copy = f"COPY {self.table.quoted} {own.AS_CSV}"
         try:
-            return await copied(self.table)
+            async with self._reading(connection):
+                return await own.copied(connection, lock + check(self.table) + copy, patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return {}
-        except asyncpg.InvalidTextRepresentationError as error:
-            if guards.raised(error) is None:
-                raise
-            raise ForeignTableError(self._described(*await self._relation(connection))) from None
         except asyncpg.WrongObjectTypeError:
-            kind, columns = await self._relation(connection)
+            kind, columns = await self.relation(connection)
             if kind != "p":
-                raise ForeignTableError(self._described(kind, columns)) from None
+                raise ForeignTableError(self.described(kind, columns)) from None
+        # COPY does not take a partitioned table.
         leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
-        parts = [await copied(Table(schema, name)) for schema, name in leaves]
-        names = set().union(*parts)
-        return {name: list(chain.from_iterable(part[name] for part in parts)) for name in names}
+        parts = [await self._replace(table=Table(*names)).copied(connection, check, patience) for names in leaves]
+        columns = set().union(*parts)
+        return {name: list(chain.from_iterable(part[name] for part in parts if part)) for name in columns}
 
     async def read_some(
-        self, connection: Connection, versions: Sequence[str], patience: float | None = None
+        self, connection: Connection, versions: Sequence[str] | None, patience: float | None = None
     ) -> tuple[HistoryRow, ...]:
-        """Return the rows of `versions`, as `read` does; to be called where the table `is_safe` only."""
+        """Return the rows of `versions`, None for all, as `read` does; call this only where the table `is_safe`."""
+        # As JSON a row has its columns by name, and its dates in ISO format, in any number of them and of any type.
+        query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text FROM {self.table.quoted} AS history"
+        if versions is not None:
+            query += f" WHERE version {EQ} ANY ($1::pg_catalog.text[])"
         try:
-            return await self._select(
-                connection, f"WHERE version {EQ} ANY ($1::pg_catalog.text[])", (list(versions),), patience
-            )
+            async with self._reading(connection):
+                arguments = [] if versions is None else [list(versions)]
+                records = await own.fetch(connection, query, *arguments, patience=patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-
-    async def _select(
-        self, connection: Connection, where: str, arguments: Sequence[object], patience: float | None
-    ) -> tuple[HistoryRow, ...]:
-        # As JSON a row has its columns by name, and its dates in ISO format, in any number of them and of any type.
-        query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text FROM {self.table.quoted} AS history {where}"
-        async with self._reading(connection):
-            records = await own.fetch(connection, query, *arguments, patience=patience)
         rows = [json.loads(text, parse_int=str) for (text,) in records]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-        if columns and not columns.keys() >= set(required()):
-            raise ForeignTableError(self._described(*await self._relation(connection)))
+        if columns and not columns.keys() >= set(REQUIRED):
+            raise ForeignTableError(self.described(*await self.relation(connection)))
         try:
-            return _rows(_values(columns))
+            return _rows(columns)
         except ValueError:
-            raise ServerError(self._unreadable) from None
+            raise ServerError(self.unreadable) from None
 
     @asynccontextmanager
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
@@ -257,18 +252,19 @@ class History(NamedTuple):
                 await budget.poll(str(error))
 
     async def is_safe(self, connection: Connection) -> bool | None:
-        """Say whether nobody could run code in whoever uses the table but those that a run trusts; None without one."""
-        found = await self._inspect(connection)
-        return None if found.kind is None else found.kind in _TABLES and not found.strange
+        """Return whether only roles that a run trusts run code in a session that uses the table; None without one."""
+        found = await trust.inspect(connection, *self)
+        return None if found.kind is None else found.kind in TABLES and not found.strange
 
-    async def _inspect(self, connection: Connection) -> trust.Inspection:
-        return await trust.inspect(connection, self.table, self.owner, self.trusted)
+    async def inspected(self, connection: Connection) -> trust.Inspection:
+        """Return the facts about the table, of which there may be none.
 
-    async def _refuse_unsafe(self, connection: Connection) -> trust.Inspection:
-        """Return what there is to know of the table; raises ForeignTableError where it is none, or is not safe."""
-        found = await self._inspect(connection)
-        if found.kind not in (None, *_TABLES):
-            raise ForeignTableError(self._described(*await self._relation(connection)))
+        Raises ForeignTableError where it is no table, where other tables inherit from it, or where a role that the run
+        does not trust could run code in a session that writes to it.
+        """
+        found = await trust.inspect(connection, *self)
+        if found.kind not in (None, *TABLES):
+            raise ForeignTableError(self.described(*await self.relation(connection)))
         if found.strange:
             raise ForeignTableError(self._untrusted(found.strange))
         if found.has_heirs:
@@ -278,15 +274,13 @@ class History(NamedTuple):
             )
         return found
 
-    async def inspected(self, connection: Connection) -> trust.Seal | None:
-        """Return the table as it is now, None without one; raises ServerError where the role may not write to it.
-
-        Raises ForeignTableError where it is no table, or where somebody else could run code in whoever writes to it.
-        """
-        found = await self._refuse_unsafe(connection)
+    def _writable(self, found: trust.Inspection) -> trust.Seal:
+        """Return the table as inspected; raises ServerError where there is none, or the role may not write to it."""
         if found.missing:
             needs = f"it needs {', '.join(found.missing)} on {self.table}"
             raise ServerError(f"{self._role} may not write the history: {needs}")
+        if found.seal is None:
+            raise ServerError(f"the table {self.table} has been dropped while it was made")
         return found.seal
 
     def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
@@ -308,22 +302,49 @@ class History(NamedTuple):
         where the caller knows that it is written `without` these. Raises ServerError where it lacks an essential one
         that the role may not add.
         """
-        if seal := await self.inspected(connection):
-            await self._grant(connection, readers, budget)
-            return await self._completed(connection, seal, budget, without)
-        await self._create(connection, readers, budget)
-        # Somebody else may have made it in between, whom IF NOT EXISTS gives way to.
-        return await self._completed(connection, await self._made(connection), budget, without)
+        as_owner = become(self.owner, local=True) if self.owner else ""
+        schema = identifier(self.table.schema)
+        grants = [
+            f"GRANT USAGE ON SCHEMA {schema} TO {identifier(role)};"
+            f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
+            for role in readers
+        ]
+        found = await self.inspected(connection)
+        if found.kind is None:
+            columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
+            known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
+            try:
+                # In one transaction: readers that wait already see no table that they may not read.
+                await through_races(
+                    connection,
+                    as_owner
+                    + ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
+                    + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
+                    + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
+                    + "".join(grants),
+                    budget,
+                )
+            except asyncpg.InsufficientPrivilegeError as error:
+                needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
+                raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
+            # Another session may have made it in between: IF NOT EXISTS gives way to that table.
+            seal = self._writable(await self.inspected(connection))
+        else:
+            seal = self._writable(found)
+            for grant in grants:
+                await through_races(connection, as_owner + grant, budget)
+        return await self._completed(connection, seal, budget, without) if seal.absent else seal
 
     async def _completed(
         self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
     ) -> trust.Seal:
         """Add the columns that an older release has not made; return the table as it is then."""
-        if not (missing := seal.absent):
-            return seal
-        if not missing.isdisjoint(required()):
-            raise ForeignTableError(self._described(*await self._relation(connection)))
-        adding = ", ".join(f"ADD COLUMN IF NOT EXISTS {column}" for column in defined(missing))
+        missing = seal.absent
+        if not missing.isdisjoint(REQUIRED):
+            raise ForeignTableError(self.described(*await self.relation(connection)))
+        adding = ", ".join(
+            f"ADD COLUMN IF NOT EXISTS {name} {COLUMNS[name].type}" for name in COLUMNS if name in missing
+        )
         alter = f"ALTER TABLE {self.table.quoted} {adding}"
         # Not found out by trying: that would be an error in the server's log at each start.
         if not seal.alterable:
@@ -334,46 +355,15 @@ class History(NamedTuple):
             if not missing.issubset(without):
                 _log.warning("%s; it is written without until its owner does: %s", lack, alter)
             return seal
-        await through_races(connection, f"{self._as_owner}{alter};", budget)
-        return await self._made(connection)
+        as_owner = become(self.owner, local=True) if self.owner else ""
+        await through_races(connection, f"{as_owner}{alter};", budget)
+        return self._writable(await self.inspected(connection))
 
     async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
         """Have the table, as `ensure` does; until the transaction ends nobody attaches anything to it."""
         await self.ensure(connection, readers, budget)
         await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
-        return await self._made(connection)
-
-    async def _made(self, connection: Connection) -> trust.Seal:
-        seal = await self.inspected(connection)
-        if seal is None:
-            raise ServerError(f"the table {self.table} has been dropped while it was made")
-        return seal
-
-    async def _create(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
-        """Make the table, and its schema where that is missing.
-
-        In one transaction: readers that wait already see no table that they may not read.
-        """
-        columns = ", ".join(defined(COLUMNS))
-        schema = identifier(self.table.schema)
-        known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
-        try:
-            await through_races(
-                connection,
-                self._as_owner
-                + ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
-                + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
-                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
-                + "".join(map(self._grants, readers)),
-                budget,
-            )
-        except asyncpg.InsufficientPrivilegeError as error:
-            needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
-            raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
-
-    async def _grant(self, connection: Connection, readers: Sequence[str], budget: Budget) -> None:
-        for role in readers:
-            await through_races(connection, self._as_owner + self._grants(role), budget)
+        return self._writable(await self.inspected(connection))
 
     async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
         """Say whether the readers may read the table, as far as there is one; raises ServerError for no role's name."""
@@ -395,34 +385,6 @@ class History(NamedTuple):
     def _role(self) -> str:
         return f"the role {self.owner}" if self.owner else "the role"
 
-    @property
-    def _as_owner(self) -> str:
-        return become(self.owner, local=True) if self.owner else ""
-
-    def _grants(self, role: str) -> str:
-        return (
-            f"GRANT USAGE ON SCHEMA {identifier(self.table.schema)} TO {identifier(role)};"
-            f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
-        )
-
-    async def read_foreign(self, connection: Connection) -> tuple[ForeignRow, ...]:
-        """Return the rows that a home-made runner has written; raises ForeignTableError for any other table."""
-        async with connection.transaction():
-            try:
-                # Nobody changes it between the look at what it is and the reading.
-                await own.execute(connection, f"LOCK TABLE {self.table.quoted} IN ACCESS SHARE MODE")
-            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-                raise UsageError(f"there is no table {self.table} to adopt") from None
-            except asyncpg.WrongObjectTypeError:
-                raise ForeignTableError(f"{self.table} is no table; {_ADOPTABLE}") from None
-            kind, columns = await self._relation(connection)
-            if kind not in _TABLES or not columns.issuperset(ForeignRow._fields):
-                raise ForeignTableError(f"{self._described(kind, columns)}; {_ADOPTABLE}")
-            await self._refuse_unsafe(connection)
-            with self._dates():
-                rows = await own.fetch(connection, f"SELECT {_FOREIGN} FROM {self.table.quoted}")
-        return tuple(ForeignRow._make(tuple(row)) for row in rows)
-
     async def adopt(
         self, connection: Connection, rows: Iterable[AdoptedRow], reason: str, without: Collection[str] = ()
     ) -> None:
@@ -438,27 +400,21 @@ class History(NamedTuple):
         insert = f"INSERT INTO {self.table.quoted} ({names}) VALUES ({places})"
         await own.executemany(connection, insert, [[row[at] for at in written] for row in values])
 
-    @contextmanager
-    def _dates(self) -> Iterator[None]:
-        """Raise ServerError for a date that is read inside the block, and that Python does not have."""
-        try:
-            yield
-        except OverflowError:
-            raise ServerError(self._unreadable) from None
-
     @property
-    def _unreadable(self) -> str:
+    def unreadable(self) -> str:
+        """The message for a value that Python cannot hold."""
         return (
             f"the table {self.table} has a date before the year 1 or after 9999, or a number that is none, which "
             "cannot be read; correct it"
         )
 
-    async def _relation(self, connection: Connection) -> tuple[str | None, set[str]]:
+    async def relation(self, connection: Connection) -> tuple[str | None, set[str]]:
         """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
         rows = await own.fetch(connection, _RELATION, self.table.quoted)
         return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
 
-    def _described(self, kind: str | None, columns: set[str]) -> str:
+    def described(self, kind: str | None, columns: set[str]) -> str:
+        """Return the message for a relation of this kind, with these columns, that is no history of ours."""
         other = f"{self.table.schema}.pgratchet_migrations"
         keep = f'keep it, and give pgratchet a table of its own (table = "{other}")'
         if kind in _KINDS:
@@ -468,26 +424,38 @@ class History(NamedTuple):
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
 
 
-def _values(texts: dict[str, Texts]) -> dict[str, list[Any]]:
-    """Return columns of texts as values; raises ValueError where a text is not as our own sessions have it."""
-    return {name: column.read(texts[name]) for name, column in COLUMNS.items() if name in texts}
+def _values(type_: Type, texts: Texts) -> list[Any]:
+    """Return a column's texts as values; raises ValueError for a text that our own sessions would not write."""
+    match type_:
+        case Type.TEXT:
+            return texts
+        case Type.MOMENT:
+            return [None if text is None or text in _ENDLESS else datetime.fromisoformat(text) for text in texts]
+        case Type.NUMBER:
+            # Most rows have the same number.
+            numbers = {text: None if text is None else int(text) for text in set(texts)}
+            if any(number is not None and number.bit_length() > _MOST_BITS for number in numbers.values()):
+                raise ValueError(numbers)
+            return [numbers[text] for text in texts]
 
 
-def _strangers(texts: dict[str, Texts]) -> dict[str, list[Any]]:
-    """Return the same without what cannot be read, as in a table of somebody whom the run does not trust."""
+def _values_or_none(type_: Type, texts: Texts) -> list[Any]:
+    """Return the same, with None for each other text, such as in a table of a role that the run does not trust."""
 
-    def value(column: Column, text: str | None) -> object:
+    def value(text: str | None) -> object:
         try:
-            return column.read([text])[0]
+            return _values(type_, [text])[0]
         except ValueError:
             return None
 
-    return {name: [value(COLUMNS[name], text) for text in texts[name]] for name in COLUMNS.keys() & texts}
+    return list(map(value, texts))
 
 
-def _rows(columns: dict[str, list[Any]]) -> tuple[HistoryRow, ...]:
-    if not columns:
+def _rows(texts: dict[str, Texts], values: Callable[[Type, Texts], list[Any]] = _values) -> tuple[HistoryRow, ...]:
+    """Return the rows of columns; raises the error of `values`, ServerError for a state of a newer release."""
+    if not texts:
         return ()
+    columns = {name: values(COLUMNS[name].type, texts[name]) for name in COLUMNS.keys() & texts}
     states = [_STATES.get(state) for state in columns["state"]]
     if None in states:
         version, state = (columns[name][states.index(None)] for name in ("version", "state"))

@@ -1,9 +1,9 @@
-"""Whose code runs in whoever reads a table or writes to it: its owner's, and that of everything attached to it."""
+"""The roles whose code runs when a session reads a table or writes to it, and the refusal of those not trusted."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pgratchet.postgres.ledger.columns import COLUMNS
+from pgratchet.postgres.ledger.columns import COLUMNS, REQUIRED
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.own import Connection, Guard, Guards
 from pgratchet.postgres.link.sql import EQ, GT, NE, Table, literal
@@ -11,7 +11,7 @@ from pgratchet.postgres.link.sql import EQ, GT, NE, Table, literal
 _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
 
 _TRIGGER = "pg_catalog.concat(t.oid, ':', t.xmin)"
-"""A trigger as it is now: whoever replaces it, or switches it on, writes its row anew."""
+"""A trigger as it is now: to replace it, or to switch it on, writes its row anew."""
 
 # A membership that lets nobody act as the role is none: since PostgreSQL 16 whoever creates a role is a member of that
 # kind, and before that the columns are not there.
@@ -132,7 +132,7 @@ class Seal(NamedTuple):
 
     def check(self, guards: Guards) -> str:
         """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
-        same = f"{_oid(self.table)} {EQ} {self.oid}"
+        same = f"{literal(self.table.quoted)}::pg_catalog.regclass::pg_catalog.oid {EQ} {self.oid}"
         known = literal("{" + ",".join(self.triggers) + "}")
         new = (
             f"FROM pg_catalog.pg_trigger t WHERE t.tgrelid {EQ} ANY ('{{{','.join(map(str, self.tree))}}}'"
@@ -148,85 +148,70 @@ class Seal(NamedTuple):
 class Inspection(NamedTuple):
     """A relation: its `kind` as pg_class has it, None where there is none; which rights to write to it are `missing`.
 
-    `strange` are the things in it or attached to it, each with its owner, that belong to nobody whom a run trusts.
+    `strange` are the things in it or attached to it, each with its owner, that belong to a role which the run does not
+    trust. It `has_heirs` if other tables inherit from it, and are no partitions of it.
     """
 
     kind: str | None
     missing: Sequence[str]
     strange: Sequence[tuple[str, str]]
+    has_heirs: bool
     seal: Seal | None
-
-    @property
-    def has_heirs(self) -> bool:
-        """True if other tables inherit from this one, and are no partitions of it."""
-        return self.kind == "r" and self.seal is not None and len(self.seal.tree) > 1
 
 
 async def inspect(connection: Connection, table: Table, owner: str | None, trusted: Sequence[str]) -> Inspection:
-    """Return what there is to know of a table before a run writes to it, as `owner` or else as the current role."""
-    row = await own.fetchrow(connection, _INSPECT, table.quoted, table.schema, owner, trusted)
-    seal = (
-        None
-        if row["oid"] is None
-        else Seal(
-            table,
-            row["oid"],
-            row["tree"],
-            row["triggers"],
-            frozenset(COLUMNS).difference(row["columns"]),
-            row["alterable"],
-        )
-    )
-    return Inspection(row["kind"], row["missing"], [(what, whose) for what, whose in row["strange"]], seal)
+    """Return the facts about a table before a run writes to it, as `owner` or else as the current role."""
+    (row,) = await own.fetch(connection, _INSPECT, table.quoted, table.schema, owner, trusted)
+    seal = None
+    if row["oid"] is not None:
+        absent = frozenset(COLUMNS).difference(row["columns"])
+        seal = Seal(table, row["oid"], row["tree"], row["triggers"], absent, row["alterable"])
+    strange = [(thing, role) for thing, role in row["strange"]]
+    return Inspection(row["kind"], row["missing"], strange, row["kind"] == "r" and len(row["tree"]) > 1, seal)
 
 
-def owned(guards: Guards, table: Table, owner: str | None) -> str:
-    """Return SQL that raises unless the owner of a table is, at first sight, a role that a run trusts.
+def readable(
+    guards: Guards, table: Table, owner: str | None, *, anybodys: bool, found: Inspection | None = None
+) -> str:
+    """Return SQL that raises unless COPY of a table reads all rows of a history.
 
-    At first sight: a search through all memberships is left to `inspect`.
+    It must have the required columns, none of them generated; row level security must hide no row from the current
+    role; and unless it may be `anybodys`, its owner must be, at first sight, a role that a run trusts. At first sight:
+    a search through all memberships, and through policies, is left to a second look, with what `inspect` has `found`.
     """
-    users = ", ".join(["session_user", "current_user", *([] if owner is None else [literal(owner)])])
-    # A superuser has every role, whoever owns it.
-    member = f"pg_catalog.current_setting('is_superuser') {EQ} 'off' AND pg_catalog.pg_has_role(c.relowner, 'USAGE')"
-    known = f"pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[])"
-    return guards.unless(
-        {Guard.OWNER: f"{known} OR {member}"},
-        f"FROM pg_catalog.pg_class c WHERE c.oid {EQ} {_oid(table)}",
+    oid = f"{literal(table.quoted)}::pg_catalog.regclass::pg_catalog.oid"
+    conditions = {}
+    if not anybodys:
+        users = ", ".join(["session_user", "current_user", *([] if owner is None else [literal(owner)])])
+        # A superuser is a member of every role, whichever role the owner is.
+        conditions[Guard.OWNER] = (
+            f"(SELECT pg_catalog.pg_get_userbyid(c.relowner) {EQ} ANY (ARRAY[{users}]::pg_catalog.name[]) "
+            f"OR pg_catalog.current_setting('is_superuser') {EQ} 'off' "
+            "AND pg_catalog.pg_has_role(c.relowner, 'USAGE') "
+            f"FROM pg_catalog.pg_class c WHERE c.oid {EQ} {oid})"
+        )
+    conditions[Guard.POLICY] = f"NOT pg_catalog.row_security_active({oid})"
+    if found is not None:
+        conditions[Guard.POLICY] += f" OR {_shows_all(oid, safe=not found.strange)}"
+    conditions[Guard.COLUMNS] = (
+        f"(SELECT pg_catalog.count(*) {EQ} {len(REQUIRED)} FROM pg_catalog.pg_attribute a "
+        f"WHERE a.attrelid {EQ} {oid} AND a.attname {EQ} ANY ('{{{','.join(REQUIRED)}}}'::pg_catalog.name[]) "
+        f"AND NOT a.attisdropped AND a.attgenerated {EQ} '')"
     )
+    return guards.unless(conditions)
 
 
-def has_columns(guards: Guards, table: Table, names: Sequence[str]) -> str:
-    """Return SQL that raises unless a table has all these columns, and they are not generated."""
-    return guards.unless(
-        {Guard.COLUMNS: f"pg_catalog.count(*) {EQ} {len(names)}"},
-        f"FROM pg_catalog.pg_attribute a WHERE a.attrelid {EQ} {_oid(table)} "
-        f"AND a.attname {EQ} ANY ('{{{','.join(names)}}}'::pg_catalog.name[]) "
-        f"AND NOT a.attisdropped AND a.attgenerated {EQ} ''",
-    )
+def _shows_all(oid: str, *, safe: bool) -> str:
+    """Return the SQL condition that the policies of a table show all rows to the current role.
 
-
-def unfiltered(guards: Guards, table: Table) -> str:
-    """Return SQL that raises where the current role reads a table under row level security."""
-    return guards.unless({Guard.POLICY: f"NOT pg_catalog.row_security_active({_oid(table)})"})
-
-
-def unhidden(guards: Guards, table: Table, *, safe: bool) -> str:
-    """Return SQL that raises where row level security may hide rows of a table from the current role.
-
-    It hides none where a permissive policy says `true`, and no restrictive one anything else. Unless the table is
-    `safe` to use, no policy at all may say anything else: the planner evaluates each.
+    They do where a permissive policy says `true`, and no restrictive one anything else. Unless the table is `safe` to
+    use, no policy at all may say anything else: the planner evaluates each.
     """
     everything = f"COALESCE(pg_catalog.pg_get_expr(p.polqual, p.polrelid), '') {EQ} 'true'"
     mine = f"EXISTS (SELECT FROM pg_catalog.unnest(p.polroles) r WHERE r {EQ} 0 OR pg_catalog.pg_has_role(r, 'USAGE'))"
     shown = f"pg_catalog.bool_or(p.polpermissive AND {everything} AND {mine})"
     hidden = f"pg_catalog.bool_or(NOT {everything}{f' AND NOT p.polpermissive AND {mine}' if safe else ''})"
-    return guards.unless(
-        {Guard.POLICY: f"NOT pg_catalog.row_security_active({_oid(table)}) OR ({shown} AND NOT {hidden})"},
-        f"FROM pg_catalog.pg_policy p WHERE p.polrelid {EQ} {_oid(table)} "
-        f"AND p.polcmd::pg_catalog.text {EQ} ANY ('{{r,*}}'::pg_catalog.text[])",
+    return (
+        f"(SELECT {shown} AND NOT {hidden} FROM pg_catalog.pg_policy p WHERE p.polrelid {EQ} {oid} "
+        f"AND p.polcmd::pg_catalog.text {EQ} ANY ('{{r,*}}'::pg_catalog.text[]))"
     )
-
-
-def _oid(table: Table) -> str:
-    """Return SQL for the oid of a table that is there."""
-    return f"{literal(table.quoted)}::pg_catalog.regclass::pg_catalog.oid"

@@ -8,13 +8,22 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
-from pgratchet.core.errors import HistoryError
+import asyncpg
+
+from pgratchet.core.errors import ForeignTableError, HistoryError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 from pgratchet.core.printing import one_line, printable
 from pgratchet.files.layout import Layout
+from pgratchet.postgres.ledger.history import TABLES, History
+from pgratchet.postgres.link import own
+from pgratchet.postgres.link.session import Connection
 
 UNKNOWN_CHECKSUM = "unknown"
 """Stands in the history for a file that was not there when its row was adopted."""
+
+
+_COLUMNS = "version, description, filename, executed_at::pg_catalog.timestamptz, success, error_message"
+_ADOPTABLE = "only a home-made runner's table can be adopted"
 
 
 class Takeover(NamedTuple):
@@ -24,6 +33,31 @@ class Takeover(NamedTuple):
     already: tuple[str, ...]
     skipped: tuple[str, ...]
     unknown: tuple[str, ...]
+
+
+async def read_foreign(connection: Connection, source: History) -> tuple[ForeignRow, ...]:
+    """Return the rows that a home-made runner has written into a table.
+
+    Raises UsageError where there is no table, ForeignTableError for any other table.
+    """
+    table = source.table
+    async with connection.transaction():
+        try:
+            # No other session changes it between the look at what it is and the reading.
+            await own.execute(connection, f"LOCK TABLE {table.quoted} IN ACCESS SHARE MODE")
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            raise UsageError(f"there is no table {table} to adopt") from None
+        except asyncpg.WrongObjectTypeError:
+            raise ForeignTableError(f"{table} is no table; {_ADOPTABLE}") from None
+        kind, columns = await source.relation(connection)
+        if kind not in TABLES or not columns.issuperset(ForeignRow._fields):
+            raise ForeignTableError(f"{source.described(kind, columns)}; {_ADOPTABLE}")
+        await source.inspected(connection)
+        try:
+            rows = await own.fetch(connection, f"SELECT {_COLUMNS} FROM {table.quoted}")
+        except OverflowError:
+            raise ServerError(source.unreadable) from None
+    return tuple(ForeignRow._make(tuple(row)) for row in rows)
 
 
 def take_over(
