@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
@@ -86,28 +86,27 @@ def connector(address: Address, role: str | None = None, *, sessions: bool = Fal
             if sentence not in _told:
                 _told.add(sentence)
                 _log.warning("%s: %s", address.source, sentence)
-        with _naming(address):
-            with suppress(*_UNKNOWN_SETTING), _becoming(role):
+        try:
+            try:
                 return await _open(address, opened, settings)
-            # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
-            # name, which would stay with its session for those that have none.
+            except _UNKNOWN_SETTING:
+                # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
+                # name, which would stay with its session for clients that have none.
+                pass
+            except asyncpg.InsufficientPrivilegeError as error:
+                if not_member := _not_member(role, error):
+                    raise not_member from error
+                raise
             connection = await _open(address, opened, {})
             await _prepare(connection, role, name, sessions=sessions)
-            return connection
+        except (ServerError, UsageError) as error:
+            raise type(error)(f"{error} ({address.place})") from error.__cause__
+        except (*_UNCONNECTED, asyncio.CancelledError) as error:
+            error.add_note(address.place)
+            raise
+        return connection
 
     return connect
-
-
-@contextmanager
-def _naming(address: Address) -> Iterator[None]:
-    """Add to an error where the connection would have led to."""
-    try:
-        yield
-    except (ServerError, UsageError) as error:
-        raise type(error)(f"{error} ({address.place})") from error.__cause__
-    except (*_UNCONNECTED, asyncio.CancelledError) as error:
-        error.add_note(address.place)
-        raise
 
 
 async def _open(
@@ -146,7 +145,7 @@ async def _opened(
             connection_class=Lendable,
             **more,
         )
-    _forget_password(connection)
+    _refit(connection)
     return connection
 
 
@@ -162,22 +161,40 @@ def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, ses
 
     async def connect_and_prepare() -> Connection:
         connection: Connection = await made_by(factory, known)
-        _forget_password(connection)
+        _refit(connection)
         await _prepare(connection, role, "", sessions=sessions)
         return connection
 
     return connect_and_prepare
 
 
-def _forget_password(connection: Connection) -> None:
-    """Take the password from where asyncpg keeps it without need: some tools look into what a variable holds."""
-    # There is no public way to either.
+def _refit(connection: Connection) -> None:
+    """Change what asyncpg keeps private in a new connection: it forgets the password, and notices a peer that vanished.
+
+    asyncpg keeps the password without need, and some tools look into the values of variables. It leaves the socket as
+    it is, so that the kernel does not look for the peer of an idle connection.
+    """
+    # There is no public way to any of these.
     params: Any = getattr(connection, "_params", None)
     protocol: Any = getattr(connection, "_protocol", None)
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
     if hasattr(params, "password"):
         connection._params = params._replace(password=None)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
     if hasattr(protocol, "password"):
         protocol.password = None
+    plug = transport.get_extra_info("socket") if transport is not None else None
+    if plug is None or plug.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": VANISHED_AFTER * 1000,
+    }
+    for option, value in options.items():
+        if (number := getattr(socket, option, None)) is not None:
+            plug.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
 def settings_sql(*, local: bool = False) -> str:
@@ -189,16 +206,14 @@ def settings_sql(*, local: bool = False) -> str:
     )
 
 
-@contextmanager
-def _becoming(role: str | None) -> Iterator[None]:
-    try:
-        yield
-    except asyncpg.InsufficientPrivilegeError as error:
-        # The other right that a connection can lack, told by a name that the server does not translate.
-        if role is None or error.server_source_function == "CheckMyDatabase":
-            raise
-        message = f"cannot work as the role {role}: {describe(error)}; GRANT {identifier(role)} TO the one that logs in"
-        raise ServerError(message) from error
+def _not_member(role: str | None, error: Exception) -> ServerError | None:
+    """Return the error that the login may not work as the role; None where `error` says something else."""
+    # The other right that a connection can lack is told by a name that the server does not translate.
+    lacks = isinstance(error, asyncpg.InsufficientPrivilegeError) and error.server_source_function != "CheckMyDatabase"
+    if role is None or not lacks:
+        return None
+    grant = f"GRANT {identifier(role)} TO the one that logs in"
+    return ServerError(f"cannot work as the role {role}: {describe(error)}; {grant}")
 
 
 async def _prepare(connection: Connection, role: str | None, name: str, *, sessions: bool) -> None:
@@ -211,10 +226,11 @@ async def _prepare(connection: Connection, role: str | None, name: str, *, sessi
         if value
     )
     try:
-        with _becoming(role):
-            await own.execute(connection, settings_sql() + here + sql)
-    except BaseException:
+        await own.execute(connection, settings_sql() + here + sql)
+    except BaseException as error:
         connection.terminate()
+        if isinstance(error, Exception) and (not_member := _not_member(role, error)):
+            raise not_member from error
         raise
 
 
@@ -228,7 +244,6 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
     """
     connection = await _connected(connect, budget)
     try:
-        _keep_alive(connection)
         yield connection
     except Exception as error:
         # Not told by its class: a script can raise what it likes, and open files and connections of its own.
@@ -301,21 +316,3 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "sqlstate", None)
     return f"{text} ({code})" if code else text
-
-
-def _keep_alive(connection: Connection) -> None:
-    """Have the kernel notice a peer that vanished without a word; asyncpg leaves the socket as it is."""
-    transport: asyncio.Transport | None = getattr(connection, "_transport", None)  # there is no public way
-    plug = transport.get_extra_info("socket") if transport is not None else None
-    if plug is None or plug.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
-        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
-        "TCP_KEEPCNT": KEEPALIVE_PROBES,
-        "TCP_USER_TIMEOUT": VANISHED_AFTER * 1000,
-    }
-    for name, value in options.items():
-        if (option := getattr(socket, name, None)) is not None:
-            plug.setsockopt(socket.IPPROTO_TCP, option, value)
