@@ -50,7 +50,7 @@ class Run:
                 turn = await self._wait_for_turn(connection, missing)
                 if turn is not None and await self._carry_out(turn, phases):
                     return
-            if self.progress.flying:
+            if self.progress.unanswered:
                 # Loaded already: an earlier session of this run has sent something.
                 from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as above
 
@@ -154,7 +154,7 @@ async def through_losses(
     # Losses in a row, and how many of them while one and the same step was under way.
     losses = losses_of_step = finished = 0
     while True:
-        launched = progress.launched
+        attempts = progress.attempts
         try:
             async with open_session(connect, budget) as connection:
                 return await work(connection)
@@ -170,11 +170,11 @@ async def through_losses(
                 losses, losses_of_step, finished = 0, 0, len(progress.finished)
             losses += 1
             # A step that an earlier session has left unanswered was not under way in this one.
-            if progress.flying and progress.launched != launched:
+            if progress.unanswered and progress.attempts != attempts:
                 losses_of_step += 1
             if losses_of_step >= MOST_LOSSES:
                 # Tried for ever, it would take the server down each time.
-                step = progress.flying[0].step
+                step = progress.unanswered[0].step
                 message = f"{error}; that was so {losses_of_step} times in a row while it ran"
                 migration, path = step.migration, step.script.source.path
                 failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)

@@ -52,7 +52,7 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
         refuse_unrecoverable(steps)
         applied = [entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED]
         try:
-            await executing.run(turn.lock.records, steps, applied)
+            await executing.carry_out(turn.lock.records, steps, applied)
         except OvertakenError:
             overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)
@@ -94,9 +94,9 @@ async def _look_again(turn: Turn, direction: Direction) -> tuple[Entry, ...]:
     this run cannot go on with it.
     """
     progress = turn.progress
-    if progress.flying:
+    if progress.unanswered:
         await execution.resolve(turn.connection, turn.lock.records, progress, turn.budget)
-        progress.flying = ()
+        progress.unanswered = ()
     entries = await turn.observer.look(turn.connection)
     if progress.finished:
         turn.observer.drop_lost()

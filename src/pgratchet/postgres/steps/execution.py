@@ -1,4 +1,4 @@
-"""Run steps in order and record them; each is reported once it is known to be committed and durable."""
+"""The steps of a run, done in order and recorded. A step is reported once it is known to be committed and durable."""
 
 import logging
 import time
@@ -45,11 +45,11 @@ class Execution:
         self._groups: deque[Group] = deque()
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
-    async def run(self, records: Records, steps: Iterable[Step], applied: Iterable[str]) -> None:
-        """Run the steps; raises MigrationFailedError at the first that fails, and leaves later ones alone.
+    async def carry_out(self, records: Records, steps: Iterable[Step], applied: Iterable[str]) -> None:
+        """Run the steps; raises MigrationFailedError for the first that fails, and does not run those after it.
 
-        `applied` are the versions that the steps were planned for. Raises OvertakenError if that is no longer so,
-        BusyError if another runner has the lock.
+        `applied` are the versions that were applied when the steps were planned. Raises OvertakenError if others are
+        by now, BusyError if another runner has the lock.
         """
         self._framing = self._framing._replace(records=records)
         alone = records.lock is not Lock.SESSION
@@ -63,15 +63,15 @@ class Execution:
                     raise MigrationFailedError(error.failure, self._progress.finished) from error.cause
 
     async def _run_first(self) -> None:
-        """Run the first group, or as much of it as goes; done steps are taken out of the groups.
+        """Run the first group, or a part of it, and take the steps that are done out of the groups.
 
-        Raises StepError if the step that is the first one then has failed, OvertakenError or BusyError if it must not
-        begin, or its row is another run's.
+        Raises StepError if the first of the steps that are left has failed; OvertakenError or BusyError if it must not
+        begin, or its row belongs to another run.
         """
         group = self._groups[0]
         step = group[0].step
-        self._progress.flying = group
-        self._progress.launched += 1
+        self._progress.unanswered = group
+        self._progress.attempts += 1
         limits = self._framing.limits.of(step.script.source.options)
         self._wire.begin(step.migration.version, limits.lock_timeout)
         for claim in group:
@@ -94,7 +94,7 @@ class Execution:
                 self._overtaken.add(claimed)
                 raise OvertakenError from error
             raise
-        self._progress.flying = ()
+        self._progress.unanswered = ()
 
     async def _alone(self, run: Callable[[Wire, Framing, Claim], Awaitable[None]], claim: Claim) -> None:
         started = time.monotonic()
@@ -127,17 +127,17 @@ class Execution:
             report(self._progress, claim.step, seconds.get(claim.step.migration.version))
 
     async def _compose_next(self) -> None:
-        """Have the next message ready when the server has done with this one, if it is a short one."""
+        """Compose the next message, if it is a short one, while the server works on this one."""
         group = self._groups[1] if len(self._groups) > 1 else ()
         if len(group) > 1 and (self._next is None or self._next[0] is not group):
             self._next = group, tuple(self._framing.messages(group))
 
     async def _after_error(self, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError) -> None:
-        """Take the done steps out of the first group; raises StepError if the first of the others has failed."""
+        """Take the steps that are done out of the first group; raises StepError if the first of the others failed."""
         await self._wire.roll_back(self._framing.reset)
         await resolve(self._wire.connection, self._framing.records, self._progress, self._wire.budget)
         self._groups.popleft()
-        rest = self._progress.flying
+        rest = self._progress.unanswered
         if not rest and isinstance(error, UnreadableError):
             # It was about a notice, or about a setting that is reset by now.
             _log.warning("%s", describe(error))
@@ -161,7 +161,7 @@ class Execution:
         await self._wire.before_retry(place, error, attempt)
 
     async def _is_taken(self, claim: Claim, error: BaseException) -> bool:
-        """Say whether the row is another run's: from the start, or because that took us for dead."""
+        """Return whether the row belongs to another run, which was first, or took over because we seemed to be dead."""
         table = self._framing.records.table
         if isinstance(error, asyncpg.UniqueViolationError):
             return (error.schema_name, error.table_name) == (table.schema, table.name)
@@ -181,12 +181,12 @@ class Execution:
 
 
 async def resolve(connection: Connection, records: Records, progress: Progress, budget: Budget) -> None:
-    """Report those of the flying steps that are done, from the first on, made durable; the others go on flying.
+    """Report the unanswered steps that are done, from the first on, once they are durable; the others stay unanswered.
 
-    After an error, or an answer that never came, only the history knows. It is asked when nobody is at work on the
-    steps any more: a server may notice late that its client is gone, and finish its work.
+    After an error, or without an answer, only the history knows which are done. To be called when no session is at work
+    on the steps any more: a server may notice late that its client is gone, and finish the work.
     """
-    group = progress.flying
+    group = progress.unanswered
     versions = [claim.step.migration.version for claim in group]
     rows = {row.version: row for row in await History(records.table).read_patiently(connection, budget, versions)}
     done = []
@@ -200,15 +200,15 @@ async def resolve(connection: Connection, records: Records, progress: Progress, 
             break
         done.append((claim.step, _seconds(row)))
     if 0 < len(done) < len(group):
-        # All but the last of a group commit asynchronously; what is reported must survive the server's crash.
+        # All but the last of a group commit asynchronously; a reported step must survive a crash of the server.
         await own.execute(connection, FLUSH)
     for step, seconds in done:
         report(progress, step, seconds)
-    progress.flying = group[len(done) :]
+    progress.unanswered = group[len(done) :]
 
 
 def report(progress: Progress, step: Step, seconds: float | None) -> None:
-    """Take a step for finished, and tell so."""
+    """Add a step to the finished ones, and tell it."""
     migration = step.migration
     finished = Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
     progress.finished.append(finished)
@@ -216,7 +216,7 @@ def report(progress: Progress, step: Step, seconds: float | None) -> None:
 
 
 def _repeatable(error: Exception) -> asyncpg.PostgresError | None:
-    """Return the server's error after which a step may be run again, if it is one that passes; None for any other."""
+    """Return the server's error after which a step may be run again, if it is a temporary one; None for any other."""
     if isinstance(error, StepError) and isinstance(error.cause, asyncpg.PostgresError) and not error.final:
         return error.cause
     return None
@@ -235,7 +235,7 @@ def _one_by_one(steps: Iterable[Step], applied: Iterable[str]) -> Iterator[Group
 
 
 def _seconds(row: HistoryRow | None) -> float | None:
-    """Return how long a row's step took, None where that is not known, as with a type codec that makes no datetime."""
+    """Return how long a row's step took; None if that is unknown, as with a type codec that makes no datetime."""
     if row is None or not (isinstance(row.finished_at, datetime) and isinstance(row.started_at, datetime)):
         return None
     return (row.finished_at - row.started_at).total_seconds()

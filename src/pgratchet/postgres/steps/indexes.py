@@ -1,4 +1,4 @@
-"""Indexes that are built concurrently: which are there, which are ruins, and how those go away."""
+"""Indexes that are built concurrently: how they are found, waited for, and dropped if they are invalid."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from pgratchet.postgres.wire.sending import Wire
 
 _log = logging.getLogger("pgratchet")
 
-# Never those of partitioned tables (relkind I): they are invalid until all partitions have theirs. Names are
-# resolved as the script's own session does it.
+# Not the indexes of partitioned tables (relkind I): they are invalid until each partition has its own. Names mean the
+# same as in the script's own session.
 _OF_TABLE = f"""
 SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) AS name, i.indrelid AS table, i.indisvalid AS valid,
        COALESCE(c.oid {EQ} pg_catalog.to_regclass(
@@ -47,7 +47,7 @@ FROM pg_catalog.unnest($1::pg_catalog.text[]) AS s(name)
 
 
 class Index(NamedTuple):
-    """One index of a table; `wanted` says that it has the name that was asked for."""
+    """One index of a table; a `wanted` one has the name that was asked for."""
 
     oid: int
     name: str
@@ -57,12 +57,12 @@ class Index(NamedTuple):
 
 
 async def of_table(connection: Connection, table: str, name: str | None = None) -> list[Index]:
-    """Return the indexes of a table, given the names as a script writes them; none where there is no such table."""
+    """Return the indexes of a table, with names as a script writes them; empty if there is no such table."""
     return [Index(**dict(row)) for row in await own.fetch(connection, _OF_TABLE, table, name)]
 
 
 async def settled(wire: Wire, table: str, name: str | None, ours: Callable[[Index], bool]) -> list[Index]:
-    """Return those of a table's indexes that are `ours`, once nobody is at work on those that are invalid."""
+    """Return the indexes of a table that are `ours`, once no session is at work on an invalid one."""
     look = partial(of_table, wire.connection, table, name)
     while True:
         found = list(filter(ours, await look()))
@@ -72,21 +72,21 @@ async def settled(wire: Wire, table: str, name: str | None, ours: Callable[[Inde
         who = partial(backends.builders, wire.connection, invalid[0].table)
         if await backends.until_gone(who, wire.budget, f"{invalid[0].name} is not valid"):
             continue
-        # It may have become valid before we asked who is at work; what is still invalid now was left by somebody.
+        # It may have become valid before we asked who is at work. If it is still invalid now, its build has failed.
         if found == list(filter(ours, await look())):
             return found
 
 
 async def drop_invalid(wire: Wire, indexes: Sequence[Index]) -> list[str]:
-    """Drop those of the indexes that are invalid, and return their names; no time limit ends that."""
-    ruins = [index.name for index in indexes if not index.valid]
-    if ruins:
+    """Drop the invalid ones of the indexes, without a time limit, and return their names."""
+    invalid = [index.name for index in indexes if not index.valid]
+    if invalid:
         was = await suspend(wire.connection, "lock_timeout", "statement_timeout")
-        for name in ruins:
+        for name in invalid:
             _log.warning("dropping the invalid index %s", name)
             await _drop(wire, name)
         await restore(wire.connection, was)
-    return ruins
+    return invalid
 
 
 async def _drop(wire: Wire, name: str) -> None:
@@ -95,7 +95,7 @@ async def _drop(wire: Wire, name: str) -> None:
 
 
 async def leftovers(connection: Connection) -> list[str]:
-    """Return, as sentences, what REINDEX CONCURRENTLY has left behind, anywhere, and how it is removed."""
+    """Return a sentence for each invalid index that REINDEX CONCURRENTLY has left in the database: how to remove it."""
     return [
         f"{row['name']} on {row['table']} is an invalid leftover of REINDEX CONCURRENTLY; "
         f"remove it with DROP INDEX CONCURRENTLY {row['name']}"
@@ -104,11 +104,11 @@ async def leftovers(connection: Connection) -> list[str]:
 
 
 async def suspend(connection: Connection, *timeouts: str) -> dict[str, str]:
-    """Lift time limits of the session, and return what they were."""
+    """Lift time limits of the session, and return their values, by name."""
     return {row["name"]: row["value"] for row in await own.fetch(connection, _SUSPEND, timeouts)}
 
 
 async def restore(connection: Connection, was: dict[str, str]) -> None:
-    """Set time limits that were lifted again."""
+    """Set lifted time limits to their values again."""
     for name, value in was.items():
         await own.execute(connection, f"SET {name} = {literal(value)}")

@@ -39,8 +39,8 @@ async def rehearse(wire: Wire, framing: Framing, history: History, progress: Pro
             for step in steps:
                 claim = Claim(step, uuid4().hex)
                 # If the session is lost again and again, this is the step to blame.
-                progress.flying = (claim,)
-                progress.launched += 1
+                progress.unanswered = (claim,)
+                progress.attempts += 1
                 try:
                     with python_steps.failing(wire, framing, claim):
                         await _step(wire, framing, claim)
@@ -50,7 +50,7 @@ async def rehearse(wire: Wire, framing: Framing, history: History, progress: Pro
     finally:
         if not connection.is_closed():
             await transaction.rollback()
-    progress.flying = ()
+    progress.unanswered = ()
     for step in steps:
         execution.report(progress, step, None)
 

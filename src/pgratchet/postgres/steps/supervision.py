@@ -1,4 +1,4 @@
-"""A statement that runs outside a transaction: judged where it may have run before, watched over, cleaned up after."""
+"""A bare statement, which runs outside a transaction: checked if it may have run before, repeated, cleaned up after."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from pgratchet.postgres.wire.message import Message, Part
 from pgratchet.postgres.wire.sending import Wire
 
 MOST_BUILDS = 3
-"""How often an index is built that comes out invalid although its build said that it succeeded."""
+"""How often an index is built if it is invalid although its build has succeeded."""
 
 _DETACHING = f"SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid {EQ} $1 AND inhparent {EQ} $2"
 
@@ -37,7 +37,12 @@ _log = logging.getLogger("pgratchet")
 
 
 class Supervised:
-    """One such statement. Where there is a `doubt`, an earlier run has begun it, and nobody knows how that ended."""
+    """One bare statement.
+
+    A `doubt` means that an earlier run has begun it, and that its end is unknown. `_may_be_done` is true from then on,
+    or from its answer on, or while it runs if an error would not tell: then it must not simply run again. `_there` are
+    the oids of the objects that were there when it was begun first.
+    """
 
     def __init__(self, wire: Wire, claim: Claim, segment: Segment, doubt: Begun | None) -> None:
         self._wire = wire
@@ -47,27 +52,27 @@ class Supervised:
         self._about = read(self._text)
         self._table = self._about.table or ""
         self._doubt = doubt
-        self._in_doubt = doubt is not None
+        self._may_be_done = doubt is not None
         self._there: Sequence[int] = (doubt and doubt.there) or ()
 
     async def run(self) -> None:
-        """Have the statement done: an index that it is to build is there and valid.
+        """Return once the statement is done: an index that it builds is there and valid.
 
-        Raises StepError where it failed; what is left of an index then is gone. Raises HistoryError where it turns
-        out that only a person can say whether it is done already.
+        Raises StepError if it failed; the invalid index that it may have left is dropped then. Raises HistoryError if
+        only a person can say whether it is done already.
         """
-        # A limit would end CREATE INDEX CONCURRENTLY while that waits for older transactions.
+        # CREATE INDEX CONCURRENTLY waits for older transactions, and a limit would end that.
         was = await indexes.suspend(self._wire.connection, "lock_timeout") if self._about.concurrently else {}
         place = f"statement {self._segment.first} of {self._claim.step.script.source.path}"
         await retry(self._attempt, Tries(), partial(self._wire.before_retry, place), self._repeatable)
         await indexes.restore(self._wire.connection, was)
 
     def _repeatable(self, error: Exception) -> asyncpg.PostgresError | None:
-        """Return the server's error after which the statement may be run again; None for any other.
+        """Return the server's error after which the statement may be run again, if it is a temporary one.
 
-        None if the statement may have taken effect all the same, and there is no way to check.
+        None for any other error, and if the statement may have taken effect and there is no way to check.
         """
-        unknown = self._about.nature is Nature.OPAQUE and (self._in_doubt or self._about.concurrently)
+        unknown = self._about.nature is Nature.OPAQUE and (self._may_be_done or self._about.concurrently)
         if isinstance(error, StepError) and isinstance(error.cause, asyncpg.PostgresError) and not unknown:
             return error.cause
         return None
@@ -78,13 +83,13 @@ class Supervised:
         except asyncpg.PostgresError as error:
             await self._wire.roll_back("")
             if isinstance(error, UnreadableError):
-                self._in_doubt = True
+                self._may_be_done = True
                 if await self._is_done():
                     return
-            raise StepError(await self._failure(error), error, final=True, in_doubt=self._in_doubt) from error
+            raise StepError(await self._failure(error), error, final=True, in_doubt=self._may_be_done) from error
 
     async def _once(self) -> None:
-        if not self._in_doubt:
+        if not self._may_be_done:
             self._there = await own.fetchval(self._wire.connection, f"SELECT {notes.target(self._about)}")
         elif await self._is_done():
             return
@@ -99,7 +104,7 @@ class Supervised:
                     await self._warn_of_leftovers()
 
     async def _is_done(self) -> bool:
-        """Say whether what the statement in doubt was to do is there; False also where that cannot be seen."""
+        """Return whether the statement in doubt has taken effect; False also if the catalog cannot show it."""
         match self._about.nature:
             case Nature.BUILD:
                 return self._is_built(await self._found())
@@ -111,7 +116,7 @@ class Supervised:
                 return False
 
     async def _is_dropped(self) -> bool:
-        """Say whether the index is gone that the name has meant when the statement was begun."""
+        """Return whether the index is gone that had the name when the statement was begun."""
         (oid,) = self._there
         found = await own.fetchrow(self._wire.connection, _DROPPED, oid, self._about.name)
         if oid and found["other"] and not found["gone"]:
@@ -119,12 +124,12 @@ class Supervised:
         return bool(oid) and found["gone"] is True
 
     async def _send(self, text: str) -> None:
-        # What is run bare although its words do not say why, such as CALL, has commits of its own: an error does
-        # not say how many of them came before it.
-        self._in_doubt = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
+        # A statement that is bare although its words do not show why, such as CALL, has commits of its own: an error
+        # does not tell how many of them came before it.
+        self._may_be_done = self._about.nature is Nature.OPAQUE and self._segment.refuses is None
         await self._wire.send(self._message(text))
-        # It is done, and not counted: what goes wrong from here on is no failure of it.
-        self._in_doubt = True
+        # It is done, and not counted: a later error is no failure of it.
+        self._may_be_done = True
 
     def _message(self, text: str) -> Message:
         return Message(text, (Part(0, self._claim, self._segment),))
@@ -144,7 +149,7 @@ class Supervised:
         raise StepError(failure._replace(hint=hint), ServerError(message), final=True)
 
     def _is_built(self, found: Sequence[Index]) -> bool:
-        """Say whether an index that was found has come since the statement was begun, and is valid."""
+        """Return whether one of the indexes is valid, and was not there when the statement was begun."""
         new = [index for index in found if index.oid not in self._there]
         built = any(index.valid for index in new)
         if self._about.name is None and (built or len(new) > 1):
@@ -156,9 +161,9 @@ class Supervised:
         return built
 
     async def _found(self) -> list[Index]:
-        """Return what the statement builds, or has built: at most one index.
+        """Return the index that the statement builds, or has built, if it is there.
 
-        Without a name that is one that was not there before.
+        A statement without a name builds one that was not there before.
         """
 
         def ours(index: Index) -> bool:
@@ -167,12 +172,12 @@ class Supervised:
         return await indexes.settled(self._wire, self._table, self._about.name, ours)
 
     async def _detach(self) -> None:
-        # A detachment that was interrupted cannot be begun again.
+        # PostgreSQL refuses to begin an interrupted detachment again.
         finish = f"ALTER TABLE {self._table} DETACH PARTITION {self._about.name} FINALIZE"
         await self._send(finish if await self._pending() else self._text)
 
     async def _pending(self) -> bool | None:
-        """Return whether the partition is half detached; None where it is none of the table's."""
+        """Return whether the partition is half detached; None if it is no partition of the table."""
         pending: bool | None = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
         return pending
 
@@ -182,12 +187,12 @@ class Supervised:
         hints = [failure.hint] if failure.hint else []
         if isinstance(error, asyncpg.UniqueViolationError) and self._about.nature is Nature.BUILD:
             hints.append("fix the data")
-        if not self._in_doubt:
+        if not self._may_be_done:
             hints += await self._clean_up()
         return failure._replace(hint="; ".join(hints) or None)
 
     async def _clean_up(self) -> list[str]:
-        """Remove what a failed statement has left behind, and say what that was."""
+        """Remove the invalid index that a failed statement has left, and return sentences about that."""
         try:
             if self._about.nature is Nature.REINDEX:
                 return await self._warn_of_leftovers()

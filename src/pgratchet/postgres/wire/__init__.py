@@ -1,1 +1,1 @@
-"""One message to the server, and the words for what came of it."""
+"""One message to the server, and its result in terms of files."""

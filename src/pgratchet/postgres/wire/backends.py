@@ -1,4 +1,4 @@
-"""Other sessions: which of them are at work, as a log line tells it, and waiting until they are gone."""
+"""Other sessions at work: finding them, describing them in one line, waiting for their end."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,15 +18,15 @@ SESSIONS = (
     "::pg_catalog.int4 AS age, "
     "a.query FROM pg_catalog.pg_stat_activity a WHERE "
 )
-"""Asks for what `told` tells."""
+"""The columns that `told` describes; a condition follows."""
 
 QUERY_CHARACTERS = 100
-"""How much of a session's query is told."""
+"""The part of a session's query that is shown."""
 
-# A runner is idle between its statements too, but not for long, and has the name of its step then: a pooler hands
-# the session of one that is gone to others, who may look for the lock in it again and again. The start of others'
-# sessions is hidden from a role that may not see what they do: who has the number then, and may have logged in as
-# the runner did, may be the one looked for.
+# A runner is idle between two statements, too, but not for long, and its session has the name of its step. A session
+# that is idle for longer may be one that a pooler has given to another client after the runner was gone.
+# Without pg_read_all_stats the backend_start of other roles' sessions is hidden: then the pid and the login role are
+# the best match.
 _RUNNER = (
     f"{SESSIONS} a.pid {EQ} $1 AND a.pid {NE} pg_catalog.pg_backend_pid() "
     f"AND a.datname {EQ} pg_catalog.current_database() "
@@ -41,10 +41,10 @@ LOCKS = (
     f"pg_catalog.pg_locks l WHERE l.locktype {EQ} 'relation' AND l.granted AND l.database {EQ} "
     f"(SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database())"
 )
-"""The locks on this database's tables: another's may have the same number."""
+"""The locks on tables of this database: a table of another one may have the same oid."""
 
-# What builds or drops an index concurrently holds such a lock from before its first to after its last step. So
-# does autovacuum, which has no user, and gives way.
+# A session that builds or drops an index concurrently holds such a lock from its first step to its last. So does
+# autovacuum, which has no user, and gives way.
 _BUILDERS = (
     f"{SESSIONS} a.usesysid IS NOT NULL AND a.pid {NE} pg_catalog.pg_backend_pid() AND a.pid {EQ} ANY ("
     f"SELECT l.pid FROM {LOCKS} AND l.relation {EQ} $1 AND l.mode {EQ} ANY ('{{ShareUpdateExclusiveLock,ShareLock,"
@@ -55,18 +55,21 @@ _log = logging.getLogger("pgratchet")
 
 
 async def runner(connection: Connection, row: HistoryRow, owner: str | None) -> str:
-    """Return who is still at work on a version, empty where its runner has gone, or has stopped working."""
+    """Return the session that is at work on a half-done version, described; empty if its runner is gone or idle."""
     async with as_login(connection, owner):
         return told(await own.fetch(connection, _RUNNER, row.backend_pid, row.backend_start, row.applied_by))
 
 
 async def builders(connection: Connection, table: int) -> str:
-    """Return who may be building an index of the table, given its oid, at this moment; empty where nobody is."""
+    """Return the sessions that may be building an index of the table with that oid, described; empty if none is."""
     return told(await own.fetch(connection, _BUILDERS, table))
 
 
 async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: str) -> bool:
-    """Return when `who` names nobody; True: it did before. Polls, for the reason that the lock is polled for."""
+    """Return once `who` names no session any more; True: it did before.
+
+    Polls, because a session that waits in a blocked statement keeps a snapshot (see `RunnerLock.try_acquire`).
+    """
     often, waited = Interval(TELL_EVERY), False
     while somebody := await who():
         waited = True
@@ -78,7 +81,7 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
 
 
 def told(rows: Iterable[asyncpg.Record]) -> str:
-    """Return who the sessions are and what they do; empty where there are none."""
+    """Return a description of the sessions and of their work; empty if there are none."""
     return "; ".join(map(_session, rows))
 
 
@@ -86,6 +89,6 @@ def _session(row: asyncpg.Record) -> str:
     query = " ".join((row["query"] or "").split())[:QUERY_CHARACTERS]
     name = row["application_name"] or "no application name"
     if row["state"] is None:
-        # Others' activity is hidden from a role that is neither theirs nor a member of pg_read_all_stats.
+        # Hidden from a role that is neither the session's own nor a member of pg_read_all_stats.
         return f"pid {row['pid']} ({row['usename']}, {name}; GRANT pg_read_all_stats shows what it does)"
     return f"pid {row['pid']} ({row['usename']}, {name}, {row['state']} for {row['age']} s: {query})"

@@ -1,6 +1,6 @@
-"""What of an error goes into the history, which readers and other runners see: nothing that came from a row.
+"""The part of an error that is recorded in the history, where readers and other runners see it: no data from a row.
 
-Whoever runs the migration is told everything.
+The caller of the run gets the whole error.
 """
 
 import re
@@ -12,10 +12,10 @@ from pgratchet.core.printing import printable
 from pgratchet.postgres.link.own import UnreadableError
 
 _ANYBODYS = ("38", "39", "F0", "HV", "P0", "XX")
-"""Classes of SQLSTATE whose messages are those of functions, extensions and other servers: they may say anything."""
+"""Classes of SQLSTATE whose messages come from functions, extensions and other servers, and may hold any text."""
 
 _DATA = "22"
-"""The class whose messages quote values: they come behind a quotation mark, a colon or as a number."""
+"""The class whose messages quote values: after a quotation mark, after a colon, or as a number."""
 
 _MARKS = '"«»„“”「」'
 _VALUE = re.compile(f"['\u2018\u2019:\uff1a({_MARKS}]|(?<!\\$)\\b\\d")
@@ -26,9 +26,9 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def recordable(failure: Failure, cause: BaseException, source: str) -> str:
-    """Return what the history is to say of a failure of the file with that text: printable, in one line.
+    """Return the text that the history keeps of a failure of a file, given the file's text: printable, in one line.
 
-    The file's own words stay, and those of the server that hold no value; for all else stands the kind of the error.
+    It keeps words of the file, and words of the server that hold no value; otherwise it names the kind of the error.
     """
     code = f" ({failure.sqlstate})" if failure.sqlstate else ""
     line = f", line {failure.line}" if failure.line is not None else ""
@@ -42,12 +42,12 @@ def _words(failure: Failure, cause: BaseException, source: str) -> str:
     if isinstance(cause, asyncpg.PostgresError):
         return _of_server(failure, cause, source) or _CAPITAL.sub(" ", kind).lower()
     said = failure.message.removeprefix(f"{kind}: ")
-    # What is not behind the name of an exception is a sentence of ours.
+    # A message that does not begin with the name of its exception is a sentence of ours.
     return failure.message if said == failure.message or _is_literal(said, source) else kind
 
 
 def _of_server(failure: Failure, error: asyncpg.PostgresError, source: str) -> str:
-    """Return what may be said of a message; empty for nothing, as one with a context may be anybody's."""
+    """Return the part of a message that may be recorded; empty if it may come from a function, as its context shows."""
     message, kind = failure.message, (failure.sqlstate or "")[:2]
     if _is_literal(message, source):
         return message
@@ -61,10 +61,10 @@ def _of_server(failure: Failure, error: asyncpg.PostgresError, source: str) -> s
     words, rest = _QUOTED.findall(message), _QUOTED.sub("", message)
     if all(word.strip() in known for word in words) and not _ALL_QUOTED.search(rest):
         return message
-    # To the last mark, as a value may hold some itself.
+    # Up to the last quotation mark: a value may hold some itself.
     return _ALL_QUOTED.sub('"..."', message)
 
 
 def _is_literal(text: str, source: str) -> bool:
-    """Say whether a text stands in quotation marks in a file: then it holds nothing of a row."""
+    """Return whether a text is a literal in a file: then it holds no data from a row."""
     return any(f"{mark}{text}{mark}" in source for mark in "'\"")

@@ -1,4 +1,4 @@
-"""What went wrong, said in terms of files."""
+"""Failures of steps, in terms of files: path, line, column, statement."""
 
 import traceback
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from pgratchet.postgres.link.own import Guard
 from pgratchet.postgres.wire.message import Message, Part, part_at
 
 EXCERPT_LINES = 2
-"""How many lines before and after the one that failed are shown."""
+"""How many lines are shown before and after the one that failed."""
 
 
 class StepError(Exception):
     """A step failed, is rolled back, and is not recorded yet.
 
-    A `final` one is not to be tried again; of one `in_doubt` nobody knows how far it came.
+    A `final` failure is not tried again; a step `in_doubt` may have taken effect in part.
     """
 
     def __init__(self, failure: Failure, cause: BaseException, *, final: bool = False, in_doubt: bool = False) -> None:
@@ -33,11 +33,11 @@ class StepError(Exception):
 
 
 class OvertakenError(Exception):
-    """Another runner has been at work: the history has to be read again."""
+    """Another runner has been at work: the history must be read again."""
 
 
 def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
-    """Raise BusyError or OvertakenError where a step's own transaction has found out that it must not begin."""
+    """Raise BusyError or OvertakenError if the error says that the step must not begin now, or not as planned."""
     match records.guards.raised(error):
         case Guard.BUSY:
             raise BusyError
@@ -46,19 +46,19 @@ def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
 
 
 class Spot(NamedTuple):
-    """A place in a script: the character, and the number of the statement, as far as they are known."""
+    """A place in a script: the offset of the character and the number of the statement, None if unknown."""
 
     offset: int | None = None
     statement: int | None = None
 
 
 def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:
-    """Return the part of a message that an error points into, None where it points nowhere in particular."""
+    """Return the part of a message that an error points into, None if it has no position in a part."""
     return None if error.position is None else part_at(message, int(error.position))
 
 
 def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -> Spot:
-    """Return where an error happened: where it points to, or else the part that execution had reached."""
+    """Return the place of an error: its own position, or else the part that execution had `reached`."""
     part = owner(message, error)
     if part is not None and error.position is not None:
         return _inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
@@ -68,9 +68,9 @@ def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -
 
 
 def reached(sent: Sequence[Part], claim: Claim, marks: int) -> Part | None:
-    """Return the part of a step that was running after so many markers; None where that is not known.
+    """Return the part of a step that was running after that number of markers; None if that is unknown.
 
-    It is not known without markers, and past the last part: a constraint that was deferred, for example.
+    It is unknown without markers, and after the last part: a deferred constraint fails there, for example.
     """
     mine = [part for part in sent if part.claim is claim]
     if len(mine) <= 1:
@@ -88,7 +88,7 @@ def _inside(part: Part, offset: int) -> Spot:
 
 
 def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: Guard | None = None) -> Failure:
-    """Return what the server says of a step, at its place in the file, or which guard of ours it has `raised`."""
+    """Return the server's error about a step as a failure at a place in its file; `raised` is our guard in it."""
     message, hint = str(error.args[0] if error.args else error), error.hint
     if raised is not None:
         message = str(raised)
@@ -104,7 +104,7 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: 
 
 
 def from_python(claim: Claim, error: BaseException, raised: Guard | None = None) -> Failure:
-    """Return what an exception says of a Python step, at the innermost line of the migration's own file."""
+    """Return an exception of a Python step as a failure, at the innermost line of the migration's own file."""
     path = claim.step.script.source.path
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = frames[-1].lineno if frames else None

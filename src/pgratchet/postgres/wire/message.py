@@ -1,6 +1,6 @@
-"""One message: steps in, one simple-protocol text out, and the way back from a place in it to a place in a file.
+"""One message: steps in, one simple-protocol text out, and the way back from a position in it to a place in a file.
 
-What goes around a script makes it one claimed, recorded transaction without a trace.
+The SQL around a script makes it one transaction that is claimed and recorded, and leaves nothing in the session.
 """
 
 import platform
@@ -21,23 +21,23 @@ from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, Limits, become, identi
 from pgratchet.postgres.wire.progress import Group
 
 END = "\n;"
-"""The end of each segment: a comment that is the last thing in a file would swallow a mere semicolon."""
+"""The end of each segment: after a comment at the end of a file, a semicolon alone would be a part of the comment."""
 
 MOST_STEPS = 50
 MOST_CHARACTERS = CHUNK
 """Limits of a message that several steps share."""
 
-# RESET ALL passes over what is at its default, such as a search_path that is so until COMMIT only.
+# RESET ALL skips a setting that is at its default, such as a search_path that is at it until COMMIT only.
 CLEAN = (
     "RESET SESSION AUTHORIZATION;RESET ROLE;RESET search_path;RESET ALL;"
     "CLOSE ALL;UNLISTEN *;DISCARD SEQUENCES;DISCARD TEMP;"
 )
-"""Takes back what a script may have left in its session, or in a pooler's."""
+"""Removes everything that a script may have left in a session, its own or a pooler's."""
 
 _OF_A_SESSION = "DEALLOCATE ALL;"
 
 _OF_A_POOLER = (
-    # The pooler itself keeps prepared statements there, for other clients: only those of SQL may be a script's.
+    # The pooler itself keeps prepared statements there, for other clients: only PREPARE in a script sets from_sql.
     "DO $pgratchet$DECLARE n pg_catalog.text;BEGIN "
     "FOR n IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql "
     "LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', n);END LOOP;END$pgratchet$;"
@@ -46,11 +46,11 @@ _UNLOCK = "SELECT pg_catalog.pg_advisory_unlock_all();"
 
 _OURS = "FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
 
-# Whatever the session's DateStyle is, whose forms may name no offset, and its codec of timestamps.
+# As a text in one form: the session's DateStyle may leave out the offset, and a factory may have set another codec.
 _ISO = "pg_catalog.to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00')"
 _STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
 
-# As others see it: SET SESSION AUTHORIZATION changes session_user only.
+# Not session_user: SET SESSION AUTHORIZATION changes that, and other sessions still see the login role.
 _LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
@@ -70,7 +70,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
 
 
 class Part(NamedTuple):
-    """Where a segment stands in a message: `at` is an offset in characters, as those of the segment are."""
+    """A segment in a message: `at` is its offset there, in characters; a `marked` one has a marker after it."""
 
     at: int
     claim: Claim
@@ -79,7 +79,7 @@ class Part(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A text that is sent at once, and the parts of it that are the files' own: none, if all of it is ours."""
+    """A text that is sent at once, and its parts that come from files: none if all of it is ours."""
 
     text: str
     parts: tuple[Part, ...] = ()
@@ -96,8 +96,8 @@ class Frame(NamedTuple):
 class Facts(NamedTuple):
     """The facts about a session that a run needs, read once, when its turn has come.
 
-    A `prepared` session has our settings as its defaults: RESET ALL brings them back. `pooled`: each transaction
-    may be another server process's. `login` is the role that logs in, `role` the one that it works as; `readers` is
+    A `prepared` session has our settings as its defaults: RESET ALL restores them. In a `pooled` one each transaction
+    may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
     the former if it needs a grant to read the history, as beside an owner. `writer` is how rows name this run.
     """
 
@@ -153,9 +153,9 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
 class Framing(NamedTuple):
     """The SQL around the steps of one run, in one session.
 
-    The server says `marker` after each part of a message; None if it has no language to say it in. `ourselves` gives
-    back, until COMMIT, the role and the search_path that a script may have changed. `clean` takes back everything that
-    a script may have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
+    `marker` is the notice after each part of a message, None if the server lacks PL/pgSQL. `ourselves` restores, until
+    COMMIT, the role and the search_path, which a script may have changed. `clean` removes everything that a script may
+    have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
     """
 
     records: Records
@@ -198,7 +198,7 @@ class Framing(NamedTuple):
         )
 
     def messages(self, group: Group) -> Iterator[Message]:
-        """Return the messages that run the steps of a group, each in a transaction of its own.
+        """Return the messages that run the steps of a group, each step in a transaction of its own.
 
         All but the last commit asynchronously: the last COMMIT makes all of them durable.
         """

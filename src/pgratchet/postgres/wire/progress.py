@@ -10,12 +10,12 @@ Group = tuple[Claim, ...]
 class Progress:
     """`finished` grows as steps are known to be committed and durable; `tell` gets each event of the run.
 
-    `flying` are the steps that were sent and not answered yet: after a lost connection only the history knows whether
-    they are done. `launched` counts how often steps were sent.
+    `unanswered` are the steps that were sent last, as long as there is no answer: after a lost connection only the
+    history knows whether they are done. `attempts` counts how often steps were sent.
     """
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
         self.finished: list[Finished] = []
-        self.flying: Group = ()
-        self.launched = 0
+        self.unanswered: Group = ()
+        self.attempts = 0

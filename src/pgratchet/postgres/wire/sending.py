@@ -23,10 +23,10 @@ from pgratchet.postgres.wire.backends import SESSIONS, told
 from pgratchet.postgres.wire.message import Message, Part
 
 LOOK_AFTER = 2.0
-"""Seconds that work may take before a second session looks who blocks it, and between two looks, at most."""
+"""Seconds, at most, before a second session looks for blockers of the work, and between two looks."""
 
 LONGEST_CONNECTING = 1.0
-"""Seconds that finished work may have to wait for the second session, that looks who blocks it, to connect."""
+"""Seconds that finished work may have to wait while the second session connects."""
 
 NO_TRANSACTION = "25P01"
 """The server's warning that a ROLLBACK of ours has nothing to roll back."""
@@ -40,7 +40,7 @@ _BLOCKERS = (
 T = TypeVar("T")
 
 Meanwhile = Callable[[], Coroutine[Any, Any, None]]
-"""Work of ours that is done while the server does its own."""
+"""Our own work while the server works."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -48,8 +48,8 @@ _log = logging.getLogger("pgratchet")
 class Wire:
     """One session. `budget` bounds its waiting; `tell` gets each retry and each finished statement.
 
-    `blockers` are looked for while it is at work. `marks` counts the notices since the last `begin` whose whole text
-    is `marker`.
+    `blockers` looks for sessions in the way while this one works. `marks` counts the notices since the last `begin`
+    whose whole text is `marker`.
     """
 
     def __init__(self, connection: Connection, blockers: "Blockers", budget: Budget, tell: Tell, marker: str) -> None:
@@ -64,9 +64,9 @@ class Wire:
         self._lock_timeout = 0.0
 
     def begin(self, version: str, lock_timeout: float) -> None:
-        """Begin a step: its version is that of retries, and its first marker is the next one.
+        """Begin a step: events name its version, and markers are counted from 0.
 
-        Blockers are looked for twice in `lock_timeout` seconds; each lock that it has not got costs all of them.
+        Blockers are looked for twice within `lock_timeout` seconds. A lock timeout charges all of them to the budget.
         """
         self._version = version
         self._lock_timeout = lock_timeout
@@ -84,14 +84,14 @@ class Wire:
             if not self.connection.is_closed():
                 self.connection.remove_log_listener(self._hear)
 
-    def _hear(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
-        if message.message == self._marker:
+    def _hear(self, _: object, notice: asyncpg.PostgresLogMessage) -> None:
+        if notice.message == self._marker:
             self.marks += 1
             if self._marked:
                 part = self._marked.popleft()
                 self.tell_finished(part.claim.step, part.segment)
-        elif message.sqlstate != NO_TRANSACTION:
-            _log.info("%s: %s", message.severity, message.message)
+        elif notice.sqlstate != NO_TRANSACTION:
+            _log.info("%s: %s", notice.severity, notice.message)
 
     def tell_finished(self, step: Step, segment: Segment) -> None:
         """Tell that a step is done up to the end of a segment."""
@@ -113,7 +113,7 @@ class Wire:
             raise
 
     async def send_apart(self, message: Message) -> None:
-        """Run a message of ours, in a session of its own if this one has ended."""
+        """Run a message of ours, in a new session if this one has ended."""
         if self.connection.is_closed():
             async with open_session(self._blockers.connect, self.budget) as connection:
                 await own.execute(connection, message.text)
@@ -121,13 +121,13 @@ class Wire:
             await self.send(message)
 
     async def roll_back(self, reset: str) -> None:
-        """Leave any open transaction, and take back everything that a script has left in the session."""
+        """End an open transaction, if there is one, and run `reset`."""
         # The server goes on after a warning that cannot be read.
         with suppress(UnreadableError):
             await own.execute(self.connection, f"ROLLBACK;{reset}")
 
     async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Meanwhile | None = None) -> T:
-        """Return the result of `work`, or raise its error; sessions that block it for long are logged.
+        """Return the result of `work`, or raise its error; log the sessions that block it for long.
 
         `meanwhile` runs once `work` waits for the server.
         """
@@ -149,7 +149,7 @@ class Wire:
         return result
 
     async def retried(self, place: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `work`, which is repeated while the server's errors are such that pass.
+        """Return the result of `work`, which is repeated after temporary errors of the server.
 
         Raises the last error; no transaction is open then.
         """
@@ -164,7 +164,7 @@ class Wire:
         return await retry(attempt, Tries(), partial(self.before_retry, place))
 
     async def before_retry(self, what: str, error: asyncpg.PostgresError, attempt: int) -> None:
-        """Pause before another attempt at work that failed, and say what was in its way."""
+        """Tell that `what` has failed and is tried again, and pause."""
         if isinstance(error, asyncpg.LockNotAvailableError):
             self.budget.spend(self._lock_timeout)
         event = Retried(self._version, what, attempt + 1, describe(error), self._blockers.seen)
@@ -173,11 +173,10 @@ class Wire:
 
 
 class Blockers:
-    """The sessions that block a runner, looked up from a second session, in autocommit, only to be told.
+    """The sessions that block a runner, looked up from a second session, in autocommit, for log lines and events.
 
-    `seen` are those that were seen last, empty if there were none; a look comes `every` few seconds. The runner is
-    the server process `pid`; None if each transaction may be another process's, as behind a pooler: then it is the
-    one that holds the lock `key`.
+    `seen` describes the last ones, empty if there were none; `every` is the time between looks in seconds. The runner
+    is the server process `pid`; if that is None, as behind a pooler, it is the one that holds the lock `key`.
     """
 
     def __init__(self, connect: Connect, key: int, pid: int | None) -> None:
@@ -199,16 +198,16 @@ class Blockers:
                             _log.warning("waiting for a lock held by %s", seen)
                         await anyio.sleep(self.every)
                 finally:
-                    # Nothing of it is worth a farewell, for which a run that is cancelled would wait as well.
+                    # Not close(): a cancelled run would have to wait for it.
                     connection.terminate()
         except Exception as error:  # noqa: BLE001 - a factory of connections may raise anything
             _log.debug("cannot see who blocks: %s", describe(error))
 
 
 async def _unhurried(connect: Connect) -> Connection:
-    """Return a connection, also where the caller is cancelled meanwhile, after `LONGEST_CONNECTING` at the latest.
+    """Return a connection, also if the caller is cancelled meanwhile; raises TimeoutError after `LONGEST_CONNECTING`.
 
-    A cancelled asyncpg.connect() may leave a future behind, of which asyncio then logs that nobody has looked at it.
+    A cancelled asyncpg.connect() may leave a future behind, and asyncio logs that its exception was never retrieved.
     """
     with anyio.fail_after(LONGEST_CONNECTING, shield=True):
         return await connect()
