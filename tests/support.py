@@ -1,15 +1,17 @@
 """What several tests share: short ways into a database, conditions to wait for, and a gate to stop a runner at."""
 
+import asyncio
 import importlib.util
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
+from weakref import WeakKeyDictionary
 
 import anyio
 import asyncpg
@@ -27,6 +29,9 @@ LOCK_KEY = Table.parse(HISTORY).lock_key
 PATIENCE = 15.0
 POLLING = ("advisory_lock", "pg_stat_activity", "version OPERATOR")
 """What the last statement of a session that waits for the runner's lock contains."""
+
+HEAD = "-- pgratchet: no-transaction\n"
+"""The head of a file that runs statement by statement."""
 
 GATE = 4711
 PASS_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE});\n"
@@ -72,6 +77,47 @@ async def connected(dsn: str, **settings: str) -> AsyncIterator[Connection]:
         connection.terminate()
 
 
+@asynccontextmanager
+async def borrowed(dsn: str) -> AsyncIterator[Connection]:
+    """Lend the session that is kept for this loop and database, or a new one while somebody else has it.
+
+    A new session costs as much as a small migration, and tests ask many times.
+    """
+    kept = _kept.setdefault(asyncio.get_running_loop(), {})
+    # The loop reads in its next turn that the server has ended a session.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    session = kept.pop(dsn, None) or _session(dsn)
+    connection = await anext(session)
+    keep = False
+    try:
+        yield connection
+        keep = dsn not in kept and not connection.is_in_transaction()
+    finally:
+        if keep:
+            kept[dsn] = session
+        else:
+            await session.aclose()
+
+
+async def _session(dsn: str) -> AsyncGenerator[Connection]:
+    """Yield one session again and again, anew where it was ended; a loop that is closed closes it."""
+    while True:
+        async with connected(dsn) as connection:
+            while not connection.is_closed():
+                yield connection
+
+
+async def leave(dsn: str) -> None:
+    """Close the session that is kept for this loop and database."""
+    kept = _kept.get(asyncio.get_running_loop(), {})
+    if session := kept.pop(dsn, None):
+        await session.aclose()
+
+
+_kept: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncGenerator[Connection]]] = WeakKeyDictionary()
+
+
 async def create_database(connection: Connection, name: str) -> None:
     # The default from 15 on writes every page of the copy to the log, and takes twice as long.
     strategy = "STRATEGY file_copy" if connection.get_server_version().major >= 15 else ""
@@ -84,18 +130,18 @@ async def drop_database(connection: Connection, name: str) -> None:
 
 async def ask(dsn: str, query: str, *arguments: object) -> Any:
     """Return the first value of the first row."""
-    async with connected(dsn) as connection:
+    async with borrowed(dsn) as connection:
         return await connection.fetchval(query, *arguments)
 
 
 async def column(dsn: str, query: str, *arguments: object) -> list[Any]:
     """Return the first value of every row."""
-    async with connected(dsn) as connection:
+    async with borrowed(dsn) as connection:
         return [row[0] for row in await connection.fetch(query, *arguments)]
 
 
 async def tell(dsn: str, sql: str) -> None:
-    async with connected(dsn) as connection:
+    async with borrowed(dsn) as connection:
         await connection.execute(sql)
 
 
@@ -105,7 +151,7 @@ async def exists(dsn: str, relation: str) -> bool:
 
 async def history(dsn: str, table: str = HISTORY) -> dict[str, asyncpg.Record]:
     """Return the rows by version."""
-    async with connected(dsn) as connection:
+    async with borrowed(dsn) as connection:
         return {row["version"]: row for row in await connection.fetch(f"SELECT * FROM {table}")}
 
 
@@ -122,7 +168,7 @@ async def failure_of(migrator: Migrator) -> MigrationFailedError:
 
 async def sessions(dsn: str) -> list[asyncpg.Record]:
     """Return pgratchet's sessions in the database."""
-    async with connected(dsn) as connection:
+    async with borrowed(dsn) as connection:
         return await connection.fetch(
             "SELECT * FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgratchet%'"
         )

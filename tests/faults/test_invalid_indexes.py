@@ -16,6 +16,7 @@ from pgratchet.postgres.steps.indexes import leftovers
 from pgratchet.postgres.steps.supervision import MOST_BUILDS
 from tests.processes import replicas
 from tests.support import (
+    HEAD,
     PASSWORD,
     Connection,
     Write,
@@ -29,6 +30,7 @@ from tests.support import (
     failure_of,
     gate,
     history,
+    leave,
     states,
     tell,
     until,
@@ -36,7 +38,6 @@ from tests.support import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
-HEAD = "-- pgratchet: no-transaction\n"
 TABLE = "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n"
 NAMED = "CREATE INDEX CONCURRENTLY i ON t (n);"
 IF_NOT_EXISTS = "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON t (n);"
@@ -482,6 +483,7 @@ async def test_a_leftover_of_a_reindex_is_told_although_another_database_has_a_l
     await tell(dsn, TABLE + "; CREATE INDEX i_ccold ON t (n)")
     await tell(dsn, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'i_ccold'::regclass")
     name = urlsplit(dsn).path[1:]
+    await leave(dsn)
     await tell(maintenance_dsn, f"CREATE DATABASE {name}_copy TEMPLATE {name}")
     try:
         copy = dsn.replace(name, f"{name}_copy")

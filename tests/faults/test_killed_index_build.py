@@ -14,6 +14,7 @@ from pgratchet.postgres.wire.message import Message
 from pgratchet.postgres.wire.sending import Meanwhile, Wire
 from tests.processes import replicas
 from tests.support import (
+    HEAD,
     PASS_GATE,
     Gate,
     Write,
@@ -32,7 +33,6 @@ from tests.support import (
 
 pytestmark = pytest.mark.anyio
 
-HEAD = "-- pgratchet: no-transaction\n"
 BEFORE = """
 CREATE TABLE ledger (n int);
 CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n;
@@ -84,7 +84,7 @@ async def stuck(dsn: str) -> int:
     """Return the process id of a runner that waits for a lock, when there is one."""
     query = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
-        "AND application_name LIKE 'pgratchet since%'"
+        "AND wait_event <> 'advisory' AND application_name LIKE 'pgratchet since%'"
     )
 
     async def waits() -> int:
