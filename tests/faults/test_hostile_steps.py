@@ -1,13 +1,26 @@
+from functools import partial
+
 import anyio
 import asyncpg
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator, Verdict
-from tests.support import PATIENCE, Write, ask, column, connected, exists, failure_of, history, states, tell
+from tests.support import (
+    HEAD,
+    PATIENCE,
+    Write,
+    ask,
+    column,
+    connect,
+    connected,
+    exists,
+    failure_of,
+    history,
+    states,
+    tell,
+)
 
 pytestmark = pytest.mark.anyio
-
-HEAD = "-- pgratchet: no-transaction\n"
 
 
 async def test_a_step_that_ends_its_session_each_time_fails(dsn: str, write: Write) -> None:
@@ -95,12 +108,9 @@ async def test_a_factory_that_fails_for_the_session_that_only_watches_disturbs_n
 
 
 async def test_a_factory_s_sessions_open_each_transaction_as_the_file_says(dsn: str, write: Write) -> None:
-    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        return await asyncpg.connect(dsn, statement_cache_size=0)
-
     serial = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nCREATE TABLE level AS SELECT current_setting("
     files = {"001_a.sql": "SELECT 1;", "002_b.sql": serial + "'transaction_isolation') AS name;"}
-    await Migrator(connect=connect, migrations=write(files)).up()
+    await Migrator(connect=partial(connect, dsn), migrations=write(files)).up()
 
     assert await ask(dsn, "SELECT name FROM level") == "serializable"
 

@@ -9,6 +9,7 @@ import pytest
 from pgratchet import HistoryError, MigrationFailedError, Migrator
 from pgratchet.core.sql import scripts
 from tests.support import (
+    HEAD,
     LOCK_KEY,
     PASS_GATE,
     Write,
@@ -93,8 +94,6 @@ WAITS = {
     NONE: "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted",
 }
 """Says whether the second of two runners is kept out."""
-
-HEAD = "-- pgratchet: no-transaction\n"
 
 
 def bad(kind: str, sql: str) -> dict[str, str]:

@@ -5,18 +5,17 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import asyncpg
 import pytest
 
 from pgratchet import Migrator, embedded
 from tests.poolers import pgbouncer
 from tests.support import (
     LOCK_KEY,
-    Connection,
     Write,
     a_role,
     as_role,
     ask,
+    connect,
     connected,
     embedded_wheel,
     exists,
@@ -72,13 +71,10 @@ async def test_timeouts_of_a_role_do_not_end_a_run(dsn: str, write: Write, caplo
 async def test_timeouts_of_a_database_and_transaction_timeout_do_not_end_a_run(
     newest: str, write: Write, caplog: pytest.LogCaptureFixture, *, factory: bool
 ) -> None:
-    async def connect() -> Connection:
-        return await asyncpg.connect(newest, statement_cache_size=0)
-
     await tell(newest, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await defaults(newest, (*TIMEOUTS, "transaction_timeout"), "DATABASE postgres")
     folder = write(FILES)
-    migrator = Migrator(connect=connect, migrations=folder) if factory else Migrator(newest, folder)
+    migrator = Migrator(connect=partial(connect, newest), migrations=folder) if factory else Migrator(newest, folder)
     with anyio.fail_after(15):
         assert len(await migrator.rehearse()) == len(FILES)
     write(BY_STATEMENT)

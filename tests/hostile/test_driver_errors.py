@@ -5,21 +5,20 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import anyio
-import asyncpg
 import pytest
 
 from pgratchet import Condition, HistoryError, MigrationFailedError, Migrator, UsageError, Verdict
 from pgratchet.core.sql import scripts
-from tests.support import PATIENCE, Write, ask, column, exists, failure_of, history, states, tell
+from tests.support import HEAD, PATIENCE, Write, ask, column, connect, exists, failure_of, history, states, tell
 
 pytestmark = pytest.mark.anyio
 
-HEAD = "-- pgratchet: no-transaction\n"
 ENCODINGS = ["LATIN1", "EUC_JP", "GB18030", "WIN1252"]
 ERROR = "DO $$BEGIN RAISE 'caf%', chr(233); END$$;\n"
 NOTICE = "DO $$BEGIN RAISE NOTICE 'caf%', chr(233); END$$;\n"
@@ -515,13 +514,10 @@ async def test_a_folder_whose_name_has_no_encoding_is_as_good_as_any(dsn: str, t
 
 
 async def test_a_factory_s_session_that_is_closed_over_a_text_is_a_failure_as_well(dsn: str, write: Write) -> None:
-    async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        return await asyncpg.connect(dsn, statement_cache_size=0)
-
     folder = write({"001_a.py": python("await connection.execute('SELECT \\udce9')")})
-    error = await failure_of(Migrator(connect=connect, migrations=folder, budget=5))
+    error = await failure_of(Migrator(connect=partial(connect, dsn), migrations=folder, budget=5))
 
     assert error.failure.message.startswith("UnicodeEncodeError")
     assert await states(dsn) == {"1": "failed"}
     write({"001_a.py": python("pass")})
-    assert len(await Migrator(connect=connect, migrations=folder).up()) == 1
+    assert len(await Migrator(connect=partial(connect, dsn), migrations=folder).up()) == 1

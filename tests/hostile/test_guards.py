@@ -12,6 +12,7 @@ from pgratchet.core.events import Event, Started
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link.own import Guard, Guards
 from tests.support import (
+    HEAD,
     HISTORY,
     PATIENCE,
     Write,
@@ -30,7 +31,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 OLD = ("pgratchet: another runner is at work", "pgratchet: another runner has been at work", "pgratchet fence: lost")
 """What an earlier release raised to itself."""
 
-HEAD = "-- pgratchet: no-transaction\n"
 MADE = {"001_people.sql": "CREATE TABLE people (age text);"}
 CASTS = {
     "SQL": {"002_cast.sql": "ALTER TABLE people ALTER age TYPE int USING age::int;"},

@@ -17,12 +17,12 @@ from tests.support import (
     HISTORY,
     PASS_GATE,
     PASSWORD,
-    Connection,
     Write,
     a_role,
     as_role,
     ask,
     column,
+    connect,
     connected,
     gate,
     history,
@@ -126,12 +126,8 @@ async def test_a_migration_that_changes_role_is_recorded_all_the_same(dsn: str, 
 
 async def test_a_factory_of_connections_needs_no_role_of_its_own(dsn: str, write: Write) -> None:
     async with roles(dsn) as (owner, login):
-
-        async def connect() -> Connection:
-            return await asyncpg.connect(login, statement_cache_size=0)
-
         files = {name: text.replace("RESET ROLE;", "") for name, text in FILES.items()}
-        assert len(await Migrator(connect=connect, migrations=write(files), owner=owner).up()) == 6
+        assert len(await Migrator(connect=partial(connect, login), migrations=write(files), owner=owner).up()) == 6
         assert await column(dsn, OWNERS) == [f'"{owner}"']
 
 
@@ -163,11 +159,10 @@ async def test_an_owner_that_the_role_is_no_member_of_is_refused_with_the_grant_
     dsn: str, write: Write
 ) -> None:
     async with a_role(dsn) as login:
-
-        async def connect() -> Connection:
-            return await asyncpg.connect(as_role(dsn, login), statement_cache_size=0)
-
-        for migrator in (partial(Migrator, as_role(dsn, login)), partial(Migrator, connect=connect)):
+        for migrator in (
+            partial(Migrator, as_role(dsn, login)),
+            partial(Migrator, connect=partial(connect, as_role(dsn, login))),
+        ):
             with pytest.raises(ServerError, match='GRANT "pg_monitor" TO the one that logs in'):
                 await migrator(migrations=write({}), owner="pg_monitor").up()
             with pytest.raises(ServerError, match="nobody here"):

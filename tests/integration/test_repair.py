@@ -8,6 +8,7 @@ from pgratchet import HistoryError, Migrator, State, UsageError, Verdict
 from pgratchet.postgres.link.sql import Table
 from tests.support import (
     GATE,
+    HEAD,
     PASS_GATE,
     Write,
     ask,
@@ -26,7 +27,6 @@ from tests.support import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
-HEAD = "-- pgratchet: no-transaction\n"
 PROCEDURE = (
     "CREATE TABLE ledger (n int); CREATE PROCEDURE work() LANGUAGE plpgsql AS "
     f"$$ BEGIN INSERT INTO ledger VALUES (2); COMMIT; PERFORM pg_advisory_xact_lock_shared({GATE}); END $$"

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pgratchet.postgres.link import own
 from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
-from tests.support import Connection, Write, ask, column, deserted, exists, sessions, states, tell
+from tests.support import Connection, Write, ask, column, connect, deserted, exists, sessions, states, tell
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -58,13 +59,12 @@ class TestASession:
             assert await connection.fetchval("SHOW application_name") == "pgratchet"
 
     async def test_a_factorys_session_gets_the_same_settings(self, dsn: str, write: Write) -> None:
-        async def connect() -> Connection:
-            return await asyncpg.connect(dsn, statement_cache_size=0)
-
-        async with open_session(prepared(connect)) as connection:
+        async with open_session(prepared(partial(connect, dsn))) as connection:
             assert await connection.fetchval("SHOW client_connection_check_interval") == "500ms"
         look = "CREATE TABLE {} AS SELECT current_setting('client_connection_check_interval') AS v; RESET ALL;"
-        await Migrator(connect=connect, migrations=write({f"00{n}_a.sql": look.format(f"t{n}") for n in (1, 2)})).up()
+        await Migrator(
+            connect=partial(connect, dsn), migrations=write({f"00{n}_a.sql": look.format(f"t{n}") for n in (1, 2)})
+        ).up()
         assert await column(dsn, "SELECT v FROM t1 UNION ALL SELECT v FROM t2") == ["500ms", "500ms"]
         await deserted(dsn)
 

@@ -17,6 +17,7 @@ from pgratchet.postgres.ledger.records import Claim, Records, Writer
 from pgratchet.postgres.link.own import Guards
 from pgratchet.postgres.link.sql import Table
 from tests.support import (
+    HEAD,
     HISTORY,
     PASS_GATE,
     Write,
@@ -36,7 +37,6 @@ from tests.support import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
-HEAD = "-- pgratchet: no-transaction\n"
 TABLE = "CREATE TABLE t AS SELECT n FROM generate_series(1, 100) n;"
 VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 COUNTED = "SELECT nextval('runs');"
