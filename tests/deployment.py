@@ -1,4 +1,4 @@
-"""What the files say that this project's example is deployed with."""
+"""The content of the files that deploy this project's example."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ def dockerfile() -> list[list[str]]:
 
 
 def image_command() -> list[str]:
-    """Return what the image runs when nothing else is said."""
+    """Return the default command of the image."""
     command: list[str] = yaml.safe_load((ROOT / "Dockerfile").read_text().rpartition("CMD ")[2])
     return command
 

@@ -35,7 +35,7 @@ def owner(
     account: pwd.struct_passwd | None = None,
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """A process that owns a server, does that, says what it has, and leaves when it is told something.
+    """Start a process that owns a server: it executes `what`, reports its server, and ends at the next line of input.
 
     With the option `tcp` the server listens on a port, too.
     """
@@ -53,10 +53,10 @@ def owner(
 
 
 def ordinary_owner(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """The same for the user nobody; the servers' folder is `servers` in that one. Only root can start it."""
+    """Start the same process as the user nobody, with its servers in `folder / "servers"`. Only root can do so."""
     package = folder / "pgratchet"
     source = Path(embedded.__file__).parent
-    # Without the package's own __init__, which would import what that interpreter may not have.
+    # Without the package's own __init__: it imports packages that this interpreter may lack.
     shutil.copytree(source / "core", package / "core")
     shutil.copy(source / "embedded.py", package)
     servers = folder / "servers"
@@ -69,7 +69,7 @@ def ordinary_owner(folder: Path, *options: str, **environment: str) -> subproces
 
 
 def readable_python() -> str:
-    """One new enough that the user nobody can execute."""
+    """Return a Python that is new enough and that the user nobody can execute."""
     nobody = pwd.getpwnam("nobody")
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         command = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
@@ -85,7 +85,7 @@ def said(process: subprocess.Popen[str]) -> Any:
 
 
 def leave(process: subprocess.Popen[str]) -> float:
-    """The seconds that the owner took to end."""
+    """End the owner, and return the seconds that this took."""
     begun = time.monotonic()
     assert process.stdin is not None
     process.stdin.close()

@@ -21,7 +21,7 @@ Mode = Literal["session", "transaction", "statement"]
 
 
 class Pooler:
-    """A PgBouncer that runs; made by `pgbouncer()`. It lets in the role of its DSN, with a password of its own."""
+    """A running PgBouncer, made by `pgbouncer()`. The role of its DSN can log in, with a password of its own."""
 
     def __init__(self, dsn: str, program: str, keeper: embedded._Keeper, settings: dict[str, object]) -> None:
         self.log = keeper.root / "log"
@@ -35,11 +35,11 @@ class Pooler:
 
     @property
     def dsn(self) -> str:
-        """To the database it was made for, through it."""
+        """The DSN of its database, through the pooler."""
         return self.dsn_for(urlsplit(self._dsn).path.removeprefix("/"))
 
     def dsn_for(self, database: str) -> str:
-        """Return the DSN that leads through it to a database of the same server, or to its console: `pgbouncer`."""
+        """Return the DSN of a database of the same server through the pooler, or of its console: `pgbouncer`."""
         parts = urlsplit(self._dsn)
         query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
         netloc = f"{parts.username}:{self._password}@127.0.0.1:{self.port}"
@@ -47,7 +47,7 @@ class Pooler:
 
     @property
     def clients(self) -> int:
-        """How many have logged in since it was made, those that have left again included."""
+        """The number of log-ins since the start, including clients that have left."""
         return self.log.read_text().count("login attempt")
 
     async def tell(self, command: str) -> None:
@@ -59,7 +59,7 @@ class Pooler:
             console.terminate()
 
     def start(self, attempts: int = 5) -> None:
-        """Return when connections are accepted, at the port of the last time unless somebody has taken it."""
+        """Return when it accepts connections, at its former port unless somebody has taken that."""
         for _ in range(attempts):
             self.port = self.port or free_port()
             self._configure()
@@ -114,7 +114,7 @@ async def pgbouncer(dsn: str, mode: Mode = "transaction", size: int = 5, **setti
 
 
 def _program() -> str:
-    """Return where PgBouncer is; ordinary accounts do not always have its folder in PATH."""
+    """Return the path of PgBouncer; ordinary accounts do not always have its folder in PATH."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not found:
         missing("PgBouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)")
@@ -122,7 +122,7 @@ def _program() -> str:
 
 
 def _target(dsn: str) -> str:
-    """Return what PgBouncer needs to reach the server as the DSN's role; the database is the client's."""
+    """Return PgBouncer's settings for the server and the role of the DSN; the client chooses the database."""
     parts = urlsplit(dsn)
     values = {"host": parts.hostname, "port": parts.port or 5432, "user": parts.username, "password": parts.password}
     values |= {key: value for key, value in parse_qsl(parts.query) if key in {"host", "port"}}

@@ -20,7 +20,7 @@ WORKER = Path(__file__).parent / "concurrency" / "worker.py"
 
 @dataclass
 class Replica:
-    """A process that is ready to migrate, and does when it is told to."""
+    """A process that is ready to migrate, and starts when the test tells it to."""
 
     process: Process
     output: BufferedByteReceiveStream
@@ -30,7 +30,7 @@ class Replica:
         await self.process.stdin.send(b"go\n")
 
     async def result(self) -> tuple[int, Any]:
-        """Return the exit code and what the replica said, once it has ended."""
+        """Return the exit code and the replica's report, once it has ended."""
         said = await self.output.receive_until(b"\n", 100_000)
         return await self.process.wait(), json.loads(said)
 
@@ -44,13 +44,13 @@ async def replicas(
     prefix: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[list[Replica]]:
-    """Yield as many replicas, all of them ready, with these options of a migrator; none outlives the block.
+    """Yield `count` replicas that are ready, with these options of a migrator; none outlives the block.
 
     `prefix` is a command that runs them.
     """
     given = json.dumps({"table": table, "lock_timeout": 0} | options)
     command = [*prefix, sys.executable, str(WORKER), str(folder), given]
-    # Not among the arguments, which everybody on this machine may read.
+    # Not an argument: everybody on this machine may read arguments.
     environment = {**os.environ, "WORKER_DSN": dsn}
     processes = [await anyio.open_process(command, stderr=None, env=environment) for _ in range(count)]
     started = [Replica(process, _output(process)) for process in processes]
@@ -68,7 +68,7 @@ async def replicas(
 
 
 async def results(racing: list[Replica], seconds: float = 40) -> list[tuple[int, Any]]:
-    """Let the replicas go, all at once, and return what they said, in the order of their ends."""
+    """Start all replicas at once, and return exit codes and reports in the order of their ends."""
     found: list[tuple[int, Any]] = []
 
     async def collect(replica: Replica) -> None:

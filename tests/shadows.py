@@ -1,4 +1,4 @@
-"""What an ordinary role can plant beside pg_catalog, and whether a statement of ours would run it.
+"""Objects that an ordinary role can plant beside pg_catalog, and a check whether a statement of ours would run them.
 
 `Statements` notes what goes through the door of our own SQL (`pgratchet.postgres.link.own`); `plant` shadows what is
 named in it; `run_by` has PostgreSQL itself say which of the planted things a statement refers to.
@@ -21,23 +21,23 @@ from pgratchet.postgres.wire.sending import Wire
 from tests.support import HISTORY, Connection, connected
 
 PATHS = ("public", "public, pg_catalog")
-"""A search_path that has pg_catalog first, as all have that do not name it, and one that has it last."""
+"""A search_path with pg_catalog first, which is the default, and a search_path with pg_catalog last."""
 
 TYPES = (
     *("text", "name", "char", "int2", "int4", "int8", "oid", "xid", "bool", "numeric", "timestamptz", "interval"),
     *("regclass", "regnamespace", "text[]", "name[]", "int4[]", "oid[]"),
 )
-"""Those that our statements compare, and their neighbours, which fit better than what pg_catalog has for them."""
+"""The types that our statements compare, and related types: planted operators on them fit better than pg_catalog's."""
 
 ARGUMENTS = ("text", "name", "bool", "oid", "int4", "int8", "regclass", "text[]")
 FEWER_ARGUMENTS = ARGUMENTS[:5]
 MOST_ARGUMENTS = 3
 
 ALWAYS = {"=", "<>", "~~", "!~~", "<=", ">="}
-"""What IN, CASE, IS DISTINCT FROM, NULLIF, USING, NATURAL, BETWEEN and LIKE look up."""
+"""The operators that IN, CASE, IS DISTINCT FROM, NULLIF, USING, NATURAL, BETWEEN and LIKE look up."""
 
 RESULTS = {"||": "text", "-": "interval", "+": "timestamptz"}
-"""What operators return that return no boolean."""
+"""The result types of the operators that do not return a boolean."""
 
 WITHOUT_EXPRESSIONS = (
     *(
@@ -54,7 +54,7 @@ WITHOUT_EXPRESSIONS = (
     *("DISCARD", "DROP DATABASE", "DROP INDEX", "GRANT", "LOCK TABLE", "RELEASE SAVEPOINT", "RESET", "ROLLBACK"),
     *("SAVEPOINT", "SET", "SHOW", "UNLISTEN"),
 )
-"""How the statements begin in which nothing is looked up by a name that could be another's."""
+"""The beginnings of the statements that look up no name that somebody could plant."""
 
 _VALUE = re.compile(r"E?'(?:[^']|'')*'|\$pgratchet\$.*?\$pgratchet\$|\"[^\"]*\"", re.DOTALL)
 _OPERATOR = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
@@ -65,7 +65,7 @@ _COMMENT = re.compile(r"\A(?:\s|/\*.*?\*/)+")
 
 
 class Statements:
-    """Statements of ours, each once, whatever values are in it, and all about one history table."""
+    """Statements of ours, each once whatever its values are, all rewritten to one history table."""
 
     def __init__(self, *texts: str) -> None:
         self._texts: dict[str, str] = {}
@@ -90,8 +90,8 @@ class Statements:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note what this process sends inside the block; a migration's own text is left out."""
-        # What a message is sent by goes through the same door, where that text cannot be told any more.
+        """Note the statements that this process sends inside the block, without the text of migrations."""
+        # Wire.send() calls own.execute(), where the text of a migration cannot be told from ours any more.
         execute = own.execute
         inside: list[str] = []
 
@@ -193,19 +193,19 @@ def _named(name: str) -> str:
 
 
 async def has_sprung(connection: Connection) -> bool:
-    """Say whether anything planted has run."""
+    """Return True if a planted object has run."""
     return bool(await connection.fetchval("SELECT is_called FROM public.sprung"))
 
 
 async def make_history(connection: Connection) -> None:
-    """Make what the statements are about: a history, with the columns of a home-made runner's besides."""
+    """Make the table that the statements refer to: a history that also has the columns of a home-made runner."""
     columns = [f"{name} {column.type} {column.more}" for name, column in COLUMNS.items()]
     foreign = "description text, filename text, executed_at timestamptz, success bool, error_message text"
     await connection.execute(f"CREATE TABLE {HISTORY} ({', '.join(columns)}, {foreign})")
 
 
 async def run_by(connection: Connection, statement: str) -> list[str]:
-    """Return what is planted and a statement refers to, as the session's search_path has it; it is not run.
+    """Return the planted objects that a statement refers to under the session's search_path; it does not run.
 
     PostgreSQL says it, which notes for a function with a statement as its body what that refers to.
     """
@@ -236,7 +236,7 @@ async def run_by(connection: Connection, statement: str) -> list[str]:
 
 
 async def refuse_planted(dsn: str, statements: Statements) -> None:
-    """Fail where one of the statements refers to something that could be planted in an empty database."""
+    """Fail if a statement refers to an object that could be planted in an empty database."""
     async with connected(dsn) as connection:
         await make_history(connection)
         await plant(connection, statements)

@@ -1,4 +1,4 @@
-"""What several tests share: short ways into a database, conditions to wait for, and a gate to stop a runner at."""
+"""Helpers of many tests: short ways into a database, conditions to wait for, and a gate that stops a runner."""
 
 import asyncio
 import importlib.util
@@ -28,7 +28,7 @@ HISTORY = "public.schema_migrations"
 LOCK_KEY = Table.parse(HISTORY).lock_key
 PATIENCE = 15.0
 POLLING = ("advisory_lock", "pg_stat_activity", "version OPERATOR")
-"""What the last statement of a session that waits for the runner's lock contains."""
+"""Parts of the last statement of a session that waits for the runner's lock."""
 
 HEAD = "-- pgratchet: no-transaction\n"
 """The head of a file that runs statement by statement."""
@@ -45,14 +45,14 @@ REQUIRED = "PGRATCHET_REQUIRE_ALL"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port at which nobody listens at this moment."""
+    """Return a port that is free at this moment."""
     with socket.create_server((host, 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def missing(reason: str) -> NoReturn:
-    """End a test for which something is missing, as `REQUIRED` says."""
+    """Fail or skip a test because something is missing, as `REQUIRED` says."""
     (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(reason)
 
 
@@ -160,7 +160,7 @@ async def states(dsn: str, table: str = HISTORY) -> dict[str, str]:
 
 
 async def failure_of(migrator: Migrator) -> MigrationFailedError:
-    """Return the error that the migrator's way up ends in."""
+    """Return the error with which the migrator's `up` fails."""
     with anyio.fail_after(PATIENCE), pytest.raises(MigrationFailedError) as caught:
         await migrator.up()
     return caught.value
@@ -175,7 +175,7 @@ async def sessions(dsn: str) -> list[asyncpg.Record]:
 
 
 async def until(condition: Callable[[], Awaitable[T]], seconds: float = PATIENCE) -> T:
-    """Return what the condition returns as soon as that is true."""
+    """Return the condition's first true result; ask every 20 ms."""
     with anyio.fail_after(seconds):
         while not (result := await condition()):  # noqa: ASYNC110 - what is waited for is on the server
             await anyio.sleep(0.02)
@@ -192,7 +192,7 @@ async def deserted(dsn: str, seconds: float = PATIENCE) -> None:
 
 
 async def waiters(dsn: str, count: int = 1, seconds: float = PATIENCE) -> list[asyncpg.Record]:
-    """Return the sessions that wait for the runner's lock, when there are as many."""
+    """Return the sessions that wait for the runner's lock as soon as there are `count` of them."""
 
     async def found() -> list[asyncpg.Record]:
         rows = [row for row in await sessions(dsn) if row["application_name"] == "pgratchet"]
@@ -210,7 +210,7 @@ class Gate:
     connection: Connection
 
     async def reached(self, seconds: float = PATIENCE) -> int:
-        """Return the process id of the one that stands at the gate, when there is one."""
+        """Return the process id of the session that waits at the gate, as soon as there is one."""
         query = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {GATE} AND NOT granted"
 
         async def somebody() -> int:
@@ -219,7 +219,7 @@ class Gate:
         return await until(somebody, seconds)
 
     async def reached_by_another(self, first: int) -> int:
-        """Return the process id of one that stands at the gate and is not the first."""
+        """Return the process id of a session other than the first that waits at the gate."""
 
         async def another() -> int:
             return pid if (pid := await self.reached()) != first else 0
@@ -232,7 +232,7 @@ class Gate:
 
 @asynccontextmanager
 async def gate(dsn: str, seconds: float = PATIENCE) -> AsyncIterator[Gate]:
-    """Close the gate for the length of the block, which has to end in time."""
+    """Keep the gate closed during the block, which has to end in time."""
     async with connected(dsn) as connection:
         await connection.execute(f"SELECT pg_advisory_lock({GATE})")
         with anyio.fail_after(seconds):
@@ -241,7 +241,7 @@ async def gate(dsn: str, seconds: float = PATIENCE) -> AsyncIterator[Gate]:
 
 @asynccontextmanager
 async def runner_lock(dsn: str, table: str = HISTORY) -> AsyncIterator[Connection]:
-    """Hold the lock of a history table, as a runner would that does nothing; the block has to end in time."""
+    """Hold the lock of a history table, like a runner that does nothing; the block has to end in time."""
     async with connected(dsn, application_name="somebody else") as connection:
         await connection.execute(f"SELECT pg_advisory_lock({Table.parse(table).lock_key})")
         with anyio.fail_after(PATIENCE):
@@ -249,7 +249,7 @@ async def runner_lock(dsn: str, table: str = HISTORY) -> AsyncIterator[Connectio
 
 
 def without_tls(dsn: str) -> str:
-    """Return the same DSN without TLS: cut in its negotiation, asyncpg leaves a future that nobody looks at."""
+    """Return the same DSN without TLS: if the negotiation is cut, asyncpg leaves a future that nobody awaits."""
     return dsn + ("&" if "?" in dsn else "?") + "sslmode=disable"
 
 

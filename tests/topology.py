@@ -32,7 +32,7 @@ NETWORK = f"127.{1 + (os.getpid() >> 8) % 250}.{os.getpid() % 256}"
 
 
 class Addresses(NamedTuple):
-    """What the names of the composition stand for."""
+    """The addresses behind the names of the composition."""
 
     database: int
     port: int
@@ -43,7 +43,7 @@ class Addresses(NamedTuple):
         return [f"{NETWORK}.{number}" for number in range(2, 2 + REPLICAS)]
 
     def environment(self, service: str) -> dict[str, str]:
-        """Return what a container of the service has, and nothing of ours that it would read."""
+        """Return the environment of a container of the service, without our own variables."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "DATABASE_URL"))}
         theirs: dict[str, str] = services()[service]["environment"]
         return ours | {
@@ -71,7 +71,7 @@ class Addresses(NamedTuple):
 
 
 class Replica:
-    """One container of the service `app`, which can be ended and started again, from another image too."""
+    """One container of the service `app`; it can be ended and started again, also from another image."""
 
     def __init__(self, address: str, addresses: Addresses, log: Path) -> None:
         self.url = f"http://{address}:{addresses.port}"
@@ -99,7 +99,7 @@ class Replica:
         return self._log.read_text(errors="replace")
 
     async def told(self, line: str) -> None:
-        """Return when its log has that."""
+        """Return when its log contains the text."""
 
         async def found() -> bool:
             assert self._process is not None
@@ -109,7 +109,7 @@ class Replica:
         await until(found, PATIENCE)
 
     async def refused_the_proxy(self) -> None:
-        """Return when the proxy has asked whether it is ready, and was told that it is not."""
+        """Return when it has answered the proxy that it is not ready."""
         await self.told('"GET /readyz HTTP/1.0" 503')
 
     async def served(self) -> None:
@@ -134,7 +134,7 @@ class Composition(NamedTuple):
 
 @asynccontextmanager
 async def composition(folder: Path, memory: Path | None) -> AsyncIterator[Composition]:
-    """Yield it; when the block is left, all of its processes have ended."""
+    """Yield the composition; all of its processes have ended when the block is left."""
     program = haproxy()
     with embedded.server(tcp=True, folder=memory) as server:
         dsn = server.dsn_for("service")
@@ -156,7 +156,7 @@ async def composition(folder: Path, memory: Path | None) -> AsyncIterator[Compos
 
 
 def image(folder: Path, files: dict[str, str] | None = None, **replaced: str) -> Path:
-    """Return a folder with what the image has, with more files, and with words of the application replaced."""
+    """Return a folder with the image's files, with more files, and with words of the application replaced."""
     for part in ("migrations", "examples/service"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in (files or {}).items():
@@ -170,7 +170,7 @@ def image(folder: Path, files: dict[str, str] | None = None, **replaced: str) ->
 
 
 def haproxy() -> str:
-    """Return where HAProxy is; ordinary accounts do not always have its folder in PATH."""
+    """Return the path of HAProxy; ordinary accounts do not always have its folder in PATH."""
     if sys.platform != "linux":
         pytest.skip("needs an address of its own for each replica, as Linux has them")
     found = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -193,7 +193,7 @@ def _proxy(program: str, addresses: Addresses, folder: Path) -> Iterator[None]:
 
 
 class _Resolver(asyncio.DatagramProtocol):
-    """Says that the name in any question is that of all replicas (RFC 1035, 4.1)."""
+    """Answers each question with the addresses of all replicas (RFC 1035, 4.1)."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.DatagramTransport", transport)

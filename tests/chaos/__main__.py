@@ -1,4 +1,4 @@
-"""`make chaos`: trials that hurt replicas in every way, and what came of them."""
+"""`make chaos`: trials that hurt replicas in every way, and their results."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What has to be true of a database when everything is over; each thing that is not is one sentence."""
+"""The conditions that a database has to meet after a trial; each violation is one sentence."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ KNOWN_ERRORS = (
     ("BudgetExceededError", r""),
     ("InterruptedBySignalError", r""),
 )
-"""How a replica may fail that was hurt: the error, and what its text contains."""
+"""The errors with which a hurt replica may fail, each with a part of its text."""
 
 
 GONE_SECONDS = 5.0
@@ -33,7 +33,7 @@ _LEFT = (
 
 
 class Report(NamedTuple):
-    """How one life of a replica ended; below 0 the exit code is the signal that ended it."""
+    """The end of one life of a replica; a negative exit code is the signal that ended it."""
 
     replica: int
     life: int
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 
 
 async def audit(dsn: str, history: History, reports: Sequence[Report], log: str) -> list[str]:
-    """Return the violations; `log` is what the server has written meanwhile."""
+    """Return the violations; `log` is the server's output of this trial."""
     async with connected(dsn) as connection:
         return [
             *judge_ledger(history, await connection.fetch("SELECT version, statement FROM ledger ORDER BY id")),
@@ -56,7 +56,7 @@ async def audit(dsn: str, history: History, reports: Sequence[Report], log: str)
 
 
 async def undone(dsn: str, versions: Iterable[int], report: Report) -> list[str]:
-    """Return what is not applied of the versions that a replica has said to be, by ending well; ask as it ends."""
+    """Return the versions that are not applied although the replica has reported success; call it as that ends."""
     if report.code != 0:
         return []
     try:
@@ -71,7 +71,7 @@ async def undone(dsn: str, versions: Iterable[int], report: Report) -> list[str]
 
 
 async def abandoned(dsn: str) -> list[str]:
-    """Return what is left on the server some seconds after everybody has gone; nothing else may have happened since."""
+    """Return the sessions and locks that are left on the server some seconds after the last replica's end."""
     deadline = anyio.current_time() + GONE_SECONDS
     while True:
         wrong = [f"left on the server: {left}" for left in await column(dsn, _LEFT)]
@@ -81,7 +81,7 @@ async def abandoned(dsn: str) -> list[str]:
 
 
 def judge_ledger(history: History, rows: Iterable[Sequence[int]]) -> list[str]:
-    """Every effect exactly once, and in order."""
+    """Check that every effect is there exactly once, and in order."""
     there = [(row[0], row[1]) for row in rows]
     count = Counter(there)
     wrong = [
@@ -97,7 +97,7 @@ def judge_ledger(history: History, rows: Iterable[Sequence[int]]) -> list[str]:
 
 
 def judge_rows(history: History, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One row a version, applied and fully counted."""
+    """Check that each version has one row, applied and fully counted."""
     wrong = []
     by_version = {row["version"]: row for row in rows}
     for file in history.files:
@@ -113,7 +113,7 @@ def judge_rows(history: History, rows: Iterable[Mapping[str, Any]]) -> list[str]
 
 
 def judge_reports(history: History, reports: Sequence[Report]) -> list[str]:
-    """Nobody claims what another has done, and nobody ends for a reason that was not planned."""
+    """Check that no replica claims the work of another, and that each ended for a planned reason."""
     claimed = Counter(version for report in reports for version in report.finished)
     wrong = [f"version {version} was finished {times} times" for version, times in claimed.items() if times > 1]
     known = {str(file.version) for file in history.files}
@@ -122,7 +122,7 @@ def judge_reports(history: History, reports: Sequence[Report]) -> list[str]:
 
 
 def judge_log(log: str) -> list[str]:
-    """No deadlock in which nobody but pgratchet's sessions takes part."""
+    """Check that no deadlock was among pgratchet's sessions alone."""
     strangers = set(re.findall(r"\[(\d+)\] LOG:  connection authorized: .*application_name=stranger", log))
     wrong = []
     for found in re.finditer(r"ERROR:  deadlock detected\n((?:.*\n){1,6})", log):

@@ -1,4 +1,4 @@
-"""Kinds of harm, the moments at which it is done, and schedules of it made of chance."""
+"""Kinds of harm, the moments at which it happens, and random schedules."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -10,7 +10,7 @@ from tests.faults.traps import Way
 
 
 class Kind(Enum):
-    """What is done."""
+    """A kind of harm."""
 
     KILL = "SIGKILL of a replica"
     TERM = "SIGTERM to a replica"
@@ -58,20 +58,20 @@ _PASSING: tuple[tuple[Way, bytes], ...] = (
 
 
 class After(NamedTuple):
-    """So many seconds after the first session of a replica was seen."""
+    """A number of seconds after the first session of a replica was seen."""
 
     seconds: float
 
 
 class Seen(NamedTuple):
-    """So many seconds after a replica's session was seen at work on something."""
+    """A number of seconds after a replica's session was seen at work on a statement."""
 
     text: str
     seconds: float
 
 
 class Passing(NamedTuple):
-    """When something passes the proxy, a byte string or so many bytes; not looked for before so many seconds."""
+    """The moment at which a byte string or a number of bytes passes the proxy, after a number of seconds."""
 
     way: Way
     at: bytes | int
@@ -83,7 +83,7 @@ Moment = After | Seen | Passing
 
 
 class Fault(NamedTuple):
-    """Harm to be done. `victim` is a replica, None for whichever has the lock; what lasts, lasts `seconds`."""
+    """One planned harm. `victim` is a replica, None the replica that has the lock; lasting harm lasts `seconds`."""
 
     kind: Kind
     moment: Moment
@@ -136,11 +136,11 @@ def _one_of(random: Random, choices: Sequence[tuple[Moment, int]]) -> Moment:
 
 
 def _sights(history: History) -> list[str]:
-    """Return what can be seen of a history in the names and queries of the sessions that apply it."""
+    """Return the texts by which the names and queries of sessions show that they apply a history."""
     return [f": up {file.version} " for file in history.files] + _words(history) * 3
 
 
 def _words(history: History) -> list[str]:
-    """Return how the bare statements of a history begin, which is also how the server says that they are done."""
+    """Return the beginnings of a history's bare statements; the server's command tags begin in the same way."""
     words = ("CREATE INDEX", "VACUUM", "DROP INDEX", "CALL")
     return [word for word in words if any(word in file.text for file in history.files)]

@@ -1,4 +1,4 @@
-"""Doing harm: waits for the moment of a fault, and has it happen to processes, sessions, network or server."""
+"""Wait for the moment of a fault, and do its harm to processes, sessions, network or server."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ SERVER_GONE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalCl
 STRANGER = "stranger"
 
 ROLE = "replica_"
-"""How the name of a replica's role begins; its number follows, by which its sessions are known."""
+"""The beginning of the name of a replica's role; the replica's number follows, which identifies its sessions."""
 
 _SESSIONS = (
     "SELECT a.pid, a.usename, a.application_name || ' ' || a.query AS text, a.state, EXISTS (SELECT FROM pg_locks l "
@@ -41,7 +41,7 @@ _SIGNALS = {Kind.KILL: signal.SIGKILL, Kind.TERM: signal.SIGTERM, Kind.EVICT: si
 
 
 class Session(NamedTuple):
-    """One session of a replica, as it was last seen; the pooler's sessions are nobody's in particular, below 0."""
+    """One session of a replica as it was last seen; a session of the pooler has a number below 0."""
 
     pid: int
     replica: int
@@ -52,7 +52,7 @@ class Session(NamedTuple):
 
 @dataclass
 class Scene:
-    """Everything that can be hurt, and what was."""
+    """Everything that can be hurt, and the harm that was done."""
 
     server: embedded.Server
     dsn: str
@@ -66,7 +66,7 @@ class Scene:
     restarting: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def observe(self) -> None:
-        """Keep `sessions` up to date, from another database so as to be in nobody's way."""
+        """Keep `sessions` up to date, from another database, so as not to disturb."""
         while True:
             try:
                 async with connected(self.server.dsn, application_name=STRANGER) as connection:
@@ -80,7 +80,7 @@ class Scene:
                 await anyio.sleep(GLANCE)
 
     async def inject(self, fault: Fault) -> None:
-        """Do one fault's harm when its moment has come, and count it if there was somebody to do it to."""
+        """Do one fault's harm at its moment, and count it if there was a victim."""
         try:
             await self._hurt(fault, await self._moment(fault))
         except SERVER_GONE:
@@ -90,7 +90,7 @@ class Scene:
                 self.proxy.resume()
 
     async def _moment(self, fault: Fault) -> Session | None:
-        """Return when the moment has come, with the session in which it has, if there is one."""
+        """Return when the moment has come, with its session if there is one."""
         moment = fault.moment
         if isinstance(moment, Seen):
             text = moment.text
@@ -162,7 +162,7 @@ class Scene:
                 _send(process, signal.SIGCONT)
 
     async def _victim(self, fault: Fault) -> Session:
-        """Return a session of the replica the fault is meant for, or the one that has the lock, once it is there."""
+        """Return a session of the fault's victim, or the session that has the lock, as soon as it is there."""
         if fault.victim is None:
             return await self._session(lambda session: session.holds)
         return await self._session(lambda session: session.replica == fault.victim)

@@ -1,4 +1,4 @@
-"""Folders of migrations made of chance, each with what has to be true of the database once they are applied."""
+"""Random folders of migrations, each with the expected state of the database once they are applied."""
 
 from collections.abc import Mapping
 from random import Random
@@ -23,7 +23,7 @@ CREATE PROCEDURE effect(version int, statement int, before float8, after float8)
         PERFORM pg_sleep(after);
     END$$;
 """
-"""What is there before the first migration: the ledger of effects, and tables that strangers use, too."""
+"""The schema before the first migration: the ledger of effects, and tables that strangers use, too."""
 
 
 class File(NamedTuple):
@@ -35,7 +35,7 @@ class File(NamedTuple):
     effects: tuple[int, ...]
     statements: int
     calls: tuple[int, ...] = ()
-    """The statements that nobody but a person can judge: bare, and with another effect each time."""
+    """The statements that only a person can judge: bare, and with another effect each time."""
 
 
 class History(NamedTuple):
@@ -52,7 +52,7 @@ class History(NamedTuple):
 
     @property
     def effects(self) -> list[tuple[int, int]]:
-        """What the ledger says in the end: version and statement, in order."""
+        """The rows of the ledger in the end: version and statement, in order."""
         return [(file.version, statement) for file in self.files for statement in file.effects]
 
 
@@ -68,7 +68,7 @@ def generate(random: Random, *, bare: bool) -> History:
 
 
 class _Draft:
-    """What the files before have left."""
+    """The objects that earlier files have made."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

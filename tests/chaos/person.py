@@ -1,4 +1,4 @@
-"""The one whom a run asks about a statement that it cannot judge: looks at the ledger, and says what is there."""
+"""The person who judges a statement that a run cannot judge: looks at the ledger, and gives a verdict."""
 
 from pgratchet import HistoryError, Migrator, Verdict
 from tests.chaos.history import History
@@ -6,7 +6,7 @@ from tests.support import ask
 
 
 async def settle(migrator: Migrator, dsn: str, history: History, error: HistoryError) -> str:
-    """Give the verdict on the statement that the error is about; return what is wrong with being asked, if anything."""
+    """Give the verdict on the error's statement; return a violation if the run should not have asked."""
     version = error.versions[0]
     done = await ask(dsn, "SELECT statements_done FROM schema_migrations WHERE version = $1", version)
     number = done + 1

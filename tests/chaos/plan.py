@@ -1,4 +1,4 @@
-"""What one trial does, decided from its seed and nothing else."""
+"""The plan of one trial; its seed alone decides it."""
 
 from enum import Enum
 from random import Random
@@ -12,7 +12,7 @@ _POOLING: list[Mode | None] = [None, "session", "transaction"]
 
 
 class Route(Enum):
-    """How a replica gets to the server."""
+    """The route of a replica to the server."""
 
     DIRECT = "direct"
     PROXY = "through the proxy"
@@ -21,7 +21,7 @@ class Route(Enum):
 
 
 class Manner(Enum):
-    """What a replica does when it is told to end."""
+    """A replica's reaction to SIGTERM."""
 
     COMMAND_LINE = "cancels its scope, as the command line does"
     SERVER = "cancels its task once, as a server does a lifespan"
@@ -72,7 +72,7 @@ def plan(seed: int) -> Plan:
 
 
 def _routes(pooling: Mode | None, *, bare: bool) -> list[tuple[Route, str | None]]:
-    """Return the ways to the server that can do the work, each with what it has to know about its lock."""
+    """Return the routes to the server that can do the work, each with the locks that it allows."""
     routes: list[tuple[Route, str | None]] = [(Route.PROXY, None), (Route.PROXY, None), (Route.DIRECT, None)]
     if pooling:
         routes += [(Route.BOTH, None)] * 2
@@ -84,7 +84,7 @@ def _routes(pooling: Mode | None, *, bare: bool) -> list[tuple[Route, str | None
 
 
 def _images(random: Random, files: int, count: int) -> list[int]:
-    """Return how many files each replica's image has: all in the first one, and in most trials in each."""
+    """Return the number of files in each replica's image: all in the first image, and in most trials in each."""
     older = random.randrange(1, files) if random.random() < 0.4 else files
     return [files, *(random.choice([files, older]) for _ in range(1, count))]
 

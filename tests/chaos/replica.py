@@ -1,4 +1,4 @@
-"""One replica: migrates, and says as JSON what it did, also where that failed; exits as a command line would."""
+"""One replica: migrates, and prints a JSON report, also of a failure; exits like the command line."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class CancellationLostError(Exception):
-    """Work that was cancelled went on, and came to another end."""
+    """Cancelled work went on, and ended in another way."""
 
 
 def start(options: dict[str, Any], path: Path, manner: Manner) -> BaseProcess:
@@ -39,7 +39,7 @@ def start(options: dict[str, Any], path: Path, manner: Manner) -> BaseProcess:
 
 
 def live(options: dict[str, Any], path: Path, manner: Manner) -> None:
-    """Be one replica, to the end of the process."""
+    """Run one replica until the process ends."""
     for number, suffix in ((1, ".out"), (2, ".log")):
         os.dup2(os.open(path.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -22,22 +22,22 @@ from tests.poolers import Pooler, pgbouncer
 from tests.support import connected, create_database, drop_database, tell
 
 PATIENCE = 60.0
-"""Seconds after which a replica that is still there hangs; all harm is over long before."""
+"""Seconds after which a replica that still runs is taken to hang; all harm is over long before."""
 
 HARM_SECONDS = 8.0
-"""Seconds after which no more harm is begun, and what lasts ends."""
+"""Seconds after which no harm begins, and lasting harm ends."""
 
 CALM_BUDGET = 30.0
 
 POOL = 3
-"""How many sessions the pooler has."""
+"""The number of the pooler's sessions."""
 
 MOST_LIVES = 12
 MOST_DOUBTS = 10
 
 
 class Outcome(NamedTuple):
-    """What a trial has shown; its evidence is in `folder`, and kept where there is a violation."""
+    """The result of a trial; its evidence is in `folder`, and kept if there is a violation."""
 
     seed: int
     planned: int
@@ -63,7 +63,7 @@ class Trial:
         self._injected: dict[str, int] = {}
 
     async def run(self) -> Outcome:
-        """Return what came of it; the database is gone afterwards, and the evidence is in the folder."""
+        """Return the outcome; afterwards the database is gone, and the evidence is in the folder."""
         began = time.monotonic()
         self._write()
         logged = self._server.log.stat().st_size
@@ -104,7 +104,7 @@ class Trial:
 
     @asynccontextmanager
     async def _a_pooler(self) -> AsyncIterator[Pooler | None]:
-        """Yield one if the trial is to have one, and it is installed."""
+        """Yield a pooler if the plan has one and it is installed."""
         async with AsyncExitStack() as stack:
             between = None
             if self._plan.pooling:
@@ -138,7 +138,7 @@ class Trial:
                     group.start_soon(scene.inject, fault)
 
     async def _supervise(self, scene: Scene, number: int) -> None:
-        """Start a replica, and start it again whenever it ends otherwise than well."""
+        """Start a replica, and start it again after each failure."""
         await anyio.sleep(self._plan.replicas[number].late)
         for life in range(MOST_LIVES):
             report = await self._live(scene, number, life)
@@ -150,7 +150,7 @@ class Trial:
         self._violations.append(f"replica {number} did not come to its end in {MOST_LIVES} lives")
 
     async def _undone(self, report: Report) -> list[str]:
-        """Return what a replica has left undone that has ended well, by what the server says as soon as it can."""
+        """Return the versions that a successful replica has left undone, as soon as the server answers."""
         files = self._plan.history.files[: self._plan.replicas[report.replica].files]
         while True:
             try:
@@ -173,7 +173,7 @@ class Trial:
         return _report(number, life, code, path.with_suffix(".out"))
 
     def _options(self, scene: Scene, number: int) -> dict[str, Any]:
-        """Return what a replica's migrator is given. Its role tells its sessions from others', but for the pooler's."""
+        """Return the arguments of a replica's migrator. Its role identifies its sessions, except the pooler's."""
         replica = self._plan.replicas[number]
         direct = self._dsn.replace("//postgres:", f"//{ROLE}{number}:")
         options = {
@@ -189,7 +189,7 @@ class Trial:
         return options | ({"direct_dsn": direct} if replica.route is Route.BOTH else {})
 
     async def _calm(self) -> None:
-        """Run once more with nothing in the way; what is in doubt is settled as a person would."""
+        """Run once more without harm; settle statements in doubt as a person would."""
         migrator = Migrator(self._dsn, self._image(len(self._plan.history.files)), budget=CALM_BUDGET)
         try:
             with anyio.fail_after(2 * CALM_BUDGET):
@@ -200,7 +200,7 @@ class Trial:
             self._reports.append(Report(-1, 0, 0, finished))
 
     async def _settled(self, migrator: Migrator) -> tuple[str, ...]:
-        """Return what the calm run has finished, through as many doubts as there are bare statements."""
+        """Return the steps that the calm run has finished; it may meet one doubt for each bare statement."""
         while True:
             try:
                 return tuple(step.version for step in await migrator.up())
@@ -212,7 +212,7 @@ class Trial:
                     self._violations.append(wrong)
 
     async def _keep(self, log: str) -> None:
-        """Write down what the database says; files and replicas' output are in the folder already."""
+        """Write down the content of the database; files and replicas' output are in the folder already."""
         (self._folder / "server.log").write_text(log)
         (self._folder / "violations.txt").write_text("\n".join(self._violations) + "\n")
         (self._folder / "reports.txt").write_text("\n".join(map(str, self._reports)) + "\n")

@@ -1,4 +1,4 @@
-"""One replica: waits for a line on its input, migrates, says as JSON what it did; exits 1 where that failed."""
+"""One replica: waits for a line of input, migrates, and prints a JSON report; exits with 1 after a failure."""
 
 import json
 import os

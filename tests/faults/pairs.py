@@ -12,7 +12,7 @@ from pgratchet.embedded import Server
 
 @contextmanager
 def pair(folder: Path | None, *, synchronous: bool = True) -> Iterator[tuple[Server, Server]]:
-    """Yield a primary and a standby; what a synchronous one has said to be committed, the standby has as well."""
+    """Yield a primary and a standby; with `synchronous` the standby has every commit that the primary has reported."""
     settings = {"synchronous_standby_names": "*"} if synchronous else {}
     with (
         embedded.server(tcp=True, folder=folder, settings=settings) as primary,

@@ -15,10 +15,10 @@ from anyio.lowlevel import checkpoint
 from tests.faults.traps import LONGEST_PATTERN, Harm, Trap, Way
 
 READY_FOR_QUERY = b"Z\0\0\0\5"
-"""How the message begins that ends a connection's start-up."""
+"""The beginning of the message that ends a connection's start-up."""
 
 TERMINATE = b"X\0\0\0\4"
-"""The message with which a client takes its leave; nobody answers it."""
+"""The message with which a client says goodbye; it gets no answer."""
 
 CHUNK = 1 << 16
 
@@ -47,11 +47,11 @@ class Proxy:
 
     @property
     def dsn(self) -> str:
-        """To the database it was made for, through it."""
+        """The DSN of its database, through the proxy."""
         return self.dsn_for(self._dsn)
 
     def dsn_for(self, dsn: str) -> str:
-        """Return the DSN that leads through the proxy to a database of the same server."""
+        """Return the DSN of a database of the same server through the proxy."""
         parts = urlsplit(dsn)
         query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key not in {"host", "port"}])
         user, at, _ = parts.netloc.rpartition("@")
@@ -64,7 +64,7 @@ class Proxy:
     def trap(  # noqa: PLR0913 - the place has several sides
         self, way: Way, at: int | bytes, harm: Harm, *, forward: bool = True, skip: int = 0, seconds: float = 0.0
     ) -> Trap:
-        """Set a trap. One that does no harm only tells, by `sprung`, that something came there."""
+        """Set a trap. A trap without harm only sets `sprung` when bytes reach its place."""
         if isinstance(at, bytes) and not 0 < len(at) <= LONGEST_PATTERN:
             raise ValueError(f"a pattern has 1 to {LONGEST_PATTERN} bytes")
         trap = Trap(way, at, harm, forward, skip, seconds)
@@ -81,23 +81,23 @@ class Proxy:
         self.flowing.clear()
 
     def resume(self) -> None:
-        """Go on forwarding, with what came meanwhile."""
+        """Forward again, beginning with the bytes that came meanwhile."""
         self.flowing.set()
 
     def cut(self, harm: Harm = Harm.RESET) -> None:
-        """Do harm to every connection there is."""
+        """Do harm to every connection."""
         for link in tuple(self._links):
             link.suffer(harm)
 
     async def end(self) -> None:
-        """Reset what is still open, and return once nothing of it is left."""
+        """Reset the open connections, and return when none is left."""
         links = tuple(self._links)
         self.cut()
         for link in links:
             await link.ended.wait()
 
     def spring(self, way: Way, passed: int, tail: bytes, chunk: bytes) -> tuple[int, list[Trap]]:
-        """Return how much of a chunk comes before the next traps, and these."""
+        """Return the number of bytes before the next traps in a chunk, and these traps."""
         places = {trap: trap.place(passed, tail, chunk) for trap in self._traps if trap.way is way}
         first = min((place for place in places.values() if place is not None), default=len(chunk))
         sprung = [trap for trap, place in places.items() if place == first]
@@ -110,7 +110,7 @@ class Proxy:
         return first, sprung
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Lead one client to the server."""
+        """Forward one client to the server."""
         self.connections += 1
         try:
             server = await _open(self._dsn)
@@ -127,7 +127,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(dsn: str, *, round_trip: float = 0.0) -> AsyncIterator[Proxy]:
-    """Yield a proxy to the server of a DSN; in the end it resets what is still open.
+    """Yield a proxy to the server of a DSN; it resets its open connections in the end.
 
     `round_trip` seconds are added to each round trip, half of them each way, and nothing to the time between
     two packets that go the same way.
@@ -153,7 +153,7 @@ def _open(dsn: str) -> Awaitable[Streams]:
 
 @dataclass(slots=True)
 class _Pipe:
-    """One way of a link. The queue is what lets bytes be delayed and still follow each other closely."""
+    """One direction of a link. With the queue, delayed bytes still follow each other closely."""
 
     way: Way
     reader: asyncio.StreamReader
@@ -164,7 +164,7 @@ class _Pipe:
 
 
 class _Link:
-    """A client's connection, and the one to the server that belongs to it."""
+    """A client's connection, and its connection to the server."""
 
     def __init__(self, owner: Proxy, client: Streams, server: Streams) -> None:
         self._owner = owner
@@ -175,7 +175,7 @@ class _Link:
         self._answered = True
 
     async def run(self) -> None:
-        """Forward until both sides have ended, or harm has ended it."""
+        """Forward until both sides have ended, or harm has ended the link."""
         try:
             with self._scope:
                 async with anyio.create_task_group() as group:
@@ -188,7 +188,7 @@ class _Link:
             self.ended.set()
 
     def suffer(self, harm: Harm) -> None:
-        """Have harm done to the whole of it."""
+        """Do harm to both connections of the link."""
         if harm is Harm.FREEZE:
             self._owner.freeze()
         elif harm in (Harm.CLOSE, Harm.RESET):

@@ -1,4 +1,4 @@
-"""Places in what passes through a proxy, and the harm that is done there."""
+"""Places in the bytes that pass a proxy, and the harm that happens there."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ LONGEST_PATTERN = 1 << 10
 
 
 class Way(Enum):
-    """Which way bytes go."""
+    """The direction of bytes."""
 
     TO_SERVER = auto()
     TO_CLIENT = auto()
 
 
 class Harm(Enum):
-    """What can be done to a connection, both sides of it."""
+    """A kind of harm to a connection, on both sides."""
 
     NONE = auto()
     CLOSE = auto()
-    """FIN: what was forwarded arrives."""
+    """FIN: the forwarded bytes arrive."""
     RESET = auto()
-    """RST: what was forwarded may be lost."""
+    """RST: the forwarded bytes may be lost."""
     FREEZE = auto()
-    """Nothing is forwarded any more, on any connection, until `resume`; nobody is told."""
+    """The proxy forwards nothing, on any connection, until `resume`; no side is told."""
     DELAY = auto()
-    """What comes behind the place is late, on this connection and this way only."""
+    """The bytes behind the place are late, on this connection and in this direction only."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,20 +46,20 @@ class Trap:
     sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def place(self, passed: int, tail: bytes, chunk: bytes) -> int | None:
-        """Return how much of a chunk comes before the harm, None for all; `passed` bytes, ending in `tail`, did."""
+        """Return the number of a chunk's bytes before the harm, None for all. `passed` bytes up to `tail` passed."""
         if isinstance(self.at, int):
             return self.at - passed if passed <= self.at < passed + len(chunk) else None
         found = list(_found(self.at, tail, chunk))[self.skip :]
         return max(0, found[0] + (len(self.at) if self.forward else 0)) if found else None
 
     def let_pass(self, tail: bytes, chunk: bytes) -> None:
-        """Count what passes unharmed."""
+        """Count bytes that pass unharmed."""
         if isinstance(self.at, bytes):
             self.skip -= len(list(_found(self.at, tail, chunk)))
 
 
 def _found(pattern: bytes, tail: bytes, chunk: bytes) -> Iterator[int]:
-    """Yield where in a chunk a byte string begins that ends in it; below 0 it began in the tail of what passed."""
+    """Yield each position at which a byte string begins that ends in this chunk; below 0 it began in `tail`."""
     before = tail[-(len(pattern) - 1) :] if len(pattern) > 1 else b""
     found = (before + chunk).find(pattern)
     while found >= 0:

@@ -19,13 +19,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 @pytest.fixture(autouse=True)
 def routers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each application of BlackSheep has one; all have the same otherwise, and take that for a mistake."""
+    """Give each application of BlackSheep its own router: they refuse to share the default one."""
     monkeypatch.setenv("APP_DEFAULT_ROUTER", "0")
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    """A Redis of one's own."""
+    """The URL of a private Redis."""
     program = shutil.which("redis-server")
     if program is None:
         missing("Redis is not installed (Debian and Ubuntu: apt-get install redis-server)")
@@ -42,7 +42,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def project(write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with migrations in the place where the recipes look for them, and the working directory."""
+    """The working directory, with migrations where the recipes look for them."""
     tenants = "CREATE TABLE tenants (name text);"
     folder = write({"migrations/versions/001_tenants.sql": tenants, "migrations/versions/002_seeds.sql": SEEDS})
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The recipes in examples/frameworks, and for each framework what runs an application of it, in the running loop."""
+"""The recipes in examples/frameworks, and for each framework a driver of its applications in the running loop."""
 
 # A worker imports the frameworks whose tests it runs, and no other: all of them take seconds.
 # ruff: noqa: PLC0415
@@ -65,7 +65,7 @@ def client(app: Any, state: dict[str, Any] | None = None) -> httpx2.AsyncClient:
 
 @contextmanager
 def forgotten(recipe: ModuleType) -> Iterator[Any]:
-    """Yield the ASGI application of a recipe; another one of its name can be made afterwards."""
+    """Yield the ASGI application of a recipe; afterwards another application of that name can be made."""
     if not hasattr(recipe, "asgi"):
         yield recipe.app
         return
@@ -173,4 +173,4 @@ DRIVERS: dict[str, Callable[[ModuleType], AbstractAsyncContextManager[Ask]]] = {
     "taskiq_app": taskiq,
     "arq_app": arq,
 }
-"""What runs each recipe."""
+"""The driver of each recipe."""

@@ -1,4 +1,4 @@
-"""What tools print of an error, and all that its frames hold: where a secret would be found."""
+"""The places where a secret would be found: the output of tools about an error, and all values in its frames."""
 
 import logging
 import traceback
@@ -18,7 +18,7 @@ loguru.logger.remove()  # what writes to stderr
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """Return an error and all that led to it."""
+    """Return an error and all of its causes."""
     found: list[BaseException] = []
     left: list[BaseException | None] = [error]
     while left:
@@ -39,7 +39,7 @@ def frames(error: BaseException, *, but: str) -> Iterator[FrameType]:
 
 
 def found_in(error: BaseException, secrets: tuple[str, ...], *, but: str) -> list[str]:
-    """Return the places where a secret is: in a text, in a variable, or in what a variable holds, at any depth."""
+    """Return the places of a secret: a text, a variable, or a value inside a variable, at any depth."""
     places = [
         f"{type(each).__name__}.{name}"
         for each in chain(error)
@@ -76,7 +76,7 @@ def _or_empty(shown: Callable[[object], str], value: object) -> str:
 
 
 def parts(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what a value holds: as an attribute, a slot, an element, an argument of a partial, or in a closure."""
+    """Yield the values inside a value: attributes, slots, elements, arguments of a partial, a closure's cells."""
     if isinstance(value, Mapping):
         yield from ((str(name), part) for name, part in list(value.items()))
     elif isinstance(value, list | tuple | set | frozenset):
@@ -135,6 +135,6 @@ TOOLS = (plain, with_locals, by_logging, by_rich, by_structlog, by_loguru)
 
 
 def without_frames_of(error: BaseException, file: str) -> None:
-    """Take the frames of a file from the top of the traceback: a test's own, which know what they test."""
+    """Remove the frames of one file from the top of the traceback: the test's own frames hold the secret."""
     while (trace := error.__traceback__) is not None and trace.tb_frame.f_code.co_filename == file:
         error.__traceback__ = trace.tb_next

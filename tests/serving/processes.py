@@ -23,7 +23,7 @@ PATIENCE = 40.0
 
 
 class Server(NamedTuple):
-    """How a server is started: `workers` processes of it start the application; `flags` are what is recommended."""
+    """The start of a server: `workers` processes start the application; `flags` are the recommended ones."""
 
     command: str
     flags: str = ""
@@ -56,11 +56,11 @@ HANDSHAKE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
-"""What a websocket begins with; a server that accepts it answers with 101."""
+"""The request headers of a websocket; a server that accepts it answers with 101."""
 
 
 class Answer(NamedTuple):
-    """What a request was answered with."""
+    """The answer to a request."""
 
     status: int
     text: str
@@ -113,7 +113,7 @@ class Serving:
             return await self.process.wait()
 
     def tell(self, number: signal.Signals) -> None:
-        """Send its first process a signal, which is what a supervisor does."""
+        """Send its first process a signal, as a supervisor does."""
         self.process.send_signal(number)
 
     def kill(self) -> None:
@@ -123,7 +123,7 @@ class Serving:
 
 @dataclass
 class Starting:
-    """What the servers of one test have in common: a database, a folder of migrations, and a place for their logs."""
+    """The common parts of one test's servers: a database, a folder of migrations, and a folder for their logs."""
 
     dsn: str
     folder: Path
@@ -134,7 +134,7 @@ class Starting:
     async def one(
         self, name: str, app: str = "app", *, flags: str | None = None, **choices: Any
     ) -> AsyncIterator[Serving]:
-        """Start a server with the flags that are recommended, or with these; none of its processes outlives the block.
+        """Start a server with the recommended flags, or with these; none of its processes outlives the block.
 
         `choices` are the application's: `hook`, options of its hook, `on_failure`, what it does then, and `raises`,
         whether its own lifespan fails behind that.
@@ -145,7 +145,7 @@ class Starting:
         with _reserved_port() as port, log.open("wb") as output:
             words = f"{server.command} {server.flags if flags is None else flags}"
             command = words.format(app=f"tests.serving.served:{app}", port=port, folder=self.folder)
-            # A group of its own: workers are to be ended with whoever started them.
+            # A group of its own, so that one signal ends the server and its workers.
             process = await anyio.open_process(
                 [sys.executable, "-m", *command.split()],
                 cwd=ROOT,
@@ -171,7 +171,7 @@ class Starting:
 
 @contextmanager
 def _reserved_port() -> Iterator[int]:
-    """Yield a port that nobody else is given meanwhile: bound here, unheard, so that a server may have it too."""
+    """Yield a port that no other process gets meanwhile: it is bound here, and a server may bind it, too."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -184,7 +184,7 @@ def _reserved_port() -> Iterator[int]:
 
 
 async def _end(serving: Serving) -> None:
-    """End all of its processes; politely first: semaphores that workers share would outlive them."""
+    """End all of its processes, first with SIGTERM: semaphores that workers share would outlive SIGKILL."""
     with anyio.move_on_after(3), suppress(ProcessLookupError):
         serving.tell(signal.SIGTERM)
         await serving.process.wait()
@@ -195,7 +195,7 @@ async def _end(serving: Serving) -> None:
 
 @asynccontextmanager
 async def hammered(servers: Sequence[Serving]) -> AsyncIterator[list[Answer]]:
-    """Ask all of them all the time, from all sides, and yield the list that their answers go to."""
+    """Send requests to all servers all the time, and yield the list that collects the answers."""
     seen: list[Answer] = []
 
     async def hammer(serving: Serving) -> None:
@@ -212,7 +212,7 @@ async def hammered(servers: Sequence[Serving]) -> AsyncIterator[list[Answer]]:
 
 
 async def everybody_started(closed: Gate, name: str, instances: int = 1) -> None:
-    """Return when one worker of all these instances stands at the gate, and all others wait for it."""
+    """Return when one worker of all instances waits at the gate, and all others wait for that worker."""
     await closed.reached(PATIENCE)
     if others := instances * SERVERS[name].workers - 1:
         await waiters(closed.dsn, others, PATIENCE)

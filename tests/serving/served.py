@@ -1,4 +1,4 @@
-"""The application that the servers of `processes.py` serve, as the environment says; it does not know by which one."""
+"""The application that the servers of `processes.py` serve; variables configure it."""
 
 import json
 import os
@@ -22,11 +22,11 @@ ENDS: dict[str, Callable[[BaseException], object]] = {
     "signal": lambda _: os.kill(os.getpid(), signal.SIGTERM),
     "exit": lambda _: sys.exit(3),
 }
-"""What an application may do when the work fails that it has not waited for."""
+"""An application's possible reactions to a failure of the work that runs beside it."""
 
 
 async def rows(_: Request) -> JSONResponse:
-    """Answer with what only the migrations put there, and with who answers."""
+    """Answer with rows that only the migrations have written, and with the process id."""
     connection = await asyncpg.connect(DSN, statement_cache_size=0)
     try:
         return JSONResponse({"rows": await connection.fetchval("SELECT count(*) FROM ledger"), "pid": os.getpid()})
@@ -48,7 +48,7 @@ async def raw(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
     send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
 ) -> None:
-    """Do without a framework, which would have answered for a lifespan that raises."""
+    """Use no framework: a framework would answer for a lifespan that raises."""
     if scope["type"] != "lifespan":
         await Starlette(routes=routes)(scope, receive, send)
         return
