@@ -1,6 +1,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -10,7 +11,7 @@ import pytest
 from pgratchet import embedded
 from pgratchet.testing import databases
 from tests.shadows import Statements, refuse_planted
-from tests.support import Connection, connect, connected, create_database, drop_database
+from tests.support import Connection, Write, connect, connected, create_database, drop_database
 
 Maintenance = Callable[[Callable[[Connection, str], Awaitable[None]], str], None]
 
@@ -87,6 +88,12 @@ def maintenance(maintenance_dsn: str) -> Iterator[Maintenance]:
 @pytest.fixture
 def dsn(maintenance_dsn: str, maintenance: Maintenance) -> Iterator[str]:
     """The DSN of a fresh, empty database; it is dropped afterwards, whoever is still connected to it."""
+    with a_database(maintenance_dsn, maintenance) as dsn:
+        yield dsn
+
+
+@contextmanager
+def a_database(maintenance_dsn: str, maintenance: Maintenance) -> Iterator[str]:
     name = f"pgratchet_{uuid4().hex[:12]}"
     maintenance(create_database, name)
     try:
@@ -97,10 +104,12 @@ def dsn(maintenance_dsn: str, maintenance: Maintenance) -> Iterator[str]:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[Mapping[str, str | bytes]], Path]:
+def write(tmp_path: Path) -> Write:
     """Writes files by name, and returns the directory they are in, which is the same one each time."""
-    directory = tmp_path / "migrations"
+    return writing(tmp_path / "migrations")
 
+
+def writing(directory: Path) -> Write:
     def write(files: Mapping[str, str | bytes]) -> Path:
         directory.mkdir(exist_ok=True)
         for name, content in files.items():

@@ -1,5 +1,6 @@
 """Nothing that an ordinary role plants in a schema of the search_path is run by a statement of ours."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from pgratchet import MigrationFailedError, Migrator, Verdict
 from pgratchet.core.events import Event, Retried, Waiting
 from pgratchet.postgres.link.sql import EQ
 from pgratchet.testing.databases import Databases, made
+from tests.conftest import Maintenance, a_database, writing
 from tests.poolers import pgbouncer
 from tests.shadows import PATHS, Statements, has_sprung, plant, refuse_planted, run_by
 from tests.support import HISTORY, Write, connected, runner_lock, tell, until
@@ -153,11 +155,10 @@ async def sent(dsn: str, write: Write) -> Statements:
     return statements
 
 
-@pytest.fixture
-async def noted(dsn: str, write: Write) -> Statements:
-    statements = await sent(dsn, write)
-    await tell(dsn, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    return statements
+@pytest.fixture(scope="module")
+def noted(maintenance_dsn: str, maintenance: Maintenance, tmp_path_factory: pytest.TempPathFactory) -> Statements:
+    with a_database(maintenance_dsn, maintenance) as dsn:
+        return asyncio.run(sent(dsn, writing(tmp_path_factory.mktemp("noted") / "migrations")))
 
 
 async def test_no_statement_refers_to_a_planted_object(dsn: str, noted: Statements) -> None:
