@@ -210,7 +210,7 @@ def test_a_transaction_around_a_script_changes_nothing(statements: list[str], op
 
 @quick
 @given(st.lists(STATEMENTS, min_size=1, max_size=8))
-def test_line_endings_do_not_change_what_a_script_is_cut_into(statements: list[str]) -> None:
+def test_line_endings_do_not_change_the_segments_of_a_script(statements: list[str]) -> None:
     text = "".join(f"{statement}\n;\n" for statement in statements)
 
     assert len(list(scan(text.replace("\n", "\r\n")))) == len(list(scan(text))) == len(statements)

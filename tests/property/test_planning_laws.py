@@ -137,7 +137,7 @@ def test_going_up_in_two_stages_is_going_up(world: World, data: st.DataObject) -
 
 @quick
 @given(worlds(), st.data())
-def test_down_to_a_version_is_the_reverse_of_what_lies_above_it(world: World, data: st.DataObject) -> None:
+def test_down_to_a_version_reverts_the_versions_above_it_in_reverse_order(world: World, data: st.DataObject) -> None:
     target = data.draw(st.sampled_from(["0", *(migration.version for migration in world.migrations)]))
 
     plan = planning.plan_down(world.entries, planning.choose_down(world.entries, to=target))
@@ -149,7 +149,7 @@ def test_down_to_a_version_is_the_reverse_of_what_lies_above_it(world: World, da
 
 @quick
 @given(worlds(), st.integers(1, 15))
-def test_down_by_steps_is_the_reverse_of_the_newest(world: World, steps: int) -> None:
+def test_down_by_steps_reverts_the_newest_versions_in_reverse_order(world: World, steps: int) -> None:
     plan = planning.plan_down(world.entries, planning.choose_down(world.entries, steps=steps))
 
     assert numbers(plan) == applied_numbers(world)[::-1][:steps]
@@ -207,7 +207,7 @@ def test_every_version_that_is_on_disk_or_left_something_has_one_entry(world: Wo
 
 @quick
 @given(worlds(unknown=True))
-def test_what_is_late_lies_below_what_is_applied_and_nothing_else_does(world: World) -> None:
+def test_a_pending_version_is_late_if_and_only_if_it_is_below_an_applied_one(world: World) -> None:
     newest = max(applied_numbers(world), default=-1)
 
     for entry in world.entries:
@@ -217,7 +217,7 @@ def test_what_is_late_lies_below_what_is_applied_and_nothing_else_does(world: Wo
 
 @quick
 @given(worlds(unknown=True))
-def test_only_what_is_late_is_ever_refused_of_files_that_nobody_edited(world: World) -> None:
+def test_of_unedited_files_only_late_ones_are_refused(world: World) -> None:
     late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
     unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
 

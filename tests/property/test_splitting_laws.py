@@ -108,7 +108,7 @@ def test_statements_come_out_as_they_were_put_in(parts: list[tuple[str, str, str
 
 
 @given(SCRIPTS)
-def test_what_was_split_and_joined_is_split_the_same(script: str) -> None:
+def test_a_script_that_was_split_and_joined_is_split_the_same(script: str) -> None:
     pieces = texts(script)
 
     assert texts(";\n".join(pieces)) == pieces
@@ -135,7 +135,7 @@ def test_a_comment_behind_the_last_statement_needs_no_semicolon(script: str) -> 
 
 
 @given(QUOTED, QUOTED)
-def test_whatever_is_quoted_never_splits(one: str, other: str) -> None:
+def test_a_quoted_semicolon_never_splits(one: str, other: str) -> None:
     assert texts(f"select {one}; select {other}") == [f"select {one}", f"select {other}"]
 
 
@@ -149,7 +149,7 @@ def test_carriage_returns_before_line_feeds_change_only_offsets(script: str) -> 
 
 
 @given(WITHOUT_QUOTES, GAPS)
-def test_what_a_statement_does_is_the_same_in_any_letters_and_with_any_comments(table: str, gap: str) -> None:
+def test_the_effect_of_a_statement_is_the_same_in_any_letters_and_with_any_comments(table: str, gap: str) -> None:
     for command in ("create index concurrently i on", "vacuum", "copy", "cluster", "commit", "alter system"):
         words = [*command.split(), f'"{table}"', "from", "stdin"]
         (plain,) = scan(" ".join(words))

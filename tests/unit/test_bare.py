@@ -63,7 +63,7 @@ def test_a_partition_has_a_name_and_a_parent(text: str, table: str, name: str) -
         ("REINDEX (CONCURRENTLY) TABLE t", Nature.REINDEX, True),
     ],
 )
-def test_what_may_be_run_again_is_recoverable_by_running_it(text: str, nature: Nature, *, concurrently: bool) -> None:
+def test_a_repeatable_statement_is_recoverable(text: str, nature: Nature, *, concurrently: bool) -> None:
     assert read(text) == Bare(nature, concurrently=concurrently)
     assert read(text).is_recoverable
 
@@ -92,6 +92,6 @@ def test_what_may_be_run_again_is_recoverable_by_running_it(text: str, nature: N
         "",
     ],
 )
-def test_anything_else_is_for_a_person_to_judge(text: str) -> None:
+def test_any_other_bare_statement_needs_a_person(text: str) -> None:
     assert read(text).nature is Nature.OPAQUE
     assert not read(text).is_recoverable

@@ -22,7 +22,7 @@ def effect(sql: str) -> Effect:
         ("insert into copy select 1 from stdin", False),
     ],
 )
-def test_a_copy_from_the_client_is_known(sql: str, reads: bool) -> None:  # noqa: FBT001 - an expectation
+def test_a_copy_that_waits_for_the_client_is_recognised(sql: str, reads: bool) -> None:  # noqa: FBT001 - an expectation
     assert effect(sql).reads_stdin is reads
 
 
@@ -83,7 +83,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "sql"), [(name, sql) for name, many in REFUSED.items() for sql in many])
-def test_what_a_transaction_block_refuses_is_named(name: str, sql: str) -> None:
+def test_a_statement_that_a_transaction_block_refuses_is_named(name: str, sql: str) -> None:
     assert (effect(sql).refuses, effect(sql).controls) == (name, None)
 
 
@@ -129,7 +129,7 @@ def test_what_a_transaction_block_refuses_is_named(name: str, sql: str) -> None:
         "create",
     ],
 )
-def test_what_a_transaction_block_takes_is_let_through(sql: str) -> None:
+def test_a_statement_that_a_transaction_block_accepts_has_no_effect(sql: str) -> None:
     assert (effect(sql).refuses, effect(sql).controls) == (None, None)
 
 
@@ -162,5 +162,5 @@ def test_what_a_transaction_block_takes_is_let_through(sql: str) -> None:
         ("do $$ begin commit; end $$", None),
     ],
 )
-def test_what_ends_or_begins_a_transaction_is_named(sql: str, controls: str | None) -> None:
+def test_a_statement_that_ends_or_begins_a_transaction_is_named(sql: str, controls: str | None) -> None:
     assert (effect(sql).controls, effect(sql).refuses) == (controls, None)

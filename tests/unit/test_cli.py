@@ -166,7 +166,7 @@ def test_no_secret_is_in_the_help() -> None:
     assert "h1dden" not in result.output
 
 
-def test_without_a_command_the_help_is_shown() -> None:
+def test_the_help_is_shown_where_no_command_is_given() -> None:
     result = invoke()
 
     assert result.exit_code == 2
@@ -236,7 +236,7 @@ def test_a_dry_run_is_no_rehearsal(fake: FakeMigrator) -> None:
     assert fake.asked == []
 
 
-def test_without_settings_the_defaults_are_the_librarys(fake: FakeMigrator) -> None:
+def test_the_defaults_without_settings_are_the_librarys(fake: FakeMigrator) -> None:
     invoke("up")
 
     assert fake.made == [((DSN, "migrations/versions"), {})]
@@ -294,7 +294,7 @@ def test_flags_come_before_variables_and_those_before_the_project(fake: FakeMigr
     ]
 
 
-def test_without_a_dsn_the_three_ways_to_give_one_are_named(fake: FakeMigrator) -> None:
+def test_the_three_ways_to_give_a_dsn_are_named_where_none_is_given(fake: FakeMigrator) -> None:
     result = CliRunner().invoke(program.app, ["up"])
 
     assert (result.exit_code, result.stdout) == (2, "")
@@ -679,7 +679,7 @@ def test_the_caret_stands_under_its_column(text: str, column: int, below: str) -
     assert caret(text, column) == [f"> 1 | {text}", below]
 
 
-def test_of_a_very_long_line_the_part_around_the_caret_is_shown() -> None:
+def test_a_very_long_line_is_shown_around_the_caret() -> None:
     line, below = caret("x" * 10_000 + "nope" + "y" * 10_000, 10_001)
 
     assert len(line) < 200

@@ -74,7 +74,7 @@ def test_each_replica_is_asked_whether_it_is_ready(services: dict[str, Document]
     assert f'"http://127.0.0.1:8000{GATE["ready"].default}"' in services["app"]["healthcheck"]["test"][-1]
 
 
-def test_what_is_mounted_is_there_and_cannot_be_written(services: dict[str, Document]) -> None:
+def test_every_file_that_a_service_mounts_exists_and_is_read_only(services: dict[str, Document]) -> None:
     mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
     assert len(mounts) == 2
     for mount in mounts:
@@ -112,7 +112,7 @@ def test_the_image_runs_as_an_ordinary_user(dockerfile: list[list[str]]) -> None
     )
 
 
-def test_what_the_image_copies_exists_and_is_sent_to_its_build(dockerfile: list[list[str]]) -> None:
+def test_every_file_that_the_image_copies_exists_and_is_sent_to_its_build(dockerfile: list[list[str]]) -> None:
     sources = [Path(word) for words in dockerfile if words[0] == "COPY" for word in words[1:-1]]
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignore[0] == "*"

@@ -28,7 +28,7 @@ def test_a_path_may_be_a_string(write: Write) -> None:
     assert names(str(write({"1_a.sql": ""}))) == ["1_a.sql"]
 
 
-def test_what_is_no_migration_is_passed_over(write: Write) -> None:
+def test_a_file_that_is_no_migration_is_ignored(write: Write) -> None:
     folder = write(
         {
             "1_a.sql": "",
@@ -48,7 +48,7 @@ def test_what_is_no_migration_is_passed_over(write: Write) -> None:
     assert names(folder) == ["1_a.down.sql", "1_a.sql", "2_b.py"]
 
 
-def test_bad_names_are_left_to_the_layout(write: Write) -> None:
+def test_the_directory_reads_files_with_bad_names_for_the_layout_to_refuse(write: Write) -> None:
     found = names(write({"setup.py": "", "1 a.sql": "", "1_a.SQL": "", "2_b.Py": ""}))
 
     assert found == ["1 a.sql", "1_a.SQL", "2_b.Py", "setup.py"]
@@ -61,7 +61,7 @@ def test_links_to_files_are_followed(write: Write) -> None:
     assert [file.content for file in read(folder)] == [b"SELECT 1;"]
 
 
-def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "1_a.sql").symlink_to("nowhere")
 
     with pytest.raises(UsageError, match=r"1_a\.sql.*: No such file"):
@@ -72,7 +72,7 @@ def test_an_empty_folder_has_no_files(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_missing_folder_is_named_with_what_it_is_relative_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_named_with_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(UsageError) as caught:
@@ -142,7 +142,7 @@ def test_new_files_are_written_into_a_new_folder(tmp_path: Path) -> None:
     assert paths[0].read_bytes() == "-- ä\n".encode()
 
 
-def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
+def test_no_existing_file_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "1_a.down.sql").write_text("mine")
 
     with pytest.raises(UsageError, match="is there already"):

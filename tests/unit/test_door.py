@@ -110,7 +110,7 @@ def test_a_limit_may_be_none(name: str, value: float | None) -> None:
     Migrator(DSN, **cast("Any", {name: value}))
 
 
-def test_without_a_limit_and_with_a_limit_of_zero_a_statement_runs_under_the_same_limits() -> None:
+def test_a_statement_runs_under_the_same_limits_without_a_limit_and_with_a_limit_of_zero() -> None:
     def limits(**given: Any) -> object:
         return Migrator(DSN, **given)._settings.limits
 

@@ -82,7 +82,7 @@ def test_a_cursor_with_a_mark_says_which_statement_is_begun(
         ("a>b some time", "a", None),
     ],
 )
-def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
+def test_a_cursor_holds_the_digest_of_the_finished_statements_and_the_state_of_their_session(
     cursor: str, finished: str, session: str | None
 ) -> None:
     found = cursor_of(row(cursor=cursor))
@@ -90,7 +90,7 @@ def test_a_cursor_says_what_is_finished_and_what_that_has_made_of_its_session(
     assert found[:2] == (finished, session)
 
 
-def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
+def test_the_error_about_a_lost_session_names_the_settings_that_it_had() -> None:
     error = other_session(step("VACUUM t"), "search_path = a", "")
 
     assert error.versions == ("7",)
@@ -105,7 +105,7 @@ def test_a_session_that_is_gone_is_told_with_what_it_had() -> None:
 
 
 @pytest.mark.parametrize("cursor", [None, "", "abc"])
-def test_without_a_mark_nothing_is_in_doubt(cursor: str | None) -> None:
+def test_no_statement_is_in_doubt_where_the_cursor_has_no_mark(cursor: str | None) -> None:
     assert doubt(row(cursor=cursor)) is None
     assert doubt(None) is None
     refuse_unrecoverable([step("CALL work()")._replace(over=row(cursor=cursor))])
@@ -120,17 +120,17 @@ LOOKED_UP = (
 
 
 @pytest.mark.parametrize(("text", "there"), [("VACUUM t", ""), *((text, "{4,2} ") for text in LOOKED_UP)])
-def test_what_can_be_judged_is_no_matter_for_a_person(text: str, there: str) -> None:
+def test_a_recoverable_statement_in_doubt_needs_no_person(text: str, there: str) -> None:
     refuse_unrecoverable([step(text, there=there)])
 
 
 @pytest.mark.parametrize(("text", "there"), [("CALL work()", "{} "), *((text, "") for text in LOOKED_UP)])
-def test_what_cannot_be_judged_is_for_a_person(text: str, there: str) -> None:
+def test_an_unrecoverable_statement_in_doubt_needs_a_person(text: str, there: str) -> None:
     with pytest.raises(HistoryError, match="statement 2 of 2"):
         refuse_unrecoverable([step("VACUUM"), step(text, there=there)])
 
 
-def test_what_is_in_doubt_is_told_with_all_that_is_known() -> None:
+def test_the_error_about_a_statement_in_doubt_has_all_known_facts() -> None:
     error = doubtful(step(text := "CALL work()"), "The moon is full. ")
     assert error.versions == ("7",)
     facts = (
@@ -232,6 +232,6 @@ def test_a_verdict_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("verdict", Verdict)
-def test_there_has_to_be_a_version_to_judge(verdict: Verdict) -> None:
+def test_a_verdict_on_a_missing_version_is_refused(verdict: Verdict) -> None:
     with pytest.raises(UsageError, match="there is no version 7"):
         settle(Entry("7", State.PENDING), verdict)

@@ -70,7 +70,7 @@ def test_a_failure_without_a_place_is_told_with_its_file() -> None:
     assert error.finished == ()
 
 
-def test_an_error_keeps_what_it_is_about_as_it_was() -> None:
+def test_an_error_keeps_its_texts_unchanged_in_its_attributes() -> None:
     finished, versions = [FINISHED], ["1"]
     failed, history, behind = MigrationFailedError(FAILURE, finished), HistoryError("", versions), BehindError(versions)
 

@@ -56,7 +56,7 @@ def test_an_unknown_version_is_refused_under_strict() -> None:
     assert caught.value.versions == ("2",)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_disagreements_are_reported_at_once() -> None:
     compared = compare([migration(1, checksum="edited"), migration(2), migration(3)], [row(1), row(3), row(4), row(5)])
 
     with pytest.raises(HistoryError) as caught:
@@ -67,13 +67,13 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("state", [RecordState.RUNNING, RecordState.REVERTING, RecordState.FAILED])
-def test_what_is_half_done_is_for_those_to_judge_who_hold_the_lock(state: RecordState) -> None:
+def test_a_half_done_version_is_no_disagreement(state: RecordState) -> None:
     assert judge(compare([migration(1)], [row(1, state)]), strict=True) == ()
 
 
 @pytest.mark.parametrize("state", [state for state in RecordState if state is not RecordState.PENDING])
 @pytest.mark.parametrize("allowing", [{}, {"allow_late": True}, {"strict": True}])
-def test_an_image_below_the_floor_of_what_it_does_not_know_is_refused(
+def test_an_image_below_the_floor_of_an_unknown_version_is_refused(
     state: RecordState, allowing: dict[str, bool]
 ) -> None:
     with pytest.raises(HistoryError) as caught:
@@ -112,5 +112,5 @@ def test_a_failure_that_left_nothing_has_no_floor() -> None:
     assert judge(with_floor([1], "9", RecordState.PENDING, done=0)) == ()
 
 
-def test_status_shows_what_is_below_its_floor_like_any_other() -> None:
+def test_status_shows_a_version_with_a_higher_floor_like_any_other() -> None:
     assert [entry.state for entry in with_floor([1], "9")] == ["applied", "unknown"]

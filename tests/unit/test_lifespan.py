@@ -85,7 +85,7 @@ async def test_a_bare_generator_is_refused_at_once_and_not_after_the_migration(e
     assert events == []
 
 
-async def test_what_nobody_would_await_is_refused_at_once(events: list[str]) -> None:
+async def test_an_asynchronous_failure_callback_is_refused_at_once(events: list[str]) -> None:
     async def stop(_: BaseException) -> None:
         raise AssertionError
 

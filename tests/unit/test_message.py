@@ -115,7 +115,7 @@ def test_a_position_belongs_to_the_part_that_holds_it(*, markers: bool) -> None:
 
 
 @pytest.mark.parametrize("position", [0, -1, 10**9])
-def test_a_position_outside_is_nobodys(position: int) -> None:
+def test_a_position_outside_all_parts_belongs_to_none(position: int) -> None:
     assert part_at(message_of("SELECT 1"), position) is None
 
 
@@ -165,7 +165,7 @@ def test_large_scripts_do_not_share() -> None:
     assert [len(group) for group in share([half, whole, half])] == [1, 1, 1]
 
 
-def test_nothing_to_share_is_no_group() -> None:
+def test_no_scripts_make_no_group() -> None:
     assert list(share([])) == []
 
 

@@ -32,7 +32,7 @@ def test_timestamps_are_followed_by_a_timestamp(tmp_path: Path) -> None:
     assert int(path.name.partition("_")[0]) > 20240102030405
 
 
-def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+def test_the_files_of_a_new_migration_can_be_read(tmp_path: Path) -> None:
     new(tmp_path, "Tables")
     new(tmp_path, "Data!", Kind.PYTHON)
 

@@ -117,7 +117,7 @@ def test_bad_names_are_refused_with_an_example(name: str) -> None:
     "name",
     ["1_a.up.sql", "1_a.Up.sql", "1_a.DOWN.sql", "1_a.down.py", "1_a.up.py", "1_a.up.down.sql", "1_a.down.down.sql"],
 )
-def test_a_direction_that_is_not_written_as_it_should_be_is_refused_with_how_it_should(name: str) -> None:
+def test_a_wrong_way_to_write_the_direction_is_refused_with_the_right_one(name: str) -> None:
     (problem,) = problems_of({name: UP})
 
     assert problem.path == f"m/{name}"
@@ -186,7 +186,7 @@ def test_a_gap_is_a_problem_under_strict() -> None:
     ],
     ids=" ".join,
 )
-def test_what_leaves_out_numbers_by_design_has_no_gaps(names: list[str]) -> None:
+def test_a_series_of_tens_or_timestamps_has_no_gaps(names: list[str]) -> None:
     assert parsed(*names, strict=True).warnings == ()
 
 
@@ -293,13 +293,13 @@ def test_a_file_with_a_problem_in_its_head_is_read_to_its_end() -> None:
     ]
 
 
-def test_a_script_of_a_down_file_is_judged_too_where_there_are_problems() -> None:
+def test_a_down_script_is_checked_too_where_the_directory_has_problems() -> None:
     problems = problems_of({"1_a.sql": "", "1_a.down.sql": "COMMIT;", "bad.sql": ""})
 
     assert [problem.path for problem in problems] == ["m/1_a.down.sql", "m/bad.sql"]
 
 
-def test_scripts_are_not_judged_without_need() -> None:
+def test_scripts_are_not_checked_where_the_directory_has_no_problems() -> None:
     assert versions(own.parse(files({"1_a.sql": "COMMIT; \\i x"}))) == ["1"]
 
 

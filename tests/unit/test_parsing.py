@@ -64,7 +64,7 @@ def test_text_beyond_ascii_is_read_as_utf8() -> None:
     assert read_sql("-- Größe 😀".encode()).source.text == "-- Größe 😀"
 
 
-def test_what_is_not_utf8_is_refused_with_its_line_and_byte() -> None:
+def test_a_file_that_is_not_utf8_is_refused_with_its_line_and_byte() -> None:
     problem = problem_of(b"-- fine\r\n-- Gr\xf6\xdfe\n")
 
     assert (problem.path, problem.line) == (PATH, 2)
@@ -88,7 +88,7 @@ def test_wide_encodings_are_refused(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-def test_a_wide_encoding_that_says_so_is_told_as_that(encoding: str) -> None:
+def test_a_wide_encoding_with_a_byte_order_mark_is_named(encoding: str) -> None:
     problem = problem_of("\ufeffSELECT 1;".encode(encoding))
 
     assert (problem.path, problem.line) == (PATH, 1)
@@ -105,7 +105,7 @@ def test_a_wide_encoding_that_says_so_is_told_as_that(encoding: str) -> None:
     ],
     ids=["not UTF-8", "NUL", "UTF-16"],
 )
-def test_what_is_no_text_has_an_empty_one_one_problem_and_its_checksum(body: bytes) -> None:
+def test_a_file_that_is_no_text_has_one_problem_and_a_checksum(body: bytes) -> None:
     found = content_of(body)
 
     assert found.source == Source(PATH, "")
@@ -333,5 +333,5 @@ def test_a_number_too_long_for_a_version_is_refused() -> None:
     assert problem_of("-- pgratchet: compatible-with=" + "1" * 19).line == 1
 
 
-def test_a_directive_in_capitals_below_the_head_is_not_passed_over() -> None:
+def test_a_directive_in_capitals_below_the_head_is_refused() -> None:
     assert problem_of("SELECT 1;\n-- PGRATCHET: no-transaction").line == 2

@@ -93,7 +93,7 @@ def cursor_after(text: str, statements: int) -> str:
         (RecordState.REVERTING, State.RUNNING, State.RUNNING, State.RUNNING),
     ],
 )
-def test_the_state_of_a_recorded_version(
+def test_a_recorded_version_has_the_state_of_its_row_and_its_file(
     recorded: RecordState, with_file: State, with_other_file: State, without_file: State
 ) -> None:
     history = [row(1, recorded, statements_done=1)]
@@ -120,7 +120,7 @@ def test_a_failure_that_left_nothing_is_forgotten_with_its_file() -> None:
         (RecordState.REVERTING, State.PENDING),
     ],
 )
-def test_a_file_without_a_row_is_late_below_what_is_applied(newer: RecordState, expected: State) -> None:
+def test_a_file_without_a_row_is_late_below_an_applied_version(newer: RecordState, expected: State) -> None:
     first, _ = compare([migration(1), migration(2)], [row(2, newer)])
 
     assert first.state is expected
@@ -189,7 +189,7 @@ def test_an_interrupted_way_up_is_refused_in_both_directions(direction: Directio
     ],
 )
 @pytest.mark.parametrize("error", [None, "division by zero"])
-def test_what_counts_its_statements_goes_on_in_its_own_direction(
+def test_a_version_that_counts_its_statements_goes_on_in_its_own_direction(
     state: RecordState, own: Direction, other: Direction, error: str | None
 ) -> None:
     compared = compare([migration(1)], [row(1, state, cursor="", error=error)])
@@ -202,7 +202,7 @@ def test_what_counts_its_statements_goes_on_in_its_own_direction(
 
 
 @pytest.mark.parametrize("cursor", [None, "", "abc"])
-def test_what_is_half_done_without_a_file_is_refused_on_the_way_down_only(cursor: str | None) -> None:
+def test_a_half_done_version_without_a_file_is_refused_on_the_way_down_only(cursor: str | None) -> None:
     compared = compare([], [row(1, RecordState.RUNNING, cursor=cursor)])
 
     halfway.refuse_interrupted(compared, Direction.UP)
@@ -216,7 +216,7 @@ def test_what_is_half_done_without_a_file_is_refused_on_the_way_down_only(cursor
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_what_a_person_has_put_back_is_pending_and_never_late(*, allowed: bool) -> None:
+def test_a_version_that_a_person_has_reset_is_pending_and_never_late(*, allowed: bool) -> None:
     compared = compare(
         [migration(1, checksum="other"), migration(2)], [row(1, RecordState.PENDING, reason="cleaned up"), row(2)]
     )
@@ -234,7 +234,7 @@ def test_what_a_person_has_put_back_is_pending_and_never_late(*, allowed: bool) 
 
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("state", [RecordState.APPLIED, RecordState.FAILED])
-def test_what_is_not_half_done_is_no_interruption(state: RecordState, direction: Direction) -> None:
+def test_a_version_that_is_not_half_done_is_no_interruption(state: RecordState, direction: Direction) -> None:
     halfway.refuse_interrupted(compare([migration(1)], [row(1, state)]), direction)
 
 
@@ -253,14 +253,14 @@ def test_a_way_up_that_failed_half_way_is_open_upwards_only(failed: int) -> None
         assert fact in str(caught.value)
 
 
-def test_up_runs_what_is_pending_in_order() -> None:
+def test_up_runs_pending_versions_in_order() -> None:
     plan = planning.plan_up(entries([3, 10, 1, 2], [1]))
 
     assert versions(plan) == ["2", "3", "10"]
     assert {step.direction for step in plan.steps} == {Direction.UP}
 
 
-def test_up_runs_what_is_late_or_has_failed() -> None:
+def test_up_runs_late_and_failed_versions() -> None:
     compared = compare([migration(1), migration(2), migration(3)], [row(1, RecordState.FAILED), row(3), row(4)])
 
     assert versions(planning.plan_up(compared)) == ["1", "2"]
@@ -318,7 +318,7 @@ def test_problems_of_all_scripts_that_would_run_are_told_at_once() -> None:
     ]
 
 
-def test_problems_of_the_ways_down_of_what_would_run_are_told_too() -> None:
+def test_problems_of_the_ways_down_of_planned_versions_are_reported_too() -> None:
     compared = compare(
         [migration(1, down="COMMIT;"), migration(2, up="\\i x", down="\nCOMMIT;"), migration(3, down="SELECT 'a")],
         [row(1)],
@@ -347,7 +347,7 @@ def test_a_python_migration_needs_no_way_down_to_go_up() -> None:
     assert versions(planning.plan_up(compare([python], []))) == ["1"]
 
 
-def test_scripts_that_would_not_run_are_not_judged() -> None:
+def test_scripts_that_would_not_run_are_not_checked() -> None:
     bad = [migration(1, up="COMMIT;", down="COMMIT;"), migration(3, up="COMMIT;", down="COMMIT;")]
     compared = compare([*bad, migration(2)], [row(1)])
 
@@ -363,7 +363,7 @@ def test_down_takes_the_newest_first() -> None:
 
 
 @pytest.mark.parametrize(("to", "expected"), [("0", ("3", "2", "1")), ("1", ("3", "2")), ("3", ()), ("4", ())])
-def test_down_leaves_what_it_is_to_go_back_to(to: str, expected: tuple[str, ...]) -> None:
+def test_down_leaves_the_version_that_it_goes_back_to(to: str, expected: tuple[str, ...]) -> None:
     assert planning.choose_down(entries([1, 2, 3, 4], [1, 2, 3]), to=to) == expected
 
 
@@ -393,7 +393,7 @@ def test_down_is_refused_where_it_leads_through_an_unknown_version() -> None:
     assert caught.value.versions == ("2",)
 
 
-def test_down_passes_over_what_is_pending_or_has_failed() -> None:
+def test_down_ignores_pending_and_failed_versions() -> None:
     compared = compare([migration(1), migration(2), migration(3)], [row(1), row(2, RecordState.FAILED)])
 
     assert planning.choose_down(compared, steps=1) == ("1",)
@@ -414,7 +414,7 @@ def test_the_chosen_versions_are_reverted_newest_first() -> None:
     assert plan.steps[0].script.source.path == "m/010_name.down.sql"
 
 
-def test_what_is_reverted_already_is_not_reverted_again() -> None:
+def test_a_reverted_version_is_not_reverted_again() -> None:
     assert versions(planning.plan_down(entries([1, 2, 3], [1]), ["3", "2", "1"])) == ["1"]
 
 
@@ -428,13 +428,13 @@ def test_a_migration_without_a_way_down_is_refused_with_the_name_of_the_file_to_
     assert caught.value.problems[1].cure == "write m/001_name.down.sql"
 
 
-def test_redo_brings_back_what_it_reverted_and_nothing_else() -> None:
+def test_redo_applies_the_versions_that_it_reverted_and_no_others() -> None:
     reverted = entries([1, 2, 3, 4], [1])
 
     assert versions(planning.plan_again(reverted, ["3", "2"], [])) == ["2", "3"]
 
 
-def test_redo_does_not_apply_what_is_applied_again() -> None:
+def test_redo_does_not_apply_an_applied_version_twice() -> None:
     assert versions(planning.plan_again(entries([1, 2, 3], [1, 2]), ["3", "2"], [])) == ["3"]
 
 

@@ -24,7 +24,7 @@ def imported_names() -> set[str]:
     }
 
 
-def test_what_is_imported_is_what_is_public() -> None:
+def test_the_package_imports_exactly_its_public_names() -> None:
     assert set(pgratchet.__all__) == imported_names()
 
 

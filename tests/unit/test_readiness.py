@@ -27,20 +27,20 @@ def failed(version: str) -> Failed:
     return Failed("MigrationFailedError", "x", Failure(version, "x", Direction.UP, "x.sql", "x"))
 
 
-def test_before_anything_was_looked_at_nothing_is_known() -> None:
+def test_readiness_is_unknown_before_the_first_look() -> None:
     assert after() == Readiness(Condition.UNKNOWN)
     assert not after().ready
 
 
-def test_a_look_alone_does_not_make_ready() -> None:
+def test_a_look_alone_does_not_make_an_application_ready() -> None:
     assert after(COMPLETE) == Readiness(Condition.PENDING, applied=4, unknown=("9",))
 
 
-def test_a_run_that_finds_everything_there_makes_ready() -> None:
+def test_a_run_that_finds_everything_applied_makes_an_application_ready() -> None:
     assert after(COMPLETE, Done(())).ready
 
 
-def test_a_run_that_ends_with_something_missing_does_not() -> None:
+def test_a_run_that_ends_with_a_missing_version_does_not_make_an_application_ready() -> None:
     assert after(MISSING, Done(())).state is Condition.PENDING
 
 
@@ -61,36 +61,36 @@ def test_a_step_that_is_tried_again_runs_once() -> None:
     assert after(MISSING, started("3"), started("3")).running == ("3",)
 
 
-def test_a_failure_names_its_version_and_puts_back_what_was_behind_it() -> None:
+def test_a_failure_names_its_version_and_makes_the_versions_behind_it_pending() -> None:
     assert after(MISSING, started("3"), started("4"), failed("3")) == Readiness(
         Condition.FAILED, applied=2, pending=("4",), failed=("3",)
     )
 
 
 @pytest.mark.parametrize("error", ["CancelledError", "BudgetExceededError"])
-def test_what_ended_a_run_outside_a_step_is_a_failure_too(error: str) -> None:
+def test_an_error_outside_a_step_is_a_failure_too(error: str) -> None:
     events = (MISSING, started("3"), Failed(error, ""))
 
     assert after(*events) == Readiness(Condition.FAILED, applied=2, pending=("3", "4"))
     assert after(*events, Locked(0.0)) == after(*events)
 
 
-def test_only_another_run_mends_a_failure() -> None:
+def test_only_another_run_ends_the_state_failed() -> None:
     events = (MISSING, Failed("CancelledError", ""))
 
     assert not after(*events, COMPLETE).ready
     assert after(*events, COMPLETE, Done(())).ready
 
 
-def test_another_look_that_finds_everything_there_leaves_it_ready() -> None:
+def test_another_look_that_finds_everything_applied_leaves_an_application_ready() -> None:
     assert after(COMPLETE, Done(()), COMPLETE).ready
 
 
-def test_a_look_that_finds_something_missing_ends_it() -> None:
+def test_a_look_that_finds_a_missing_version_ends_readiness() -> None:
     assert after(COMPLETE, Done(()), MISSING).state is Condition.PENDING
 
 
-def test_a_way_down_that_failed_leaves_what_it_was_to_revert() -> None:
+def test_a_failed_way_down_leaves_its_versions_applied() -> None:
     failure = Failure("4", "x", Direction.DOWN, "x.sql", "x")
     events = (COMPLETE, started("4", Direction.DOWN), Failed("MigrationFailedError", "x", failure))
 
@@ -98,27 +98,27 @@ def test_a_way_down_that_failed_leaves_what_it_was_to_revert() -> None:
     assert after(COMPLETE, started("4", Direction.DOWN), Failed("CancelledError", "")).applied == 4
 
 
-def test_a_mistake_of_the_caller_changes_nothing() -> None:
+def test_a_mistake_of_the_caller_does_not_change_readiness() -> None:
     assert after(COMPLETE, Done(()), COMPLETE, Failed("UsageError", "no such version")).ready
     assert not after(COMPLETE, Done(()), COMPLETE, Failed("HistoryError", "edited")).ready
     assert not after(Failed("UsageError", "no such folder")).ready
 
 
-def test_a_way_down_makes_it_pending_and_a_way_up_behind_it_ready_again() -> None:
+def test_a_way_down_makes_a_schema_pending_and_the_next_way_up_makes_it_ready() -> None:
     down: list[Event] = [started("4", Direction.DOWN), finished("4", Direction.DOWN)]
 
     assert after(COMPLETE, *down, Done(())) == Readiness(Condition.PENDING, 3, pending=("4",), unknown=("9",))
     assert after(COMPLETE, *down, started("4"), finished("4"), Done(())).ready
 
 
-def test_versions_are_in_their_order_also_on_the_way_down() -> None:
+def test_readiness_lists_versions_in_their_order_also_on_the_way_down() -> None:
     eleven = Looked(applied=11, pending=(), running=(), failed=(), unknown=())
     steps = [started(version, Direction.DOWN) for version in ("11", "10", "9")]
 
     assert after(eleven, Done(()), *steps).running == ("9", "10", "11")
 
 
-def test_a_run_that_looks_says_nothing_while_another_one_works() -> None:
+def test_the_events_of_a_read_only_run_are_ignored_while_another_run_works() -> None:
     course = Course(own.rank)
     with course.working() as work:
         work(COMPLETE)
@@ -134,7 +134,7 @@ def test_a_run_that_looks_says_nothing_while_another_one_works() -> None:
     assert course.readiness == Readiness(Condition.PENDING, 3, pending=("4",), unknown=("9",))
 
 
-def test_a_run_that_has_looked_before_another_one_worked_has_to_look_again() -> None:
+def test_the_events_of_a_read_only_run_count_again_after_its_next_look() -> None:
     course = Course(own.rank)
     look = course.looking()
     look(MISSING)
@@ -149,7 +149,7 @@ def test_a_run_that_has_looked_before_another_one_worked_has_to_look_again() -> 
 
 
 @pytest.mark.parametrize("event", [Done(()), Failed("CancelledError", "")])
-def test_what_was_applied_is_forgotten_and_a_failure_is_not(event: Event) -> None:
+def test_forgetting_ends_readiness_but_not_a_failure(event: Event) -> None:
     course = Course(own.rank)
     for each in (COMPLETE, event):
         course.take(each)

@@ -203,7 +203,7 @@ def test_other_transaction_control_is_refused_with_its_lines(text: str, lines: S
         "PREPARE q AS SELECT 1;",
     ],
 )
-def test_what_only_looks_like_transaction_control_is_fine(text: str) -> None:
+def test_text_that_only_looks_like_transaction_control_is_fine(text: str) -> None:
     assert compiled(text).mode is Mode.TRANSACTION
 
 
@@ -226,7 +226,7 @@ def test_a_file_without_a_transaction_cannot_ask_for_one(text: str, lines: Seque
 
 
 @pytest.mark.parametrize("text", ["BEGIN;\n{};\nCOMMIT;", "START TRANSACTION READ WRITE;\n{};\nEND"])
-def test_a_transaction_around_one_statement_that_refuses_it_is_told_as_that(text: str) -> None:
+def test_a_transaction_around_one_statement_that_refuses_it_is_named(text: str) -> None:
     problem = problem_of(text.format(CONCURRENTLY))
 
     assert problem.line == 2
@@ -269,13 +269,13 @@ def test_psql_commands_are_refused_with_their_lines() -> None:
     ]
 
 
-def test_what_pg_dump_puts_around_a_dump_is_skipped() -> None:
+def test_the_restrict_commands_of_pg_dump_are_skipped() -> None:
     script = compiled("\\restrict abc\nSELECT 1;\nSELECT 2;\n\\unrestrict abc\n")
 
     assert pieces(script) == ["SELECT 1", "SELECT 2"]
 
 
-def test_what_is_skipped_leaves_every_place_as_it_was() -> None:
+def test_a_skipped_command_changes_no_position() -> None:
     text = "\\restrict ä\n" + numbered(300) + "\\restrict abc\n" + numbered(300)
     script = compiled(text)
 
@@ -292,7 +292,7 @@ def test_backslashes_in_comments_do_not_cut_a_script_smaller(comment: str) -> No
 
 
 @pytest.mark.parametrize("text", ["SELECT 1;\nSELECT 'a", "\n/* never closed", "\nSELECT $x$ a $y$", '\nSELECT "a'])
-def test_what_is_never_closed_is_refused_with_its_line(text: str) -> None:
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(text: str) -> None:
     problem = problem_of(text)
 
     assert problem.line == 2
@@ -416,5 +416,5 @@ def test_a_line_in_a_string_is_sent_as_it_is_written(quote: str) -> None:
     assert pieces(compiled(statement)) == [statement]
 
 
-def test_a_transaction_around_several_statements_that_refuse_it_is_told_as_that() -> None:
+def test_a_transaction_around_several_statements_that_refuse_it_is_named() -> None:
     assert "other" not in problem_of(f"BEGIN;\n{CONCURRENTLY};\nVACUUM;\nCOMMIT;").message

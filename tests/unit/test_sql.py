@@ -70,7 +70,7 @@ def test_a_table_has_a_schema_and_a_name(text: str, expected: Table) -> None:
         "x" * (LONGEST_NAME + 1) + ".a",
     ],
 )
-def test_what_is_no_table_name_is_refused(text: str) -> None:
+def test_a_text_that_is_no_table_name_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"write schema\.name"):
         Table.parse(text)
 

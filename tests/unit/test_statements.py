@@ -62,14 +62,14 @@ def test_a_script_is_cut_as_psql_cuts_it(case: dict[str, Any]) -> None:
         ("alter /* x", "unterminated /* comment", 6),
     ],
 )
-def test_what_is_never_closed_is_an_error_at_its_beginning(sql: str, message: str, offset: int) -> None:
+def test_a_quote_that_is_never_closed_is_an_error_at_its_beginning(sql: str, message: str, offset: int) -> None:
     with pytest.raises(ScriptError) as caught:
         list(scan(sql))
 
     assert (str(caught.value), caught.value.offset) == (message, offset)
 
 
-def test_what_stands_before_an_error_is_read_first() -> None:
+def test_statements_before_an_error_are_read_first() -> None:
     pieces = scan("select 1; select 'x")
 
     assert next(pieces)[1:3] == (0, 8)
@@ -122,7 +122,7 @@ def test_a_semicolon_in_a_string_a_name_or_a_comment_does_not_end_a_statement(sq
         "select $1, $2",
     ],
 )
-def test_what_only_looks_like_a_quote_holds_nothing_back(first: str) -> None:
+def test_text_that_only_looks_like_a_quote_does_not_hide_a_semicolon(first: str) -> None:
     assert len(texts(f"{first}\n; select $b$x$b$, $$y$$")) == 2
 
 
@@ -256,5 +256,5 @@ def test_a_body_of_many_statements_is_read_once(monkeypatch: pytest.MonkeyPatch)
     assert sorted(set(body)) == body
 
 
-def test_kinds_are_plain_words() -> None:
+def test_the_kinds_of_pieces_are_plain_words() -> None:
     assert list(StatementKind) == ["sql", "copy", "meta"]
