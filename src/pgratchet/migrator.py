@@ -50,40 +50,40 @@ from pgratchet.version import __version__
 T = TypeVar("T")
 
 DEFAULT_LAYOUT: Layout = own
-"""How a directory is written where nobody says anything else."""
+"""The layout of a directory unless another one is given."""
 
 _log = logging.getLogger("pgratchet")
 
 MOST_INTEGER = 10**40
-"""Above that an integer is no version of any layout, and is not shown."""
+"""No layout has larger integers as versions, and they are not shown."""
 
 
 class Migrator:
     """Brings one database in line with one directory of migrations.
 
-    `dsn` is a PostgreSQL URL; `connect`, an async factory of asyncpg connections, may stand in its place, for
-    passwords that rotate and the like (create them with `statement_cache_size=0`). `migrations` is a folder,
-    relative to the working directory, or a Traversable of importlib.resources. `layout` says how its files are named
-    and written, and what their versions are.
+    `dsn` is a PostgreSQL URL. `connect`, an async factory of asyncpg connections, may take its place, for example for
+    passwords that rotate; create the connections with `statement_cache_size=0`. `migrations` is a folder, relative to
+    the working directory, or a Traversable of importlib.resources. `layout` defines the names of its files and their
+    versions.
 
-    `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It
-    never cancels a step under way. `lock_timeout` and `statement_timeout` are each statement's, in seconds, None or 0
-    for no limit; directives in a file come before them. `readers` are roles that may wait and check, nothing else.
+    `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It never
+    cancels a step under way. `lock_timeout` and `statement_timeout` apply to each statement, in seconds, None or 0 for
+    no limit; directives in a file override them. `readers` are roles that may wait and check, nothing else.
     `trusted_owners` are roles that may own the history table, and the functions of triggers on it, beside those that a
-    run trusts anyway: whoever owns these runs code with the rights of the run (SECURITY.md).
+    run trusts anyway: an owner of these runs code with the rights of the run (SECURITY.md).
     `journal` names a local file that gets a line for each finished step.
 
-    `direct_dsn` leads straight to the server where `dsn` leads to a pooler: what takes the lock goes there.
-    `lock` forces what keeps runners apart: "session", one lock from the first step to the last; "transaction", one
-    in each step's transaction, which is what is done where a pooler is found in between; "none", for engines
-    without advisory locks, where claims alone keep a migration from being applied twice.
+    `direct_dsn` leads straight to the server if `dsn` leads to a pooler: sessions that take the lock use it.
+    `lock` forces the way in which runners are kept apart: "session", one lock from the first step to the last;
+    "transaction", one in each step's transaction, as a run does by itself if it finds a pooler; "none", for engines
+    without advisory locks, where only claims prevent that a migration is applied twice.
 
     `owner` is a role that the migrations run as, and that makes, owns and writes the history: the role that logs in
-    has to be a member of it, and needs no right of its own. `listener` is called with each event of a run, in the
+    must be a member of it, and needs no rights of its own. `listener` is called with each event of a run, in the
     event loop, and should return at once.
 
     A migrator holds no connection between calls, and each call is a run of its own. Raises UsageError, which names the
-    argument and says what it may be, for one that cannot be right; so does each method, before it does anything.
+    argument and the values that it may have, for a wrong one; so does each method, before it does anything.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
@@ -107,7 +107,7 @@ class Migrator:
         owner: str | None = None,
         listener: Listener | None = None,
     ) -> None:
-        # First of all, as a traceback shows what this frame holds when something is raised.
+        # Before anything can raise: a traceback may show the variables of this frame.
         address, factory, direct_address = _hidden(dsn), _hidden(connect), _hidden(direct_dsn)
         del dsn, connect, direct_dsn
         why = misplaced(
@@ -168,18 +168,18 @@ class Migrator:
 
     @property
     def readiness(self) -> Readiness:
-        """How the schema stands, as the last run of this migrator has left it, or the one under way.
+        """The state of the schema after the last run of this migrator, or during the present one.
 
-        Any thread may ask.
+        Any thread may read it.
         """
         return self._course.readiness
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Be one application's from its start to its end, which is what the lifespan hook makes of this.
+        """Serve one application, from its start to its end, as the lifespan hook does.
 
-        Behind the end of the last one nothing counts as applied: the next one may start in the same process, as
-        tests have it, on another schema, and its gate must not open on what this one knew.
+        After the end of the last application nothing counts as applied: in tests, another application may start in the
+        same process on another schema, and its gate must not open because of the readiness of this one.
         """
         self._applications += 1
         try:
@@ -190,7 +190,7 @@ class Migrator:
                 self._course.forget()
 
     async def up(self, to: str | int | None = None) -> tuple[Finished, ...]:
-        """Return once everything, or everything up to `to`, is applied; what this run did itself is in the result.
+        """Return once everything, or everything up to `to`, is applied; the result has the steps of this run only.
 
         Raises MigrationFailedError, FilesError, HistoryError, ServerError, BudgetExceededError.
         """
@@ -217,11 +217,11 @@ class Migrator:
         return await self._run(self._course.working(), lambda run: run.carry_out(phases))
 
     async def wait(self) -> None:
-        """Return once somebody else has applied everything; needs no right but to read the history."""
+        """Return once another runner has applied everything; needs only the right to read the history."""
         await self._run(nullcontext(self._course.looking()), Run.wait)
 
     async def check(self) -> None:
-        """Return if everything is applied; raises BehindError where not, HistoryError where files disagree."""
+        """Return if everything is applied; raises BehindError if not, HistoryError if files and history disagree."""
 
         async def check(run: Run) -> None:
             async with open_session(self._settings.connect) as connection:
@@ -231,7 +231,7 @@ class Migrator:
         await self._run(nullcontext(self._course.looking()), check)
 
     async def plan(self, to: str | int | None = None) -> Plan:
-        """Return what `up` would do now; takes no lock and changes nothing."""
+        """Return the steps that `up` would take now; takes no lock and changes nothing."""
         to = discreet(to)
         version = self._version(to)
         run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
@@ -257,9 +257,9 @@ class Migrator:
         return compare(self._settings, catalogue.migrations, history)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
-        """Do what `up` would do, under the lock, in one transaction, and roll it back; say what was done.
+        """Do everything that `up` would do, under the lock, in one transaction, roll it back, and return the steps.
 
-        Raises UsageError where a step cannot be rolled back, MigrationFailedError where one fails.
+        Raises UsageError if a step cannot be rolled back, MigrationFailedError if one fails.
         """
         to = discreet(to)
         version = self._version(to)
@@ -270,11 +270,11 @@ class Migrator:
     async def adopt(
         self, source: str = "public.schema_migrations", *, dry_run: bool = False, skip_failed: bool = False
     ) -> Adoption:
-        """Record as applied what a home-made runner has recorded in `source`; a dry run only says what that would be.
+        """Record as applied the versions that a home-made runner has recorded in `source`; a dry run only returns them.
 
-        The history goes into this migrator's table, or into `pgratchet_migrations` beside the source where
-        both have the same name. Raises ForeignTableError for a table of another form, HistoryError for rows
-        that contradict the files, or that only failed and are not to be skipped.
+        They go into this migrator's table, or into `pgratchet_migrations` beside the source if both have the same name.
+        Raises ForeignTableError for a table of another form, HistoryError for rows that contradict the files, and for
+        versions that only failed, unless `skip_failed`.
         """
         from pgratchet.runs.adoption import adopt, foresee  # noqa: PLC0415 - done once in a project's life
 
@@ -289,12 +289,12 @@ class Migrator:
         return await cancelled_for_good(work)
 
     async def repair(self, version: str | int, verdict: Verdict, reason: str) -> Entry:
-        """Record what a person says of a version that no run can judge, and return both sides of it as they are then.
+        """Record a person's verdict about a version that no run can judge, and return both sides of it after that.
 
-        `applied` and `not-applied` are about the whole migration, and say that it counts as done, or that nothing
-        of it is there; `again` and `skip` are about the one statement in doubt, and say that it did not take effect,
-        or that it did. The row keeps the reason. Raises UsageError for what is no verdict, HistoryError where it makes
-        no sense, or somebody is at work on the version.
+        `applied` and `not-applied` are about the whole migration: it counts as done, or nothing of it is there. `again`
+        and `skip` are about the one statement in doubt: it did not take effect, or it did. The row keeps the reason.
+        Raises UsageError for an unknown verdict, HistoryError if the verdict does not fit the version, or a session is
+        at work on it.
         """
         from pgratchet.core.plan.verdicts import Judgement  # noqa: PLC0415 - seldom done
         from pgratchet.runs.repairing import repair  # noqa: PLC0415 - the same
@@ -308,12 +308,12 @@ class Migrator:
     def _version(self, to: str | int | None) -> str | None:
         if to is None:
             return None
-        # Not every layout has a version that is written so.
+        # Before the layout is asked: not every layout has versions of this form.
         return planning.NOTHING if to in (0, planning.NOTHING) else self._canonical("to", to)
 
     def _canonical(self, what: str, version: str | int) -> str:
         fits = isinstance(version, str) or (type(version) is int and abs(version) < MOST_INTEGER)
-        # Not shown otherwise: str() refuses an integer of thousands of digits.
+        # A larger integer is not shown: str() refuses thousands of digits.
         text = str(version) if fits else "..."
         canonical = self._settings.layout.canonical(text) if fits else None
         if canonical is None:
@@ -359,10 +359,10 @@ class Migrator:
 def new(
     folder: str | os.PathLike[str], description: str, kind: Kind = Kind.SQL, *, layout: Layout = DEFAULT_LAYOUT
 ) -> tuple[Path, ...]:
-    """Write the files of a new migration, with a version behind the last one, and return their paths.
+    """Write the files of a new migration, whose version comes after the last one, and return their paths.
 
-    Raises UsageError where they cannot be written or named, FilesError where those that are there have problems;
-    nothing is written then.
+    Raises UsageError if they cannot be written or named, FilesError if the present files have problems; nothing is
+    written then.
     """
     why = misplaced(
         folder=folder, description=description, kind=kind, layout=None if isinstance(layout, Layout) else layout
@@ -382,7 +382,7 @@ def new(
 
 
 def _silent(_: Event) -> None:
-    """Tell nobody: what only looks, or is undone, says nothing of what the last run has come to."""
+    """Drop an event: a plan or a rehearsal changes nothing, and must not change the readiness."""
 
 
 def _hidden(value: T | None) -> Hidden[T] | None:
@@ -398,7 +398,7 @@ def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Calla
 
 
 def _location(migrations: Location) -> Location:
-    # A Traversable is anything that has its methods; this one tells it from all that is given by mistake.
+    # A Traversable is any object with its methods; nothing that is given by mistake has this one.
     if not callable(getattr(migrations, "iterdir", None)) or isinstance(migrations, os.PathLike):
         arguments.path("migrations", migrations)
     return migrations

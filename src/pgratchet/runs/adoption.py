@@ -1,4 +1,4 @@
-"""Takes over the history of a home-made runner; its table is read, and left alone."""
+"""Adoption: a copy of the history of a home-made runner, whose own table is only read."""
 
 from collections.abc import Mapping
 
@@ -13,15 +13,15 @@ from pgratchet.postgres.wire.message import facts
 from pgratchet.runs.settings import Settings
 
 TARGET = "pgratchet_migrations"
-"""Where the history goes when the foreign table has the name that ours would have."""
+"""The name of our table if the foreign one has the name that ours would have."""
 
 
 async def adopt(
     settings: Settings, migrations: Mapping[str, Migration], source: Table, budget: Budget, *, skip_failed: bool
 ) -> Adoption:
-    """Record under the lock, and all at once, what the table `source` says is applied; return what that was.
+    """Record the versions that the table `source` has as applied, under the lock, all or none; return them.
 
-    Doing it again adds only what is new there.
+    A second call adds only the versions that are new there.
     """
     table = _target(settings, source)
     key = None if settings.lock is Lock.NONE else table.lock_key
@@ -38,7 +38,7 @@ async def adopt(
 async def foresee(
     settings: Settings, migrations: Mapping[str, Migration], source: Table, *, skip_failed: bool
 ) -> Adoption:
-    """Return what `adopt` would do now; changes nothing."""
+    """Return the result that `adopt` would have now; changes nothing."""
     async with open_session(settings.connect) as connection:
         history = settings.history._replace(table=_target(settings, source))
         takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)

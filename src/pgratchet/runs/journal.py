@@ -1,4 +1,4 @@
-"""A local diary of what was done, one JSON object a line: for people; nothing ever reads it to decide."""
+"""A local diary of finished steps, one JSON object a line, for people; no code reads it."""
 
 import logging
 import os
@@ -26,5 +26,5 @@ def append(path: Path, finished: Sequence[Finished]) -> None:
 
 
 def _open(path: str, flags: int) -> int:
-    # A named pipe that nobody reads would be waited for, when all is done.
+    # Without O_NONBLOCK a named pipe without a reader would block a run that is done.
     return os.open(path, flags | os.O_NONBLOCK, 0o666)

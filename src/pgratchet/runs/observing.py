@@ -16,7 +16,7 @@ _log = logging.getLogger("pgratchet")
 
 
 class Observer:
-    """Reads the history for one run, tells how it stands, and tells new failures of other runs from old ones."""
+    """Reads the history for one run, tells each state of it, and knows new failures of other runs from old ones."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget, progress: Progress) -> None:
         self._settings = settings
@@ -47,7 +47,7 @@ class Observer:
         return entries
 
     async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:
-        """Return the rows of versions that other runs are to apply; tell how they stand if they have changed."""
+        """Return the rows of versions that other runs are to apply; tell the state of all if these have changed."""
         history = self._settings.history
         if self._safe is None:
             self._safe = await history.is_safe(connection)
@@ -98,7 +98,7 @@ class Observer:
 
 
 def compare(settings: Settings, migrations: Iterable[Migration], rows: Iterable[HistoryRow]) -> tuple[Entry, ...]:
-    """Return both sides of every version, in order; raises ServerError for a row that is spelled in another way."""
+    """Return both sides of every version, in order; raises ServerError for a row whose version is misspelled."""
     rows = tuple(rows)
     refuse_misspelled(rows, settings.layout, settings.history.table)
     return planning.compare(migrations, rows, settings.layout.rank)

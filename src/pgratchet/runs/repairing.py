@@ -1,4 +1,4 @@
-"""Carries out what a person says of a version that no run can judge, and keeps the reason."""
+"""Repair: a person's verdict about a version that no run can judge, recorded with its reason."""
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State
@@ -17,13 +17,13 @@ from pgratchet.runs.settings import Settings
 
 
 async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement, budget: Budget) -> Entry:
-    """Record a judgement under the lock, and return both sides of its version as they are then.
+    """Record a judgement under the lock, and return both sides of its version after that.
 
-    Raises UsageError where there is no such version, or no reason; HistoryError where the verdict makes no
-    sense, or somebody is at work on the version.
+    Raises UsageError if there is no such version, or no reason; HistoryError if the verdict does not fit the version,
+    or a session is at work on it.
     """
     if not judgement.reason.strip():
-        raise UsageError("a repair needs a reason: it is what others will read in the history")
+        raise UsageError("a repair needs a reason: others will read it in the history")
     history = settings.history
     key = None if settings.lock is Lock.NONE else history.table.lock_key
     async with (
@@ -43,11 +43,11 @@ async def _entry(
 ) -> Entry:
     rows = {row.version: row for row in await settings.history.read_patiently(connection, budget)}
     entries = {entry.version: entry for entry in compare(settings, catalogue.migrations, rows.values())}
-    # What left nothing behind, of a file that is gone, is no entry, but may be judged.
+    # A version without a file that has left nothing behind is no entry, but it may be judged.
     return entries.get(version) or Entry(version, State.PENDING, None, rows.get(version))
 
 
-async def _record(  # noqa: PLR0913, PLR0917 - where, and all that the row is to say
+async def _record(  # noqa: PLR0913, PLR0917 - the place, and all parts of the row
     connection: Connection,
     records: Records,
     entry: Entry,
@@ -59,7 +59,9 @@ async def _record(  # noqa: PLR0913, PLR0917 - where, and all that the row is to
     if entry.row is not None and entry.state is State.RUNNING:
         who = await backends.runner(connection, entry.row, owner)
         if who:
-            raise HistoryError(printable(f"{entry.version} {entry.name} is being worked on by {who}"), [entry.version])
+            raise HistoryError(
+                printable(f"a session is at work on {entry.version} {entry.name}: {who}"), [entry.version]
+            )
     writer = known.writer
     when = f"{known.now:%Y-%m-%d %H:%M:%S%z}"
     reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")

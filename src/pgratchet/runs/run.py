@@ -1,6 +1,6 @@
-"""One run: look, lock, compare again, apply. No step is ever planned on an unlocked read of the history.
+"""One run: look, lock, compare again, apply. No step is ever applied on an unlocked read of the history.
 
-Where a lock lasts for a transaction only, it is each step's own transaction that locks and compares.
+If a lock lasts for a transaction only, each step's own transaction takes it and compares.
 """
 
 import logging
@@ -51,8 +51,8 @@ class Run:
                 if turn is not None and await self._carry_out(turn, phases):
                     return
             if self.progress.unanswered:
-                # Loaded already: an earlier session of this run has sent something.
-                from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as above
+                # Loaded already: an earlier session of this run has sent steps.
+                from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as in _carry_out
 
                 await resolve(connection, self._lock.records, self.progress, self._budget)
 
@@ -131,13 +131,13 @@ class Run:
 
     async def _carry_out(self, turn: Turn, phases: deque[planning.Phase]) -> bool:
         """Carry the phases out. False: another runner came in between, and some phases are left."""
-        # Most starts find nothing to do, and do not pay for the half of the package that does it.
+        # Most starts find nothing to do, and need not load this half of the package.
         from pgratchet.runs import turning  # noqa: PLC0415 - as above
 
         try:
             await turning.carry_out(turn, phases)
         except BusyError:
-            # The lock was free a moment ago, and may be free at the next look.
+            # The lock was free a moment ago, and may be free at the next try.
             await self._budget.poll("waiting for another runner")
             return False
         return True
@@ -159,8 +159,8 @@ async def through_losses(
             async with open_session(connect, budget) as connection:
                 return await work(connection)
         except NotPrimaryError as error:
-            # At the first contact it is a wrong address. A run that has lost its server sees a failover, and the
-            # standby may become the primary soon.
+            # At the first contact the address is wrong. After a loss this is a failover, and the standby may become the
+            # primary soon.
             if not losses:
                 raise
             _log.warning("%s; waiting for a primary", error)
@@ -173,7 +173,7 @@ async def through_losses(
             if progress.unanswered and progress.attempts != attempts:
                 losses_of_step += 1
             if losses_of_step >= MOST_LOSSES:
-                # Tried for ever, it would take the server down each time.
+                # The step may be the reason for the loss: tried for ever, it would end the server each time.
                 step = progress.unanswered[0].step
                 message = f"{error}; that was so {losses_of_step} times in a row while it ran"
                 migration, path = step.migration, step.script.source.path

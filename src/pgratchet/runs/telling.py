@@ -1,4 +1,4 @@
-"""Tells what happens to the log, with its parts as fields of the record, and to whoever listens."""
+"""The log and the listener: each event becomes a log record, with its parts as fields, and a call of the listener."""
 
 import inspect
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger("pgratchet")
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    """Make what a record's message quotes printable: names, queries of others, words of the server."""
+    """Make the texts in a record's message printable: names, queries of other sessions, words of the server."""
     if isinstance(record.args, tuple):
         record.args = tuple(map(_printable, record.args))
     return True
@@ -31,18 +31,18 @@ def _printable(argument: object) -> object:
     return argument if shown == text else shown
 
 
-# On the logger, as each of its handlers is somebody else's.
+# On the logger: its handlers belong to the application.
 _log.addFilter(_make_printable)
 
 
 def refuse_coroutine(name: str, called: Callable[..., object] | None) -> None:
-    """Raise UsageError for what would only make a coroutine, that nobody awaits, when it is called."""
+    """Raise UsageError for a coroutine function: its coroutine would not be awaited."""
     if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004 - it is the method that counts
         raise UsageError(f"{name} is called, and not awaited: make it a plain function, which may start a task")
 
 
 def tell(event: Event, listener: Listener | None) -> None:
-    """Log an event and hand it to the listener; what goes wrong in there is logged, and disturbs no migration."""
+    """Log an event and call the listener with it; an error of the listener is logged, and disturbs no migration."""
     match event:
         case Looked() | StatementFinished() | Done(finished=()):
             level = logging.DEBUG
@@ -62,7 +62,7 @@ def tell(event: Event, listener: Listener | None) -> None:
 
 
 def fields(event: Event) -> dict[str, object]:
-    """Return what a record has of an event.
+    """Return the fields that a log record has for an event.
 
     With a prefix, as `name` and `message` are fields of every record already, and `event` is structlog's own.
     Texts are printable, as some handlers write them as they are.

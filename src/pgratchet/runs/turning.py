@@ -1,4 +1,4 @@
-"""A run's work while it may change the schema: the half of a run that most starts never need."""
+"""The work of a run while it may change the schema. Most starts need none of this."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ MOST_CONTRADICTIONS = 5
 async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
     """Carry the phases out, and drop each that is done.
 
-    Raises BusyError if another runner is at work, which can be if no lock is held from step to step.
+    Raises BusyError if another runner is at work, which is possible if no lock is held from step to step.
     """
     wire, framing = await _prepared(turn)
     history, observer = turn.settings.history, turn.observer
@@ -71,7 +71,7 @@ async def rehearse(turn: Turn, to: str | None) -> None:
 
 
 async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
-    """Return the turn's session in use, with our settings and role, and what frames its steps.
+    """Return the turn's session in use, with our settings and role, and the framing of its steps.
 
     Raises ServerError if nothing can be changed in it.
     """

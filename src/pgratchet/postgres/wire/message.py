@@ -236,7 +236,7 @@ class Framing(NamedTuple):
         return constraints + self.ourselves + (DURABLE if durable else "") + self.records.record(claim)
 
     def settings(self, claim: Claim, scope: Literal["SET", "SET LOCAL"]) -> str:
-        """Return the SQL that sets a step's limits, and the name of its session: the step, and its start."""
+        """Return the SQL that sets a step's limits and the name of its session: the step, and the start of the turn."""
         migration, limits = claim.step.migration, self.limits.of(claim.step.script.source.options)
         name = (
             f"pgratchet since {self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
