@@ -1,6 +1,6 @@
-"""The pytest plugin: fixtures, and the options they read.
+"""The pytest plugin: fixtures and their options.
 
-Beside the package and not in it, because pytest imports it at every start, and a module in a package imports that too.
+It is not inside the package, because pytest imports it at every start, and that would import the package too.
 """
 
 import os
@@ -13,19 +13,19 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare what can be written into pytest's own settings."""
+    """Declare the options of the plugin in the settings of pytest."""
     parser.addini(
         "pgratchet_server", "DSN of a server to test on (default: DATABASE_URL, or a private one)", default=""
     )
     parser.addini(
         "pgratchet_migrations", "folder of migrations, from the root directory", default="migrations/versions"
     )
-    parser.addini("pgratchet_released", "git ref of what is released, or a pattern of tags", default="origin/main")
+    parser.addini("pgratchet_released", "git ref of the release, or a pattern of tags", default="origin/main")
 
 
 @pytest.fixture(scope="session")
 def pgratchet_server(pytestconfig: pytest.Config) -> Iterator[str]:
-    """Yield the DSN of the server that databases are made on, as a role that may: the given one, or a private one."""
+    """Yield the DSN of the server for test databases: the given one, or a private one. Its role may make databases."""
     from pgratchet.testing.databases import ShownDsn, server  # noqa: PLC0415 - at the first use: see above
 
     with server(pytestconfig.getini("pgratchet_server")) as dsn:
@@ -41,7 +41,7 @@ def pgratchet_migrations(pytestconfig: pytest.Config) -> str | os.PathLike[str]:
 
 @pytest.fixture(scope="session")
 def pgratchet_layout() -> Any:
-    """Return how the files are named and written, and what their versions are."""
+    """Return the layout: the names, the form and the versions of the files."""
     from pgratchet.migrator import DEFAULT_LAYOUT  # noqa: PLC0415 - as above
 
     return DEFAULT_LAYOUT
@@ -49,7 +49,7 @@ def pgratchet_layout() -> Any:
 
 @pytest.fixture(scope="session")
 def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str], pgratchet_layout: Any) -> Callable[[str], Any]:
-    """Return a function that makes the Migrator of the database that a DSN leads to; override it for options."""
+    """Return a function that takes a DSN and returns the Migrator of that database; override it to give options."""
     from pgratchet import Migrator  # noqa: PLC0415 - as above
 
     return partial(Migrator, migrations=pgratchet_migrations, layout=pgratchet_layout)
@@ -57,31 +57,31 @@ def pgratchet_migrator(pgratchet_migrations: str | os.PathLike[str], pgratchet_l
 
 @pytest.fixture(scope="session")
 def pgratchet_databases(pgratchet_server: str) -> Any:
-    """Return what makes and drops databases: `with pgratchet_databases.empty() as dsn`, or `.clone(template)`."""
+    """Return a maker of databases: `with pgratchet_databases.empty() as dsn`, or `.clone(template)`."""
     from pgratchet.testing.databases import Databases  # noqa: PLC0415 - as above
 
     databases = Databases(pgratchet_server)
-    del pgratchet_server  # which may be another fixture's: a traceback shows what this frame holds
+    del pgratchet_server  # a project may override the fixture with a plain DSN, and a traceback shows local variables
     databases.sweep()
     return databases
 
 
 @pytest.fixture(scope="session")
 def pgratchet_template(pgratchet_databases: Any, pgratchet_migrator: Callable[[str], Any]) -> Iterator[str]:
-    """Yield the DSN of the migrated database that is copied for each test; override it to put rows into it."""
+    """Yield the DSN of the migrated database that each test gets a copy of; override it to add rows."""
     with pgratchet_databases.migrated(pgratchet_migrator) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def pgratchet_dsn(pgratchet_databases: Any, pgratchet_template: str) -> Iterator[str]:
-    """Yield the DSN, for asyncpg, of a migrated database of this test's own, dropped whoever is still connected."""
+    """Yield the DSN, for asyncpg, of a migrated database for this test alone; dropped afterwards."""
     with pgratchet_databases.clone(pgratchet_template) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def pgratchet_empty_dsn(pgratchet_databases: Any) -> Iterator[str]:
-    """Yield the DSN, for asyncpg, of an empty database of this test's own, dropped whoever is still connected."""
+    """Yield the DSN, for asyncpg, of an empty database for this test alone; dropped afterwards."""
     with pgratchet_databases.empty() as dsn:
         yield dsn

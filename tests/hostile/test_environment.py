@@ -736,7 +736,7 @@ class TestAFullDisk:
             result = program.run(*arguments, env=settings, stdout=full)
 
         assert result.returncode == 7
-        assert "error: stdout has not taken all of it: " in result.stderr
+        assert "error: stdout has not taken the whole report: " in result.stderr
         assert "Traceback" not in result.stderr
         assert "Exception ignored" not in result.stderr
         await Migrator(dsn, write(ONE)).up()

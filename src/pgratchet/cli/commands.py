@@ -1,4 +1,4 @@
-"""One plain function for each command: it calls the library once, and returns what there is to tell."""
+"""One plain function for each command: it calls the library once, and returns a report."""
 
 from functools import partial
 from typing import Annotated, Unpack
@@ -14,28 +14,28 @@ from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import Kind, Verdict
 
-To = Annotated[str | None, typer.Option(metavar="VERSION", help="Up to and including this one.")]
-DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Everything above this one; 0 for everything.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be applied; change nothing.")]
-Rehearse = Annotated[bool, typer.Option("--rehearse", help="Do it all in one transaction, and roll it back.")]
+To = Annotated[str | None, typer.Option(metavar="VERSION", help="The last version to apply.")]
+DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Revert every version above this one; 0 for all.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan; change nothing.")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="Do the work in one transaction, and roll it back.")]
 DownSteps = Annotated[int | None, typer.Option(metavar="N", min=1, help="The newest N versions; 1 if not given.")]
 Steps = Annotated[int, typer.Option(metavar="N", min=1, help="The newest N versions.")]
-Description = Annotated[str, typer.Argument(help="What it does, in a few words.")]
+Description = Annotated[str, typer.Argument(help="The purpose of the migration, in a few words.")]
 Python = Annotated[bool, typer.Option("--python", help="Write a Python migration instead of SQL.")]
-Source = Annotated[str, typer.Option(metavar="NAME", help="The table of a home-made runner.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it, instead of saying what would be done.")]
-SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out what failed there.")]
+Source = Annotated[str, typer.Option(metavar="NAME", help="The history table of the home-made runner.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Write the history; without --yes the command only shows the result.")]
+SkipFailed = Annotated[bool, typer.Option("--skip-failed", help="Leave out migrations that failed there.")]
 
-Version = Annotated[str, typer.Argument(help="The version to judge.")]
-Applied = Annotated[bool, typer.Option("--applied", help="All of it is there: count it as applied.")]
-NotApplied = Annotated[bool, typer.Option("--not-applied", help="Nothing of it is there: run it from its start.")]
+Version = Annotated[str, typer.Argument(help="The version that you judge.")]
+Applied = Annotated[bool, typer.Option("--applied", help="The whole migration took effect: count it as applied.")]
+NotApplied = Annotated[bool, typer.Option("--not-applied", help="Nothing of it took effect: run it from its start.")]
 Again = Annotated[bool, typer.Option("--again", help="The statement in doubt had no effect: go on with it.")]
-Skip = Annotated[bool, typer.Option("--skip", help="The statement in doubt took effect: go on behind it.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it stays in the history.")]
+Skip = Annotated[bool, typer.Option("--skip", help="The statement in doubt took effect: go on after it.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason; the history keeps it.")]
 
 
 def up(to: To = None, *, dry_run: DryRun = False, rehearse: Rehearse = False, **flags: Unpack[Writing]) -> Report:
-    """Apply what is pending."""
+    """Apply the pending migrations."""
     if dry_run and rehearse:
         raise UsageError("--dry-run and --rehearse are two different things; give one of them")
     if dry_run:
@@ -67,13 +67,13 @@ def check(**flags: Unpack[Judging]) -> Report:
 
 
 def wait(**flags: Unpack[Waiting]) -> Report:
-    """Return once somebody else has applied everything."""
+    """Return when another runner has applied everything."""
     run(open_migrator(flags).wait)
     return reports.up_to_date()
 
 
 def plan(to: To = None, **flags: Unpack[Judging]) -> Report:
-    """Say what `up` would do; change nothing."""
+    """Show the plan of `up`; change nothing."""
     return reports.planned(run(partial(open_migrator(flags).plan, to)))
 
 

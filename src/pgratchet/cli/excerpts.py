@@ -1,4 +1,4 @@
-"""Lines of a file around the place where something went wrong, as they look on a terminal."""
+"""The lines of a file around an error, as a terminal shows them."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pgratchet.core.printing import printable
 
 WIDEST = 160
-"""How many characters of a line are shown."""
+"""The longest part of a line, in characters, that is shown."""
 
 
 class Drawn(str):
-    """A drawn line: printable, but for its tabs, which keep the caret in its place."""
+    """A line to show: printable except for its tabs, which keep the caret in its place."""
 
     __slots__ = ()
 
 
 def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> Iterator[Drawn]:
-    """Yield the lines with their numbers, and a caret under the column, which counts from 1."""
+    """Yield the lines with their numbers, and a caret below the column; columns count from 1."""
     digits = max((len(str(number)) for number, _ in excerpt), default=0)
     for number, text in excerpt:
         here = number == line
@@ -27,7 +27,7 @@ def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> 
 
 
 def _cut(text: str, offset: int) -> tuple[str, int]:
-    """Return as much of a long line as is shown, and where the offset is in it."""
+    """Return the part of a long line that is shown, and the offset within that part."""
     start = max(0, min(offset - WIDEST // 2, len(text) - WIDEST))
     head = "..." if start else ""
     tail = "..." if start + WIDEST < len(text) else ""
@@ -35,12 +35,12 @@ def _cut(text: str, offset: int) -> tuple[str, int]:
 
 
 def _printable(text: str) -> str:
-    """Return a text that is as long."""
+    """Return the text with each unprintable character replaced by one printable character."""
     return "\t".join(printable(part, "\N{REPLACEMENT CHARACTER}") for part in text.split("\t"))
 
 
 def _blank(text: str) -> str:
-    """Return what takes as much room as the text; a tab stays one, as it ends at the same place in both lines."""
+    """Return blanks of the same width; a tab stays a tab, so that it ends at the same place in both lines."""
     return "".join("\t" if each == "\t" else " " * _width(each) for each in text)
 
 

@@ -1,4 +1,4 @@
-"""From plain functions into the asynchronous library: one way in, which signals can cut short."""
+"""Calls of the asynchronous library from plain functions; a signal interrupts the call."""
 
 import asyncio
 import signal
@@ -11,28 +11,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedBySignalError(Exception):
-    """A signal ended the work; by now the session is closed, and its statement cancelled on the server."""
+    """A signal ended the work; the session is closed, and its statement is cancelled on the server."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
         super().__init__(
-            f"interrupted by {self.signal.name}: what was under way has been cancelled; what was committed stays, "
+            f"interrupted by {self.signal.name}: the statement under way has been cancelled; committed work stays, "
             "and `pgratchet status` shows it"
         )
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """Return what the work returns; raises InterruptedBySignalError when a signal came first.
+    """Return the result of `work`; raises InterruptedBySignalError if a signal comes first.
 
-    A second signal has its default action: it ends the process at once, also one whose loop is blocked.
+    A second signal has its default action: it ends the process at once, even if the event loop is blocked.
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     try:
         return asyncio.run(_unless_interrupted(work))
-    except KeyboardInterrupt:  # where the loop takes no signal handlers
+    except KeyboardInterrupt:  # if the loop takes no signal handlers
         raise InterruptedBySignalError(signal.SIGINT) from None
     finally:
-        # Not sooner: the loop's own end waits for the threads that the work has left behind.
+        # Not earlier: at its end the loop waits for the threads of the work, and a signal must end that too.
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -57,7 +57,7 @@ async def _unless_interrupted(work: Callable[[], Awaitable[T]]) -> T:
             loop.add_signal_handler(number, interrupt, number)
         except NotImplementedError:  # Windows
             continue
-        # In the place of the loop's own, which does nothing: the loop is told by the descriptor that it has set.
+        # Replaces the handler of the loop, which does nothing: the loop hears of the signal by its wakeup descriptor.
         signal.signal(number, _let_the_next_one_end_it)
     try:
         return await work()

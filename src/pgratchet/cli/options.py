@@ -18,24 +18,24 @@ def _setting(name: str, metavar: str | None, text: str, **more: Any) -> Any:
 _DSN = typer.Option(
     metavar="URL", envvar=["PGRATCHET_DSN", "DATABASE_URL"], help="postgresql://user:password@host/name", parser=Hidden
 )
-_DIR = _setting("DIR", "FOLDER", "Where the migrations are; migrations/versions if not given.")
-_TABLE = _setting("TABLE", "NAME", "The history; public.schema_migrations if not given.")
+_DIR = _setting("DIR", "FOLDER", "The folder of migrations; migrations/versions if not given.")
+_TABLE = _setting("TABLE", "NAME", "The history table; public.schema_migrations if not given.")
 _JSON = typer.Option("--json", help="Write one JSON document to stdout instead of lines.")
 _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
-_LATE = _setting("ALLOW_LATE", None, "Apply also what is pending below a version that is applied.")
-_STRICT = _setting("STRICT", None, "Refuse gaps, and versions in the database that have no file.")
-_BUDGET = _setting("BUDGET", "SECONDS", "How long to wait, all in all; without end if not given.")
-_DIRECT = _setting("DIRECT_DSN", "URL", "Leads past a pooler, for what takes the lock.", parser=Hidden)
-_LOCK = _setting("LOCK", None, "What keeps runners apart; what the connection allows if not given.")
-_OWNER = _setting("OWNER", "ROLE", "Whom the migrations run as, and who owns the history.")
-_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "For each statement, 0 for none; 5 if not given.")
-_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "For each statement; none if not given.")
-_JOURNAL = _setting("JOURNAL", "FILE", "Gets a line for each finished step.")
+_LATE = _setting("ALLOW_LATE", None, "Also apply pending versions below an applied one.")
+_STRICT = _setting("STRICT", None, "Refuse gaps between versions, and applied versions without a file.")
+_BUDGET = _setting("BUDGET", "SECONDS", "The most seconds to wait in total; no limit if not given.")
+_DIRECT = _setting("DIRECT_DSN", "URL", "The database without its pooler, for taking the lock.", parser=Hidden)
+_LOCK = _setting("LOCK", None, "How runners exclude each other; as the connection allows if not given.")
+_OWNER = _setting("OWNER", "ROLE", "The role that runs the migrations and owns the history.")
+_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "The limit for each statement, 0 for none; 5 if not given.")
+_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "The limit for each statement; none if not given.")
+_JOURNAL = _setting("JOURNAL", "FILE", "A file that gets one line for each finished step.")
 _READERS = typer.Option(
     "--reader",
     metavar="ROLE",
     envvar="PGRATCHET_READERS",
-    help="May wait and check; can be given several times, in the variable with blanks between.",
+    help="A role that may wait and check; repeatable; in the variable, separate roles by blanks.",
 )
 
 
@@ -43,12 +43,12 @@ _TRUSTED = typer.Option(
     "--trusted-owner",
     metavar="ROLE",
     envvar="PGRATCHET_TRUSTED_OWNERS",
-    help="May own the history and its triggers' functions; can be given several times, in the variable with blanks.",
+    help="A role that may own the history and the functions of its triggers; repeatable, like --reader.",
 )
 
 
 class Common(TypedDict, total=False):
-    """What every command takes. The names are those of [tool.pgratchet], up to `json`."""
+    """The options of every command. The names, except `json` and `verbose`, are those of [tool.pgratchet]."""
 
     dsn: Annotated[Hidden[str] | None, _DSN]
     dir: Annotated[str | None, _DIR]
@@ -59,20 +59,20 @@ class Common(TypedDict, total=False):
 
 
 class Judging(Common, total=False):
-    """What commands take that compare the files with the history."""
+    """The options of commands that compare the files with the history."""
 
     allow_late: Annotated[bool | None, _LATE]
     strict: Annotated[bool | None, _STRICT]
 
 
 class Waiting(Judging, total=False):
-    """What commands take that wait."""
+    """The options of commands that wait."""
 
     budget: Annotated[float | None, _BUDGET]
 
 
 class Locking(Waiting, total=False):
-    """What commands take that take the lock."""
+    """The options of commands that take the lock."""
 
     direct_dsn: Annotated[Hidden[str] | None, _DIRECT]
     lock: Annotated[Literal["session", "transaction", "none"] | None, _LOCK]
@@ -80,7 +80,7 @@ class Locking(Waiting, total=False):
 
 
 class Writing(Locking, total=False):
-    """What commands take that change the database."""
+    """The options of commands that change the database."""
 
     lock_timeout: Annotated[float | None, _LOCK_TIMEOUT]
     statement_timeout: Annotated[float | None, _STATEMENT]
@@ -89,7 +89,7 @@ class Writing(Locking, total=False):
 
 
 def spelled_out(command: Callable[..., object]) -> Signature:
-    """Return a command's signature with the members of its `**flags: Unpack[...]` as parameters of their own."""
+    """Return the signature of a command; each member of its `**flags: Unpack[...]` is a parameter."""
     *own, flags = signature(command).parameters.values()
     (group,) = get_args(flags.annotation)
     hints: dict[str, Any] = get_type_hints(group, include_extras=True)
@@ -123,7 +123,7 @@ def _process(param: Any, ctx: Any, value: Any) -> Any:
 
 
 def spelling(name: str) -> str:
-    """Return how the command line takes a setting: its flag, and the variables in its place."""
+    """Return the names of a setting on the command line: its flag and its environment variables."""
     flag, variables = _names(name)
     return f"{flag} ({', '.join(variables)})"
 
@@ -137,7 +137,7 @@ def given_by(name: str, value: Hidden[str]) -> str:
 def _names(name: str) -> tuple[str, list[str]]:
     option = _options()[name]
     variables = [option.envvar] if isinstance(option.envvar, str) else option.envvar
-    # The signature of typer.Option takes a first name for the default; only typer, which reads it later, knows better.
+    # typer.Option keeps the first name in `default`; typer moves it only when it builds the command.
     return option.default if isinstance(option.default, str) else f"--{name.replace('_', '-')}", variables
 
 

@@ -1,4 +1,4 @@
-"""The program: its commands, what they all have in common, and its end."""
+"""The program: it builds commands, runs them, writes their reports and sets the exit code."""
 
 import logging
 import signal
@@ -25,13 +25,13 @@ from pgratchet.core.masking import discreet
 from pgratchet.core.printing import printable, printable_lines, to_json
 from pgratchet.version import __version__
 
-# From 0.26 on typer has a copy of click in it; of that or of the package, this is the error for a wrong command line.
+# The error for a wrong command line. From 0.26 on, it is of the copy of click inside typer, not of the package.
 _WrongUseError = cast("type[Exception]", typer.BadParameter.__base__)
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 class Program(TyperGroup):
-    """Builds a command when it is asked for: all options of all commands would be most of what a start costs us."""
+    """Builds only the command that runs: building the options of all commands would take most of a start."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options that stand before a command."""
@@ -42,7 +42,7 @@ class Program(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return one command; an unknown one is wrong use."""
+        """Return one command; an unknown name is wrong use."""
         if cmd_name not in COMMANDS:
             ctx.fail(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, COMMANDS)}")
         only = typer.Typer(**_PLAIN)
@@ -59,7 +59,7 @@ class Command(TyperCommand):
 
 
 def complete(command: Callable[..., Report]) -> Callable[..., None]:
-    """Return what typer runs: the command with all its options, its report written, its exit code set."""
+    """Return a function for typer: it takes all options of the command, writes its report and sets the exit code."""
 
     @wraps(command)
     def run(**options: Any) -> None:
@@ -76,14 +76,14 @@ def _carry_out(command: Callable[..., Report], options: dict[str, Any]) -> int:
     try:
         with streams.stdout_to_stderr() if options["json"] else nullcontext():
             report = command(**options)
-    except BaseException as error:  # noqa: BLE001 - not left to typer, which has exit codes of its own for some
+    except BaseException as error:  # noqa: BLE001 - typer has exit codes of its own for some
         return _fail(error, as_json=options["json"], verbose=options["verbose"])
     _tell(report, ok=True, as_json=options["json"])
     return 0
 
 
 def _fail(error: BaseException, *, as_json: bool | None, verbose: bool | None) -> int:
-    """Tell of an error, whatever it is, and return the exit code."""
+    """Report any error, and return the exit code."""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         error = InterruptedBySignalError(signal.SIGINT)
     if verbose and not isinstance(error, troubles.FORESEEN):
@@ -107,9 +107,9 @@ def _write(document: dict[str, Any]) -> None:
 
 @contextmanager
 def _logging(*, verbose: bool) -> Iterator[None]:
-    """Log to stderr; it is put back as it was, as a test runs many commands in one process."""
+    """Log to stderr inside the block; restored after it, because a test runs many commands in one process."""
     logger, handler = logging.getLogger("pgratchet"), logging.StreamHandler()
-    # The command's own report says better how it failed.
+    # The report of the command has more about the failure.
     handler.addFilter(lambda record: getattr(record, "migration_event", "") != Failed.__name__)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     level = logger.level
@@ -146,7 +146,9 @@ def main() -> None:
     with streams.lasting():
         code = _exit_code(sys.argv[1:])
         if trouble := streams.lost(sys.stdout):
-            typer.echo(f"error: stdout has not taken all of it: {trouble}; what was done is done", file=sys.stderr)
+            typer.echo(
+                f"error: stdout has not taken the whole report: {trouble}; committed work stays", file=sys.stderr
+            )
             code = code or troubles.UNWRITTEN
     sys.exit(code)
 
@@ -162,7 +164,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _wrong_use(error: Any, *, as_json: bool) -> int:
-    """Tell as click does, but for what may be a DSN."""
+    """Report wrong use as click does, with DSNs masked."""
     error.message = printable(discreet(error.message))
     error.show()
     if as_json:

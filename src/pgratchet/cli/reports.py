@@ -1,4 +1,4 @@
-"""What commands found or did, as people read it and as programs do."""
+"""The results of commands, as lines for people and as documents for programs."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,14 @@ NEVER = "-"
 
 
 class Report(NamedTuple):
-    """The same twice: lines of text, and what becomes a JSON object."""
+    """One result in two forms: lines of text, and the content of a JSON object."""
 
     lines: Sequence[str]
     document: dict[str, Any]
 
 
 def done(steps: Sequence[Finished]) -> Report:
-    """Return what a run did, step by step."""
+    """Report the steps of a run."""
     verbs = {Direction.UP: "applied", Direction.DOWN: "reverted"}
     lines = [
         f"{verbs[step.direction]} {step.version} {step.name} ({_statements(step.statements)}{_time(step.seconds)})"
@@ -30,14 +30,14 @@ def done(steps: Sequence[Finished]) -> Report:
 
 
 def rehearsed(steps: Sequence[Finished]) -> Report:
-    """Return what a rehearsal did, and undid."""
+    """Report the steps of a rehearsal."""
     lines = [f"rehearsed {step.version} {step.name} ({_statements(step.statements)})" for step in steps]
     lines.append("rolled back: nothing has changed" if steps else "nothing to do")
     return Report(lines, {"rehearsed": [step._asdict() for step in steps]})
 
 
 def planned(plan: Plan) -> Report:
-    """Return what a run would do."""
+    """Report a plan."""
     lines = [f"warning: {warning}" for warning in plan.warnings]
     steps = []
     for step in plan.steps:
@@ -62,7 +62,7 @@ def planned(plan: Plan) -> Report:
 
 
 def status(entries: Sequence[Entry]) -> Report:
-    """Return a table of all versions, what failed ones failed with, what persons have said, and how many there are."""
+    """Report a table of all versions, the errors of failed ones, the reasons of repairs, and a count of states."""
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
     errors = [f"{entry.version} {entry.state}: {entry.row.error}" for entry in entries if entry.row and entry.row.error]
@@ -78,18 +78,18 @@ def status(entries: Sequence[Entry]) -> Report:
 
 
 def up_to_date() -> Report:
-    """Return that nothing is pending."""
+    """Report that nothing is pending."""
     return Report(["everything is applied"], {})
 
 
 def created(paths: Iterable[Path]) -> Report:
-    """Return which files were written."""
+    """Report the new files."""
     names = [str(path) for path in paths]
     return Report([f"created {name}" for name in names], {"created": names})
 
 
 def repaired(entry: Entry) -> Report:
-    """Return how a version stands after a person's verdict."""
+    """Report the state of a version after a repair."""
     row = entry.row
     how = (
         f", {row.statements_done} of {row.statements_total} statements done"
@@ -100,7 +100,7 @@ def repaired(entry: Entry) -> Report:
 
 
 def adopted(adoption: Adoption) -> Report:
-    """Return what was taken over from another tool's table, or would be."""
+    """Report the versions that were adopted from another tool's table, or would be."""
     verb = "would adopt" if adoption.dry_run else "adopted"
     said = {
         f"{verb}, from {adoption.source} into {adoption.target}": adoption.adopted,

@@ -1,4 +1,4 @@
-"""What a migrator is made with: flags and the environment first, then [tool.pgratchet]."""
+"""The settings of a migrator: flags and the environment first, then [tool.pgratchet]."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,25 +37,25 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "lock": lambda what, value: arguments.choice(what, value, Lock),
     "owner": sql.owner,
 }
-"""The checks that a migrator makes: made here too, as only here it is known where a value comes from."""
+"""The checks of a migrator's arguments. They run here too, because only here the source of a value is known."""
 
 SETTINGS = (*DSNS, *CHECKS)
 
 
 def open_migrator(flags: Mapping[str, Any]) -> Migrator:
-    """Return the migrator that the settings describe; raises UsageError where they cannot be right."""
+    """Return the migrator with these settings; raises UsageError for a setting that cannot be right."""
     settings = read(flags)
     address, folder = settings.pop("dsn", None), settings.pop("dir", DEFAULT_DIR)
     if address is None:
         raise UsageError(NO_DSN)
-    # In the call itself: no variable holds what is revealed.
+    # Revealed in the call itself, so that no variable of this frame holds a DSN.
     return Migrator(address.reveal(), folder, **{n: v.reveal() if n in DSNS else v for n, v in settings.items()})
 
 
 def read(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting that was given anywhere, by its name in [tool.pgratchet]; DSNs are hidden.
+    """Return each given setting by its name in [tool.pgratchet]; DSNs are hidden.
 
-    Raises UsageError, which names the flag and its variable, or the setting, for a value that cannot be right.
+    Raises UsageError for a value that cannot be right; the message names its flag and variable, or its setting.
     """
     given = {name: value for name, value in flags.items() if name in SETTINGS and value not in (None, [])}
     settings = _in_pyproject() | given
@@ -71,7 +71,7 @@ def _sourced(address: Hidden[str], source: str) -> Hidden[str]:
 
 
 def _check(name: str, what: str, value: Hidden[Any]) -> None:
-    """Raise UsageError, with `what` as the value's name, for one that cannot be right."""
+    """Raise UsageError for a value that cannot be right; the message calls it `what`."""
     if name in DSNS:
         dsn.address_of(value, what)
     elif why := misplaced(**{what: value.reveal()}):
@@ -87,7 +87,7 @@ def _in_pyproject() -> dict[str, Any]:
         if isinstance(error, FileNotFoundError) and not Path(PYPROJECT).is_symlink():
             return {}
         raise UsageError(f"cannot read {PYPROJECT}: {error.strerror}") from None
-    # Without its NULs: as UTF-16 it would not seem to mention us, and be passed over.
+    # NULs are removed first: a file in UTF-16 would not seem to mention pgratchet, and would be skipped silently.
     if b"pgratchet" not in content.reveal().replace(b"\0", b""):
         return {}
     section = _table(_table(Hidden(_parsed(content)), "tool"), "pgratchet")
@@ -102,7 +102,7 @@ def _place(name: str) -> str:
 
 
 def _parsed(content: Hidden[bytes]) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415 - only who has settings there pays for the import
+    import tomllib  # noqa: PLC0415 - needed only for settings in this file
 
     if b"\0" in content.reveal():
         raise UsageError(f"cannot read {PYPROJECT}: it has NUL bytes, as UTF-16 has; save it as UTF-8")
@@ -119,7 +119,7 @@ def _parsed(content: Hidden[bytes]) -> dict[str, Any]:
 
 
 def _table(parent: Hidden[dict[str, Any]], name: str) -> Hidden[dict[str, Any]]:
-    """Return a table of pyproject.toml, an empty one where it is not there."""
+    """Return a table of pyproject.toml, or an empty one if it is missing."""
     table = Hidden(parent.reveal().get(name, {}))
     if not isinstance(table.reveal(), dict):
         raise UsageError(f"'{name}' in {PYPROJECT} must be a table; write the settings under [tool.pgratchet]")
@@ -127,8 +127,8 @@ def _table(parent: Hidden[dict[str, Any]], name: str) -> Hidden[dict[str, Any]]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown word."""
-    import difflib  # noqa: PLC0415 - only a mistake pays for it
+    """Return the end of an error message about an unknown word."""
+    import difflib  # noqa: PLC0415 - needed only for a mistake
 
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)

@@ -1,4 +1,4 @@
-"""stdout and stderr, whatever they lead to: a full disk, a reader that has gone, nothing at all."""
+"""stdout and stderr that do not fail: on a full disk, without a reader, with a closed descriptor."""
 
 import atexit
 import io
@@ -12,7 +12,7 @@ STDIN, STDOUT, STDERR = range(3)
 
 
 class Stream(io.TextIOWrapper):
-    """Takes whatever is written to it, and drops what cannot be passed on; `trouble` is the first reason for that."""
+    """Takes every write, and drops text that cannot be written; `trouble` is the first error."""
 
     trouble: OSError | ValueError | None = None
 
@@ -25,7 +25,7 @@ class Stream(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Pass on what was written, or drop it."""
+        """Write the buffered text, or drop it."""
         try:
             super().flush()
         except (OSError, ValueError) as error:
@@ -33,7 +33,7 @@ class Stream(io.TextIOWrapper):
 
     def _drop(self, error: OSError | ValueError) -> None:
         self.trouble = self.trouble or error
-        # A rest in the buffers would fail again at the interpreter's end, and replace the exit code.
+        # Text that stays in the buffer would fail again at the end of the interpreter, and replace the exit code.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -42,7 +42,7 @@ class Stream(io.TextIOWrapper):
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """Replace stdout and stderr, inside the block, by such as no write to them fails."""
+    """Replace stdout and stderr inside the block by streams whose writes do not fail."""
     _occupy()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = ours = _lasting(sys.stdout, STDOUT), _lasting(sys.stderr, STDERR)
@@ -52,12 +52,12 @@ def lasting() -> Iterator[None]:
         sys.stdout, sys.stderr = before
         for stream in ours:
             if isinstance(stream, Stream):
-                # Otherwise its end would close what it was made from.
+                # Otherwise the end of this stream would close the original one.
                 stream.detach()
 
 
 def lost(stream: TextIO) -> OSError | ValueError | None:
-    """Return why not everything has reached a stream's reader; None also where that one has gone, and wants no more."""
+    """Return the reason for text that a stream has lost; None if its reader has gone away, which is no failure."""
     stream.flush()
     trouble = stream.trouble if isinstance(stream, Stream) else None
     return None if isinstance(trouble, ConnectionError) else trouble
@@ -65,7 +65,7 @@ def lost(stream: TextIO) -> OSError | ValueError | None:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Lead to stderr what is printed inside the block, by whomever: Python, a subprocess, a C library."""
+    """Redirect all output of the block to stderr, also that of subprocesses and C libraries."""
     sys.stdout.flush()
     kept = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)
@@ -76,12 +76,13 @@ def stdout_to_stderr() -> Iterator[None]:
         _flush_others()
         os.dup2(kept, STDOUT)
         os.close(kept)
-        # Before all that was registered inside the block: what prints at the interpreter's end comes behind a document.
+        # Exit handlers run in reverse order: this one runs before those of the block, whose output must not follow the
+        # document on stdout.
         atexit.register(os.dup2, STDERR, STDOUT)
 
 
 def _occupy() -> None:
-    """Have none of the three descriptors closed: the next thing opened, the server's socket, would be taken for it."""
+    """Open each closed descriptor of the three: otherwise the socket to the server would become stdout, for example."""
     for number in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(number)
@@ -94,7 +95,7 @@ def _lasting(stream: TextIO | None, number: int) -> TextIO:
         return Stream(open(number, "wb", closefd=False))
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    # A character that the encoding does not have must not turn success into a failure.
+    # A character that the encoding lacks must not turn success into a failure.
     return Stream(
         stream.buffer,
         stream.encoding,
@@ -105,11 +106,11 @@ def _lasting(stream: TextIO | None, number: int) -> TextIO:
 
 
 def _flush_others() -> None:
-    """Pass on what was printed past sys.stdout, and is still in a buffer."""
+    """Write out the buffers of sys.__stdout__ and of the C library."""
     if sys.__stdout__ is not None:
         with suppress(OSError, ValueError):
             sys.__stdout__.flush()
     with suppress(ImportError, OSError, AttributeError):  # a Python without ctypes, a system without such a library
-        import ctypes  # noqa: PLC0415 - only who wants a document pays for the import
+        import ctypes  # noqa: PLC0415 - needed only for --json
 
         ctypes.CDLL(None).fflush(None)

@@ -1,4 +1,4 @@
-"""What went wrong, as people read it, as programs do, and as the shell does."""
+"""Errors as lines for people, as documents for programs, and as exit codes for the shell."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -29,24 +29,24 @@ EXIT_CODES: dict[type[BaseException], int] = {
     PgratchetError: 2,
     BaseException: 6,
 }
-"""The first that fits counts."""
+"""The exit code of an error is that of the first class that fits."""
 
 WRONG_USE = 2
 UNWRITTEN = 7
 
 FORESEEN = (PgratchetError, InterruptedBySignalError)
-"""Every other error is a mistake of ours, or of what we use."""
+"""Every other error is a mistake of pgratchet, or of a library that it uses."""
 
 
 def exit_code(error: BaseException) -> int:
-    """Return what the shell is to know of an error."""
+    """Return the exit code of an error."""
     if isinstance(error, InterruptedBySignalError):
         return 128 + error.signal
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def report(error: BaseException) -> Report:
-    """Return all that an error says."""
+    """Return the report of an error."""
     if not isinstance(error, FORESEEN):
         return _unexpected(error)
     document = {"error": {"type": type(error).__name__, "message": discreet(str(error)), **_facts(error)}}
@@ -69,7 +69,7 @@ def _unexpected(error: BaseException) -> Report:
     said = discreet("".join(traceback.format_exception_only(error)).strip())
     lines = [
         f"error: this should not have happened: {said}",
-        "please report it, with what --verbose shows; what was committed stays, and `pgratchet status` shows it",
+        "please report it, with the output of --verbose; committed work stays, and `pgratchet status` shows it",
     ]
     return Report(lines, {"error": {"type": type(error).__name__, "message": said}})
 

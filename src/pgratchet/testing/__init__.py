@@ -1,6 +1,6 @@
-"""For the tests of those who use pgratchet: databases, and ready-made checks of their migrations.
+"""For the tests of your application: databases, and ready-made checks of your migrations.
 
-The fixtures need no import: pytest has them. A check is switched on by importing its name into a test module.
+The fixtures need no import: the pytest plugin provides them. To use a check, import its name into a test module.
 """
 
 from pgratchet.testing.checks import (

@@ -1,4 +1,4 @@
-"""Ready-made checks of a folder of migrations: tests, for a project to import into a module of its own."""
+"""Ready-made checks of a folder of migrations: tests that a project imports into a test module."""
 
 import os
 import symtable
@@ -28,7 +28,7 @@ def test_every_migration_applies(pgratchet_empty_dsn: str, pgratchet_migrator: M
 
 
 def test_every_down_undoes_its_up(pgratchet_databases: Databases, pgratchet_migrator: MakeMigrator) -> None:
-    """Go one step up and down again from each version, and find the schema as it was; data are not looked at."""
+    """Apply and revert each version, and find the same schema as before; rows are not compared."""
     with _failing(), pgratchet_databases.empty() as dsn:
         walk = _Walk(pgratchet_databases, pgratchet_migrator, dsn)
         problems = [problem for migration in walk.migrations() for problem in walk.step(migration)]
@@ -39,7 +39,7 @@ def test_every_down_undoes_its_up(pgratchet_databases: Databases, pgratchet_migr
 def test_no_released_migration_was_edited(
     pgratchet_migrations: Location, pgratchet_layout: Layout, pytestconfig: pytest.Config
 ) -> None:
-    """Compare the files with those of the release: none of them is edited, renumbered or gone."""
+    """Compare the files with the release: no released file is edited, renumbered or missing."""
     if not isinstance(pgratchet_migrations, str | os.PathLike):
         pytest.fail("only a folder can be compared with a git ref, not a package's resources", pytrace=False)
     with _failing():
@@ -51,7 +51,7 @@ def test_no_released_migration_was_edited(
 
 
 class _Walk:
-    """A way up, one version after the other, with a step up and down on a copy before each."""
+    """Applies one version after the other; before each, applies and reverts it on a copy."""
 
     def __init__(self, databases: Databases, make_migrator: MakeMigrator, dsn: str) -> None:
         self._databases = databases
@@ -63,14 +63,14 @@ class _Walk:
 
     def migrations(self) -> Iterator[Migration]:
         """Yield each migration, oldest first."""
-        # This makes the history, with its schema and its grants: they are no migration's to undo.
+        # This makes the history with its schema and grants, which no migration has to undo.
         run(partial(self._migrator.down, 0))
         for entry in run(self._migrator.status):
             if entry.migration is not None:
                 yield entry.migration
 
     def step(self, migration: Migration) -> Iterator[str]:
-        """Apply a migration for good; yield what is wrong with its way down, if it has one."""
+        """Apply a migration; before that, yield the problems of its way down, if it has one."""
         if _has_way_down(migration):
             with self._databases.clone(self._dsn) as copy:
                 yield from self._there_and_back(migration, made(self._make_migrator, copy), copy)
@@ -92,23 +92,23 @@ class _Walk:
 
 
 def _has_way_down(migration: Migration) -> bool:
-    """Say whether a migration means to have one; a Python file does by any `down`, also one that no run would take."""
+    """Return whether a migration has a way down; in a Python file any `down` counts, also one that a run refuses."""
     if migration.down is None or migration.kind is Kind.SQL:
         return migration.down is not None
     try:
         table = symtable.symtable(migration.down.text, migration.down.path, "exec")
     except SyntaxError:
-        return False  # as its way up, which comes next, will say
+        return False  # its way up, which comes next, reports the error
     return "down" in table.get_identifiers() and table.lookup("down").is_local()
 
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    """Turn what pgratchet raises into a failure without a traceback: it points at files, not at code."""
+    """Turn errors of pgratchet into failures without a traceback: these errors are about files, not about code."""
     try:
         yield
     except PgratchetError as error:
-        # Not by pytest.fail(), which leaves the error for pytest to show as well.
+        # Not by pytest.fail(), after which pytest would show the original error as well.
         raise pytest.fail.Exception(_described(error), pytrace=False) from None
 
 

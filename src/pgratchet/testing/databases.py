@@ -1,4 +1,4 @@
-"""Databases on one server, under names that no other run has, from code that is not asynchronous."""
+"""Databases with unique names on one server, for code that is not asynchronous."""
 
 import os
 import shutil
@@ -17,16 +17,16 @@ from pgratchet.postgres.link import databases
 from pgratchet.postgres.link.dsn import Dsn, address_of
 
 MakeMigrator = Callable[[str], Migrator]
-"""Makes the migrator of the database that a DSN leads to."""
+"""A function that takes a DSN and returns the migrator of that database."""
 
 ROOM = 2 << 30
-"""Bytes that are free in memory where a server is kept in it: it takes 100 MB, and each database 8 MB or more."""
+"""Free bytes in memory that a server in memory needs: it takes 100 MB, and each database 8 MB or more."""
 
 T = TypeVar("T")
 
 
 class ShownDsn(str):
-    """A DSN for asyncpg and the like, but that its repr, which pytest prints of a failing test's, has no password."""
+    """A DSN whose repr has no password: pytest prints the repr in the report of a failed test."""
 
     __slots__ = ()
 
@@ -35,9 +35,9 @@ class ShownDsn(str):
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """Return what a coroutine function returns, called in a loop and a thread of its own; an interrupt cancels it.
+    """Return the result of `work`, run in an event loop and a thread of its own; an interrupt cancels it.
 
-    Not by asyncio.run: the caller's thread may be running a loop already, and has a current one to keep.
+    Not by asyncio.run: a loop may run in the caller's thread already, and its current loop must stay.
     """
     with start_blocking_portal("asyncio") as portal:
         return portal.call(work)
@@ -45,9 +45,9 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def server(dsn: str | None = None) -> Iterator[Hidden[str]]:
-    """Yield the DSN of a server: the one that is given, the one in DATABASE_URL, or a private one that ends with it.
+    """Yield the DSN of a server: `dsn`, DATABASE_URL, or a private server that ends with the block.
 
-    The private one is in memory where there is room, and only this user's processes reach it: it has a socket, no port.
+    The private server is in memory if there is room. Only processes of this user reach it: it has a socket and no port.
     """
     given = hide(dsn or os.environ.get("DATABASE_URL", ""))
     del dsn
@@ -59,16 +59,16 @@ def server(dsn: str | None = None) -> Iterator[Hidden[str]]:
 
 
 def memory() -> Path | None:
-    """Return a folder in memory with room for a server, where there is one."""
+    """Return a folder in memory with room for a server, or None."""
     folder = Path("/dev/shm")  # noqa: S108 - private directories are made in it
     return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM else None
 
 
 def made(make_migrator: MakeMigrator, dsn: Dsn) -> Migrator:
-    """Return the migrator of one of our databases; raises UsageError where any of its sessions would be elsewhere.
+    """Return the migrator of one of our databases; raises UsageError if a session of it would use another database.
 
-    What a test does to its database must not be done to another one, which a factory of connections or a direct DSN
-    may lead to; no other has this name.
+    A factory of connections or a direct DSN may lead to another database, and a test must not change that one. The
+    name of the database decides, because it is unique.
     """
     given = hide(dsn)
     del dsn
@@ -83,9 +83,9 @@ def made(make_migrator: MakeMigrator, dsn: Dsn) -> Migrator:
 
 
 class Databases:
-    """Makes databases on the server that a DSN leads to, and drops them; a database is told by its DSN.
+    """Makes and drops databases on one server; each database is known by its DSN.
 
-    Everything may be called from any thread, also from inside a running event loop, which waits meanwhile.
+    Any thread may call the methods, also inside a running event loop, which waits meanwhile.
     """
 
     def __init__(self, server: Dsn) -> None:
@@ -96,7 +96,7 @@ class Databases:
         self._numbers = count(1)
 
     def sweep(self) -> None:
-        """Drop what runs that were killed have left on the server, a day ago or earlier."""
+        """Drop databases that killed runs have left on the server, if these are at least a day old."""
         run(partial(databases.sweep, self._server))
 
     def server_major(self) -> int:
@@ -105,20 +105,20 @@ class Databases:
 
     @contextmanager
     def empty(self) -> Iterator[str]:
-        """Yield the DSN of an empty database, dropped afterwards whoever is still connected."""
+        """Yield the DSN of an empty database; afterwards disconnect its clients and drop it."""
         with self._copy("template0") as dsn:
             yield ShownDsn(dsn.reveal())
 
     @contextmanager
     def migrated(self, make_migrator: MakeMigrator) -> Iterator[str]:
-        """Yield the same, but with every migration applied."""
+        """Yield the DSN of a database with every migration applied; drop it as `empty` does."""
         with self._copy("template0") as dsn:
             run(made(make_migrator, dsn).up)
             yield ShownDsn(dsn.reveal())
 
     @contextmanager
     def clone(self, template: Dsn) -> Iterator[str]:
-        """Yield the same, but as a copy of the database of another DSN, to which nobody is connected."""
+        """Yield the DSN of a copy of the database `template`, which must have no clients; drop it as `empty` does."""
         original = hide(template)
         del template
         with self._copy(address_of(original).get("dbname")) as dsn:

@@ -1,4 +1,4 @@
-"""A database's schema as pg_dump writes it, object by object, and what two of them differ in."""
+"""The schema of a database as pg_dump writes it, object by object, and the differences between two schemas."""
 
 import difflib
 import os
@@ -20,25 +20,25 @@ from pgratchet.postgres.link.sql import Table
 _HEAD = re.compile(r"^--\n-- Name: (.+; Type: .+)\n--\n", re.MULTILINE)
 _END = "--\n-- PostgreSQL database dump complete\n--\n"
 _TAIL = re.compile(r"(?:\n+SET default_(?:tablespace = .*|table_access_method = (?P<method>.+));)*\n*\Z")
-"""What may follow an object, and holds for those behind it; a tablespace is in their heads as well."""
+"""Settings after an object, for the objects that follow; their heads repeat the tablespace."""
 
 _GRANT = re.compile(r"SET SESSION AUTHORIZATION .+\n.+\nRESET SESSION AUTHORIZATION;|.+")
 _EDGES = {("(", 0), (",", 1), (")", 0)}
-"""What a table's columns and constraints stand between, with the depth of parentheses."""
+"""The separators of the columns and constraints of a table, each with its depth of parentheses."""
 
 _LIBPQ = {
     *("host", "port", "user", "dbname", "passfile", "options", "application_name", "target_session_attrs"),
     *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslrootcert", "sslcrl"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
 }
-"""What means the same to libpq in a DSN's query as to asyncpg, to which every other name is a server's setting."""
+"""Parameters of a DSN that libpq and asyncpg understand alike; to asyncpg, every other name is a server setting."""
 
 Dump = Mapping[str, str]
-"""The text of each object, by what pg_dump calls it."""
+"""The text of each object, by its name in the dump."""
 
 
 def find_pg_dump(major: int) -> Path:
-    """Return a pg_dump that can read a server of that major version; raises ServerError where there is none."""
+    """Return a pg_dump that can read a server of that major version; raises ServerError if there is none."""
     found = {}
     for path in _candidates():
         found[path] = _major(path)
@@ -60,7 +60,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _major(pg_dump: Path) -> int:
-    """Return its major version, 0 where it does not run."""
+    """Return the major version of a pg_dump, 0 if it does not run."""
     with suppress(OSError):
         shown = subprocess.run([str(pg_dump), "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - found above
         if number := re.search(r"\) (\d+)", shown.stdout):
@@ -69,7 +69,7 @@ def _major(pg_dump: Path) -> int:
 
 
 def dump(pg_dump: Path, dsn: Dsn, history: Table) -> Dump:
-    """Return the schema without the history table; raises ServerError with what pg_dump says where it fails."""
+    """Return the schema without the history table; raises ServerError with the message of pg_dump if that fails."""
     given = hide(dsn)
     del dsn
     address = address_of(given)
@@ -88,12 +88,12 @@ def dump(pg_dump: Path, dsn: Dsn, history: Table) -> Dump:
 
 
 def _without_password(address: Address) -> str:
-    """Return the address as libpq takes it, without the password: everybody on this machine may read a command."""
+    """Return the DSN in libpq's form, without the password: everybody on this machine can read a command line."""
     return address.only(_LIBPQ).url.reveal()
 
 
 def _environment(address: Address) -> Hidden[Mapping[str, str]]:
-    """Return this process's variables and the one with the password, if there is one."""
+    """Return the variables of this process, and PGPASSWORD if the DSN has a password."""
     password = {"PGPASSWORD": address.get("password")} if address.get("password") else {}
     return Hidden({**os.environ, "LC_ALL": "C"} | password)
 
@@ -107,28 +107,28 @@ def _objects(text: str) -> Dump:
         if tail := _TAIL.search(body):
             objects[name] = before + body[: tail.start()].lstrip("\n")
             method = tail["method"] or method
-    del objects[""]  # pg_dump's own settings, and a key that is another one in each dump
+    del objects[""]  # settings of pg_dump, and a key that differs in each dump
     return objects
 
 
 def differences(before: Dump, after: Dump) -> Iterator[str]:
-    """Yield the lines of a diff, each object under its name; none where both are the same."""
+    """Yield the lines of a diff, each object under its name; no lines if both schemas are the same."""
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) == after.get(name):
             continue
         old, new = (_in_any_order(name, each[name]) if name in each else [] for each in (before, after))
         if old != new:
             yield f"  {name}"
-            # Behind two lines of names and one of numbers for each hunk.
+            # Without the two lines of file names, and the line of numbers of each hunk.
             for line in list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]:
                 if not line.startswith("@@"):
                     yield f"    {line}"
 
 
 def _in_any_order(name: str, text: str) -> list[str]:
-    """Return an object's lines, sorted where their order says nothing: who may what, and a table's columns.
+    """Return the lines of an object; grants and the columns of a table are sorted, because their order has no meaning.
 
-    A column that is dropped can come back as the last one only.
+    A dropped column can come back only as the last one.
     """
     kind = name.rpartition("; Type: ")[2].partition(";")[0]
     parts = [text]
@@ -148,7 +148,7 @@ def _table(text: str) -> list[str]:
         if depth == 0 and lexeme in {")", ";"}:
             break
         depth += lexeme == "("
-    # A table of a type may have no list of its own, and what it is partitioned by has an order.
+    # A table of a type may have no list of columns, and the order of a partition key has a meaning.
     if not edges or not text.startswith("\n", edges[0][1]):
         return [text]
     entries = [text[left:right].strip("\n") for (_, left), (right, _) in pairwise(edges)]

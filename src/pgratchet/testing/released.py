@@ -1,4 +1,4 @@
-"""What is released, as git has it, beside what is in the folder now."""
+"""The released migrations, as git has them, compared with the files in the folder."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from pgratchet.core.model import File, Migration, Problem
 from pgratchet.files import directory
 from pgratchet.files.layout import Layout
 
-# Set where tests run in a git hook, they would lead git to another place than the folder.
+# A git hook sets these variables; in a test that runs there, they would lead git away from the folder.
 _ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
 
 _LINK = "120000"
@@ -20,14 +20,14 @@ _LINK = "120000"
 
 
 class NotComparableError(UsageError):
-    """The checkout does not have what the folder is to be compared with."""
+    """The checkout lacks the release to compare with."""
 
 
 def edits(folder: Path, ref: str, layout: Layout) -> tuple[Problem, ...]:
-    """Return what has become of released migrations that databases which have them applied would be refused for.
+    """Return every change to a released migration that makes pgratchet refuse a database where it is applied.
 
-    Released is what `ref` and HEAD have in common; a `ref` with a * in it stands for the newest tag before HEAD
-    that matches. Raises NotComparableError where git cannot tell, FilesError where either side has problems.
+    The release is the newest common commit of `ref` and HEAD; a `ref` with a * is a pattern, and stands for the newest
+    matching tag before HEAD. Raises NotComparableError if git lacks it, FilesError if either side has problems.
     """
     files = tuple(directory.read(folder))
     here = layout.parse(files).migrations
@@ -39,15 +39,15 @@ def edits(folder: Path, ref: str, layout: Layout) -> tuple[Problem, ...]:
     except NotComparableError as error:
         raise NotComparableError(
             f"this checkout has no {ref} to compare with ({error}); fetch it with its history (git fetch --tags "
-            "--unshallow; in GitHub Actions, fetch-depth: 0), or say in pgratchet_released, an option of pytest, "
-            "which ref is released"
+            "--unshallow; in GitHub Actions, fetch-depth: 0), or name the released ref in pytest's option "
+            "pgratchet_released"
         ) from None
     there = layout.parse(_files(folder, commit, {file.name for file in files})).migrations
     return tuple(_edits(there, here, os.fsdecode(name)))
 
 
 def _files(folder: Path, commit: str, names: Collection[str]) -> Iterator[File]:
-    """Yield the migration files that a commit has in the folder, or where files of these names were moved from."""
+    """Yield the migration files of a commit: those of the folder, or of the folder from which these were moved."""
     place = os.fsdecode(_git(folder, "rev-parse", "--show-prefix").rstrip(b"\n"))
     folders = _folders(folder, commit)
     objects = folders.get(place) or _moved(folder, folders, names)
@@ -61,13 +61,13 @@ def _files(folder: Path, commit: str, names: Collection[str]) -> Iterator[File]:
             raise NotComparableError(f"{path} is missing in this checkout; fetch it (git fetch --refetch)")
         elif kind != "tree":
             raise NotComparableError(
-                f"{path} is a link out of the repository, or to nothing, so that git does not have what was released: "
+                f"{path} is a link out of the repository, or to nothing, so that git lacks the released content: "
                 f"{os.fsdecode(content)}; put the file itself in its place"
             )
 
 
 def _folders(folder: Path, commit: str) -> Mapping[str, Mapping[str, str]]:
-    """Return what to ask git for, of each file that a commit has and that may be a migration, by folder and name."""
+    """Return the name of the git object of each possible migration in a commit, by folder and file name."""
     folders: dict[str, dict[str, str]] = defaultdict(dict)
     for line in _git(folder, "ls-tree", "-rz", "--full-tree", commit).split(b"\0")[:-1]:
         about, _, path = os.fsdecode(line).partition("\t")
@@ -79,9 +79,9 @@ def _folders(folder: Path, commit: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def _moved(folder: Path, folders: Mapping[str, Mapping[str, str]], names: Collection[str]) -> Mapping[str, str]:
-    """Return what was in the folder from which most files of these names are gone; nothing where none is.
+    """Return the objects of the folder that has lost most of the files `names`; empty if no folder has lost any.
 
-    A file of such a name that is still there is another one: each of several services has a 001_init.sql.
+    A file that is still there has not moved: each of several services may have a 001_init.sql.
     """
     top = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
 
@@ -94,9 +94,9 @@ def _moved(folder: Path, folders: Mapping[str, Mapping[str, str]], names: Collec
 
 
 def _contents(folder: Path, objects: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield kind and content of each; of a link within the repository, those of what it leads to.
+    """Yield the kind and the content of each object; for a link within the repository, those of its target.
 
-    What git does not have is of the kind "missing".
+    An object that git does not have is of the kind "missing".
     """
     said = "".join(f"{each}\n" for each in objects)
     answer = _git(folder, "cat-file", "--batch", "--follow-symlinks", said=said)
@@ -114,7 +114,7 @@ def _contents(folder: Path, objects: Sequence[str]) -> Iterator[tuple[str, bytes
 
 def _git(folder: Path, *arguments: str, said: str = "") -> bytes:
     command = ["git", "-C", str(folder), *arguments]
-    # Hidden, as a DSN may be among it.
+    # Hidden, because a DSN may be in it.
     environment = Hidden({name: value for name, value in os.environ.items() if name not in _ELSEWHERE})
     try:
         with FramesForgotten():
@@ -149,4 +149,4 @@ def _edits(released: Sequence[Migration], here: Sequence[Migration], ref: str) -
             yield Problem(there.up.path, f"version {was.version} was edited after its release (in {ref})", cure)
         else:
             message = f"version {was.version} is released (in {ref}), and has no file here"
-            yield Problem(was.up.path, message, "restore it, and undo what it does in a new migration")
+            yield Problem(was.up.path, message, "restore it, and undo its effect in a new migration")

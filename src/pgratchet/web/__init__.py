@@ -1,1 +1,1 @@
-"""ASGI: what an application's start-up needs; no framework is imported."""
+"""ASGI: migrations at the start of an application; no framework is imported."""

@@ -1,4 +1,4 @@
-"""Work that an application does not wait for beyond its server's patience."""
+"""Work beside the application, after the application has waited for it for a while."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from pgratchet.postgres.link.cancelling import undisturbed
 OnFailure = Callable[[BaseException], object]
 
 STOP_SECONDS = 10.0
-"""How long the end of an application waits for cancelled work; closing its session takes half of that at most."""
+"""Seconds that an application waits at its end for cancelled work; closing a session takes at most half of that."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -20,12 +20,12 @@ _log = logging.getLogger("pgratchet")
 async def in_background(
     work: Callable[[], Awaitable[object]], patience: float, on_failure: OnFailure | None
 ) -> AsyncIterator[None]:
-    """Enter the block when the work is done, or after `patience` seconds in any case; at its end cancel the work.
+    """Enter the block when `work` is done, or after `patience` seconds; cancel `work` at the end of the block.
 
-    Raises what the work raises up to then; what it raises later goes to `on_failure`.
+    Raises an error of `work` that comes before the block; `on_failure` gets an error that comes later.
     """
-    # Not a task group: one that is entered here and left behind a yield would cancel its host's task when the work
-    # fails, and some frameworks leave their lifespans in another task than the one that has entered them.
+    # Not a task group: if `work` failed, a group around the yield would cancel the task that entered it, and some
+    # frameworks leave a lifespan in another task than the one that entered it.
     task = asyncio.ensure_future(work())
     tell = partial(_tell_failure, on_failure)
     try:
@@ -48,7 +48,7 @@ def _tell_failure(on_failure: OnFailure | None, task: "asyncio.Future[object]") 
 
 
 def _error(task: "asyncio.Future[object]") -> BaseException | None:
-    """Return what a task has ended with, if that was an error; the loop complains of one that nobody has looked at."""
+    """Return the error of a task, if it has one; the loop would log an error that nobody has retrieved."""
     return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 

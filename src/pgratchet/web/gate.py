@@ -1,4 +1,4 @@
-"""A gate before an ASGI application: nothing is served on a schema that is not ready."""
+"""A gate before an ASGI application: it serves no request while the schema is not ready."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
@@ -12,24 +12,25 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application (asgiref, specs/main.rst). Each framework has types of its own for what it takes."""
+"""An ASGI application (asgiref, specs/main.rst). Each framework has its own types for the arguments."""
 
 OK, UNAVAILABLE = 200, 503
 TRY_AGAIN_LATER = 1013
-"""The code that a refused websocket is closed with (IANA's WebSocket Close Code Number Registry)."""
+"""The close code for a refused websocket (IANA's WebSocket Close Code Number Registry)."""
 
 
 class Gate:
     """ASGI middleware: until the migrator's schema is ready, requests get 503 and websockets are refused.
 
-    `live` are the paths of liveness probes: they always reach the application. `ready` is answered here: 200 when
-    requests are served, 503 when not, and how it stands as JSON; None for no such path. `retry_after` is in seconds.
+    `live` are the paths of liveness probes: their requests always reach the application. `ready` is the path of the
+    readiness probe, or None for no such path. The gate answers it: 200 if requests are served, 503 if not, with the
+    readiness as JSON. `retry_after` is in seconds.
 
-    Of several gates around one application, one for each of its databases, only the innermost answers `ready`.
+    If an application has several gates, one for each of its databases, only the innermost one answers `ready`.
 
-    Lifespan messages pass. Where the application raises out of its lifespan, the gate tells the server that start-up
-    failed: without that answer servers take it for an application that has no lifespan, and serve (asgiref,
-    specs/lifespan.rst). One that really has none serves if the schema is ready.
+    Lifespan messages pass. If the lifespan of the application raises an error, the gate tells the server that start-up
+    failed: without that message, servers assume that the application has no lifespan, and serve it (asgiref,
+    specs/lifespan.rst). An application without a lifespan serves if the schema is ready.
 
     Raises UsageError for an argument that cannot be right.
     """
@@ -87,7 +88,7 @@ class Gate:
         except (Exception, SystemExit) as error:
             if answered or (self._migrator.readiness.ready and not asked):
                 raise
-            # Servers print it as it is.
+            # Servers print the message as it is.
             message = printable_lines(f"{type(error).__name__}: {error}")
             await send({"type": "lifespan.startup.failed", "message": message})
             if isinstance(error, SystemExit):
@@ -100,7 +101,7 @@ class Gate:
         if "websocket.http.response" in (scope.get("extensions") or {}):
             await self._answer(UNAVAILABLE, refusal, send, prefix="websocket.")
         else:
-            # Before it is accepted, which servers answer with 403.
+            # Closed before it is accepted: servers answer that with 403.
             await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": ""})
 
     async def _answer(self, status: int, document: Mapping[str, object], send: Send, prefix: str = "") -> None:
@@ -117,7 +118,7 @@ class Gate:
 
 
 gate = Gate
-"""The same as a function around any ASGI application: `app = gate(app, migrator)`."""
+"""The same class under the name of a function, for any ASGI application: `app = gate(app, migrator)`."""
 
 
 def _probe(what: str, value: object) -> str:
@@ -128,6 +129,6 @@ def _probe(what: str, value: object) -> str:
 
 
 def _path(scope: MutableMapping[str, Any]) -> str:
-    """Return the path below where the application is mounted; servers say it with that or without."""
+    """Return the path below the mount point of the application; servers give it with or without the mount point."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if path.startswith(f"{root}/") else path

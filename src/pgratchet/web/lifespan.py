@@ -1,4 +1,4 @@
-"""The lifespan hook: an application does not start before its schema is there."""
+"""The lifespan hook: an application does not start before its schema is ready."""
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,27 +13,27 @@ from pgratchet.runs.telling import refuse_coroutine
 from pgratchet.web.background import OnFailure, in_background
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
-"""An application's own; what it yields is the framework's business: nothing, or a mapping."""
+"""The lifespan of an application; it yields nothing or a mapping, as the framework wants it."""
 
 Mode = Literal["apply", "wait", "check"]
 OnSlow = Literal["wait", "serve-not-ready"]
 
 
 class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a function: lifespan=migrated(...)
-    """A lifespan that brings the schema in line first, and then enters the application's own, `inner`.
+    """A lifespan that migrates the schema first, and then enters the lifespan of the application, `inner`.
 
-    In mode `apply` this process migrates, unless another one does; in mode `wait` another one has to; in mode
-    `check` a schema that is behind is an error at once. Where it fails, start-up fails with its error; where the
-    server cancels it, what was under way is cancelled too. Either way the migrator's `readiness` is failed from
-    then on, whatever the server makes of it. Where `inner` fails, and when the application has ended, it is unknown.
+    In mode `apply` this process migrates, unless another one does. In mode `wait` it waits until another process has
+    migrated. In mode `check` it raises an error if migrations are pending. If the migration fails, start-up fails with
+    its error; if the server cancels start-up, the migration is cancelled. In both cases the `readiness` of the migrator
+    is failed from then on. It is unknown if `inner` fails, and after the end of the application.
 
-    A server's patience ends some time. With `on_slow="serve-not-ready"` the application starts after `slow_after`
-    seconds in any case, behind a gate, and the work goes on beside it; if that fails, `on_failure` is called with
-    the error. The application's own lifespan is then entered before the schema is there.
+    Servers limit the time of start-up. With `on_slow="serve-not-ready"` the application starts after at most
+    `slow_after` seconds, behind a gate, and the migration continues beside it. The lifespan of the application is then
+    entered before the schema is ready. If the migration fails later, `on_failure` is called with the error.
 
-    The object is called with the application, as FastAPI and Starlette do it, or entered as it is. It only
-    logs; signal handlers and the configuration of logging are left alone. Raises UsageError for an argument that cannot
-    be right.
+    Call the object with the application, as FastAPI and Starlette do, or enter it directly. It writes to the log, and
+    changes neither signal handlers nor the configuration of logging. Raises UsageError for an argument that cannot be
+    right.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
@@ -70,7 +70,7 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
 
     @asynccontextmanager
     async def __call__(self, app: object = None) -> AsyncIterator[Any]:
-        """Run the lifespan of one application; what `inner` yields is passed on."""
+        """Run the lifespan of one application; yields the value that `inner` yields."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._migrator.serving())
             if self._patience is None:
@@ -92,12 +92,12 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
 
 
 def _refuse_no_lifespan(inner: Lifespan) -> None:
-    """Raise UsageError for what makes no context manager: when it is called, the migrations are applied already."""
+    """Raise UsageError for an `inner` that makes no context manager: its call comes after the migration, too late."""
     wanted = "a function that takes the application and returns an async context manager (a mode goes by mode=...)"
     arguments.function("inner", inner, wanted)
     bare = (inspect.isasyncgenfunction, inspect.isgeneratorfunction, inspect.iscoroutinefunction)
     if any(is_bare(inner) for is_bare in bare):
         raise UsageError("inner must be an async generator that is decorated with contextlib.asynccontextmanager")
-    # One that a decorated generator returned can be called, too, but as a decorator.
+    # The result of a decorated generator is callable, too, but as a decorator.
     if isinstance(inner, AsyncContextDecorator):
         raise UsageError("inner is a context manager that was made already; give the function that makes it")
