@@ -181,10 +181,10 @@ def server(
     """Yield a server that accepts connections; it ends, and its data are removed, even if this process is killed.
 
     It listens on a socket in a directory that is closed to other users, and with `tcp` also on a free port of
-    127.0.0.1. Each connection needs the password, which is new for each server. From the caller's environment the server gets
-    PATH, and a library path if its programs need one. Committed data survive a crash of the server; with `durable` they
-    also survive a crash of the machine. A `folder` in memory, such as /dev/shm, makes the server several times faster;
-    it takes about 100 MB.
+    127.0.0.1. Each connection needs the password, which is new for each server. From the caller's environment the
+    server gets PATH, and a library path if its programs need one. Committed data survive a crash of the server; with
+    `durable` they also survive a crash of the machine. A `folder` in memory, such as /dev/shm, makes the server several
+    times faster; it takes about 100 MB.
     """
     account = _account()
     found = find_binaries(binaries)
