@@ -28,7 +28,7 @@ quick = settings(max_examples=60, deadline=None)
 
 
 class World(NamedTuple):
-    """What is on disk, and what is in the database."""
+    """The files on disk, and the rows in the database."""
 
     migrations: tuple[Migration, ...]
     history: tuple[HistoryRow, ...]
@@ -75,7 +75,7 @@ def worlds(draw: st.DrawFn, *, unknown: bool = False) -> World:
     states = st.sampled_from([None, RecordState.APPLIED, RecordState.FAILED])
     missing = draw(st.sets(st.sampled_from(versions))) if unknown and versions else set()
     history = [
-        # What is half done and has its file goes on by a cursor: a law of its own.
+        # A half-done version with its file goes on by a cursor: a law of its own.
         recorded(migration, state, draw(st.integers(0, 1)) if int(migration.version) in missing else 0)
         for migration in migrations
         if (state := draw(states))

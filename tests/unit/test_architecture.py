@@ -1,4 +1,4 @@
-"""The rules of the house that can be read off the source: who imports whom, what is explained, who may print."""
+"""The rules of the house that the source shows: imports, docstrings, printing, reasons behind ignores."""
 
 import ast
 import io

@@ -53,7 +53,7 @@ from pgratchet.core.model import (
 
 DSN = "postgresql://somebody@nowhere/nothing"
 ARGUMENTS = {"new": ["add users"]}
-"""What a command cannot do without."""
+"""The arguments that a command needs."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What users give is judged when they give it, by the name that they know it by."""
+"""Arguments are checked when users give them; an error uses the name that users know."""
 
 import inspect
 import re
@@ -67,7 +67,7 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("connect", "must be an async function"): [5, "connect", [print]],
     ("give either dsn or connect", ""): [{"dsn": DSN, "connect": print}, {"dsn": None}, {"dsn": "", "connect": print}],
 }
-"""What cannot be right, by the name and the words that it is refused with."""
+"""Wrong values, by the name of the argument, and the words of the refusal."""
 
 
 def bad_arguments() -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -26,7 +26,7 @@ ALL = manifests()
 
 
 class Pod(NamedTuple):
-    """What runs: a pod's specification, and the document that has it."""
+    """The specification of a pod, and the document that has it."""
 
     name: str
     kind: str

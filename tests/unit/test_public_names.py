@@ -56,7 +56,7 @@ def classes_in(hint: Any) -> Iterator[type]:
 
 
 def reachable(things: Iterable[Any]) -> set[type]:
-    """Return the classes of ours that somebody meets who follows the annotations of things."""
+    """Return the classes of ours that the annotations of things lead to."""
     found: set[type] = set()
     to_follow = list(things)
     while to_follow:
