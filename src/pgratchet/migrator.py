@@ -224,9 +224,8 @@ class Migrator:
         """Return if everything is applied; raises BehindError if not, HistoryError if files and history disagree."""
 
         async def check(run: Run) -> None:
-            async with open_session(self._settings.connect) as connection:
-                if behind := planning.missing(await run.observer.look(connection, anybodys=True)):
-                    raise BehindError(behind)
+            if behind := planning.missing(await run.look()):
+                raise BehindError(behind)
 
         await self._run(nullcontext(self._course.looking()), check)
 
@@ -235,12 +234,7 @@ class Migrator:
         to = discreet(to)
         version = self._version(to)
         run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
-
-        async def look() -> tuple[Entry, ...]:
-            async with open_session(self._settings.connect) as connection:
-                return await run.observer.look(connection, anybodys=True)
-
-        entries = await cancelled_for_good(look)
+        entries = await cancelled_for_good(run.look)
         plan = planning.plan_up(entries, version)
         warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
         return plan._replace(warnings=warnings)
@@ -332,7 +326,7 @@ class Migrator:
     async def _run(
         self, course: AbstractContextManager[Tell], work: Callable[[Run], Awaitable[None]]
     ) -> tuple[Finished, ...]:
-        """Do `work` in a run, and return what the run has finished; `course` takes its events, its end included."""
+        """Do `work` in a run, and return its finished steps; `course` takes its events, its end included."""
         finished: Sequence[Finished] = ()
         with course as take:
 

@@ -187,7 +187,7 @@ async def test_a_waiter_follows_the_steps_of_the_other_runner(dsn: str, write: W
         tasks.start_soon(reader.wait)
 
         async def told_for_whom() -> bool:
-            return told(events, Waiting) == [Waiting("somebody to apply 1, 2")]
+            return told(events, Waiting) == [Waiting("another runner to apply 1, 2")]
 
         async def failed() -> bool:
             return reader.readiness == Readiness(Condition.PENDING, applied=1, failed=("2",))

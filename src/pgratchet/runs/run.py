@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
 from pgratchet.core.events import Locked, Tell
-from pgratchet.core.model import Catalogue, Direction, Failure
+from pgratchet.core.model import Catalogue, Direction, Entry, Failure
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
@@ -34,10 +34,15 @@ class Run:
 
     def __init__(self, settings: Settings, catalogue: Catalogue, budget: Budget, tell: Tell) -> None:
         self.progress = Progress(tell)
-        self.observer = Observer(settings, catalogue, budget, self.progress)
+        self._observer = Observer(settings, catalogue, budget, self.progress)
         self._settings = settings
         self._budget = budget
         self._lock = RunnerLock(settings.history.table, settings.lock)
+
+    async def look(self) -> tuple[Entry, ...]:
+        """Return both sides of every version, read without a lock; raises HistoryError if they disagree."""
+        async with open_session(self._settings.connect) as connection:
+            return await self._observer.look(connection, anybodys=True)
 
     async def up(self, to: str | None = None) -> None:
         """Return once everything up to `to` is applied, by this run or meanwhile by another one."""
@@ -45,7 +50,7 @@ class Run:
 
         async def work(connection: Connection) -> None:
             while (
-                missing := planning.missing(await self.observer.look(connection), to)
+                missing := planning.missing(await self._observer.look(connection), to)
             ) or not await self._is_readable_for_all(connection):
                 turn = await self._wait_for_turn(connection, missing)
                 if turn is not None and await self._carry_out(turn, phases):
@@ -69,7 +74,7 @@ class Run:
         left = deque(phases)
 
         async def work(connection: Connection) -> None:
-            await self.observer.look(connection)
+            await self._observer.look(connection)
             while (turn := await self._wait_for_turn(connection)) and not await self._carry_out(turn, left):
                 pass
 
@@ -79,7 +84,7 @@ class Run:
         """Do everything that `up` would do, in one transaction, and roll it back."""
 
         async def work(connection: Connection) -> None:
-            await self.observer.look(connection)
+            await self._observer.look(connection)
             while turn := await self._wait_for_turn(connection):
                 from pgratchet.runs import turning  # noqa: PLC0415 - as in _carry_out
 
@@ -97,10 +102,10 @@ class Run:
 
         async def work(connection: Connection) -> None:
             often = Interval(TELL_EVERY)
-            while missing := planning.missing(await self.observer.look(connection, anybodys=True)):
-                whom = f"somebody to apply {', '.join(missing)}"
-                while not all_applied(missing, rows := await self.observer.follow(connection, missing)):
-                    self.observer.warn_of_failures(rows)
+            while missing := planning.missing(await self._observer.look(connection, anybodys=True)):
+                whom = f"another runner to apply {', '.join(missing)}"
+                while not all_applied(missing, rows := await self._observer.follow(connection, missing)):
+                    self._observer.warn_of_failures(rows)
                     if often.is_over():
                         self.progress.tell(await self._lock.waiting(connection, whom))
                     await self._budget.poll(f"waiting for {whom}")
@@ -118,16 +123,16 @@ class Run:
             await self._budget.poll(f"waiting for the lock of {holder}")
             if missing:
                 # Before the next try: a run that has nothing left to do must not take the lock from those that wait.
-                rows = await self.observer.follow(connection, missing)
+                rows = await self._observer.follow(connection, missing)
                 if all_applied(missing, rows):
                     return None
-                self.observer.raise_new_failure(missing)
+                self._observer.raise_new_failure(missing)
             if often.is_over():
                 waiting = await self._lock.waiting(connection, holder)
                 holder = waiting.holder
                 self.progress.tell(waiting)
         self.progress.tell(Locked(time.monotonic() - began))
-        return Turn(connection, self._settings, self._budget, self.progress, self._lock, self.observer)
+        return Turn(connection, self._settings, self._budget, self.progress, self._lock, self._observer)
 
     async def _carry_out(self, turn: Turn, phases: deque[planning.Phase]) -> bool:
         """Carry the phases out. False: another runner came in between, and some phases are left."""

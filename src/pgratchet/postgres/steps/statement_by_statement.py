@@ -92,7 +92,7 @@ class _Script:
         await self._ours(self._recording(self._records.record(self._claim)))
 
     async def _refuse_another_session(self) -> None:
-        """Raise HistoryError if this session lacks what the finished statements have set up in theirs."""
+        """Raise HistoryError if this session lacks settings or objects that the finished statements had in theirs."""
         step = self._claim.step
         at = cursor_of(step.over)
         was = at and at.session
@@ -121,7 +121,7 @@ class _Script:
 
     async def _together(self, segment: Segment, before: str, count: str) -> bool:
         """Run a statement and its count as one transaction. False: the statement refuses a transaction."""
-        # The last COMMIT may have ended some of what is noted about the session: SET LOCAL, ON COMMIT DROP.
+        # The last COMMIT may have ended some of the noted settings and objects: SET LOCAL, ON COMMIT DROP.
         head = f"{self._noting(self._records.note(self._claim, before), self._note_again)};" if before else ""
         head += "BEGIN;"
         # Deferred constraints are checked with the role of the script, before it becomes ours.

@@ -1,4 +1,4 @@
-"""A run's session in use: what is sent, what the server says meanwhile, and which sessions are in the way."""
+"""A run's session in use: messages out, notices in, and a look at the sessions that block it."""
 
 import asyncio
 import logging
@@ -201,7 +201,7 @@ class Blockers:
                     # Not close(): a cancelled run would have to wait for it.
                     connection.terminate()
         except Exception as error:  # noqa: BLE001 - a factory of connections may raise anything
-            _log.debug("cannot see who blocks: %s", describe(error))
+            _log.debug("cannot look for blockers: %s", describe(error))
 
 
 async def _unhurried(connect: Connect) -> Connection:
