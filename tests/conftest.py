@@ -6,12 +6,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from pgratchet import embedded
 from pgratchet.testing import databases
 from tests.shadows import Statements, refuse_planted
 from tests.support import Connection, Write, connect, connected, create_database, drop_database
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 Maintenance = Callable[[Callable[[Connection, str], Awaitable[None]], str], None]
 

@@ -14,7 +14,7 @@ from pgratchet.core.sql.statements import scan
 from pgratchet.files import directory, parsing
 from pgratchet.files.layouts.own import own
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 LINES = [
     "-- pgratchet: no-transaction",
@@ -119,7 +119,7 @@ def test_any_bytes_are_read_or_refused_with_a_place_and_a_cure(body: bytes, kind
         assert problem.line is None or 1 <= problem.line <= body.count(b"\n") + 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(directories())
 def test_a_directory_that_is_written_and_read_again_is_the_same(contents: dict[str, bytes]) -> None:
     expected = own.parse(files_of(contents))

@@ -24,7 +24,7 @@ from pgratchet.files.layouts.own import own
 
 SCRIPTS = ["", "SELECT 1", "CREATE TABLE a (b int);\nCREATE TABLE c ();\n", "CREATE INDEX CONCURRENTLY i ON a (b);"]
 VERSIONS = st.integers(0, 30) | st.integers(20260101000000, 20261231235959)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 class World(NamedTuple):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pgratchet.core.model import HistoryRow, Kind, Migration, Rank, RecordState, Source, State
 from pgratchet.core.plan import planning
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DOTTED = st.lists(st.integers(0, 20), min_size=1, max_size=3).map(lambda parts: ".".join(map(str, parts)))
 NAMES = st.text("abc", min_size=1, max_size=4)
