@@ -115,7 +115,7 @@ class Statements:
             return through
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("copied", "fetch", "fetchrow", "fetchval", "executemany"):
+            for name in ("copied", "fetch", "fetchval", "executemany"):
                 patch.setattr(own, name, noting(getattr(own, name)))
             patch.setattr(own, "execute", noting(execute))
             patch.setattr(Wire, "send", sending(Wire.send))

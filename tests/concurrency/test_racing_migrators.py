@@ -137,7 +137,7 @@ def no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         return True
 
     monkeypatch.setattr("pgratchet.postgres.ledger.lock.RunnerLock.try_acquire", yes)
-    monkeypatch.setattr("pgratchet.postgres.ledger.lock.held", lambda _: "true")
+    monkeypatch.setattr("pgratchet.postgres.ledger.lock.HELD", "true")
     monkeypatch.setattr("pgratchet.postgres.ledger.records.STILL_HELD", "true")
 
 

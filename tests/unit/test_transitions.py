@@ -33,6 +33,7 @@ def test_no_sql_of_ours_writes_a_state_outside_the_table() -> None:
 
     assert {name for name, text in texts.items() if writing.search(text)} == {"records.py", "history.py"}
     assert {value for value in new_states(texts["records.py"]) if "row." not in value} == {
+        "CLAIM.value",
         "FAIL.value",
         "RECORD.value",
         "transition.value",

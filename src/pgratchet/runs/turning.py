@@ -77,7 +77,9 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
     """
     connection, settings, by = turn.connection, turn.settings, turn.lock.records.lock
     key, owner, records = settings.history.table.lock_key, settings.history.owner, turn.lock.records
-    known = await facts(connection, lock.held(key) if by is Lock.SESSION else None, owner, settings.tool_version)
+    known = await facts(
+        connection, lock.HELD.format(key=key) if by is Lock.SESSION else None, owner, settings.tool_version
+    )
     if not (known.prepared or known.pooled):
         await own.execute(connection, settings_sql())
     if owner not in (None, known.role) and not known.pooled:

@@ -30,6 +30,16 @@ HOLDERS = (
 )
 """The rows of pg_locks in this database for the key $1."""
 
+HELD = (
+    "EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE "
+    + LOCK_ROWS.replace("$1", "'{key}'")
+    + f" AND l.pid {EQ} pg_catalog.pg_backend_pid())"
+)
+"""The SQL condition that the backend which evaluates it holds the lock, as pg_locks has it.
+
+Behind a pooler that may be another backend than the one that took it.
+"""
+
 _HOLDER = (
     "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a "
     f"WHERE a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS})"
@@ -80,15 +90,6 @@ async def holder(connection: Connection, key: int) -> Holder | None:
     """Return who holds the lock, None where nobody does."""
     rows = await own.fetch(connection, _HOLDER, key)
     return Holder(rows[0]["pid"], rows[0]["usename"], rows[0]["application_name"]) if rows else None
-
-
-def held(key: int) -> str:
-    """Return the SQL condition under which the backend that evaluates it holds the lock, as pg_locks has it.
-
-    Behind a pooler that may be another backend than the one that took it.
-    """
-    rows = LOCK_ROWS.replace("$1", f"'{key}'")
-    return f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {rows} AND l.pid {EQ} pg_catalog.pg_backend_pid())"
 
 
 class RunnerLock:

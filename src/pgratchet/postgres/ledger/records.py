@@ -16,7 +16,6 @@ from pgratchet.postgres.ledger.transitions import (
     REVERT,
     SETTLE_APPLIED,
     SETTLE_NOT_APPLIED,
-    Transition,
 )
 from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.link.sql import EQ, NE, Table, literal
@@ -124,9 +123,9 @@ class Records(NamedTuple):
             # A statement of its own: the snapshot of the statement that takes the lock is older than the lock.
             turn += self.guards.unless({Guard.MOVED: claim.before.holds(self.table)})
         going_up = step.direction is Direction.UP
-        if step.over is None and going_up:
-            return f"{turn}{self._insert(claim, writer, CLAIM, replaces=step.replaces)};"
         row = _row(claim, writer)
+        if step.over is None and going_up:
+            return f"{turn}{self._insert(row | {'state': CLAIM.value}, replaces=step.replaces)};"
         kept = {"version", "name", "kind"}
         if step.over is None:
             transition, condition = REVERT, REVERT.condition
@@ -213,7 +212,8 @@ class Records(NamedTuple):
             version = f"version {EQ} {literal(claim.step.migration.version)}"
             return f"{self.check}{self._update(values, version)};"
         update = self._update(values, _own(claim))
-        insert = self._insert(claim, writer, FAIL, replaces=True, error=error)
+        row = _row(claim, writer) | {"state": FAIL.value, "finished_at": _NOW}
+        insert = self._insert(row | values, replaces=True)
         return f"{self.check}{update};{insert} ON CONFLICT (version) DO NOTHING;"
 
     def settle(self, entry: Entry, settled: Settled, writer: Writer, reason: str) -> str:
@@ -236,29 +236,22 @@ class Records(NamedTuple):
             values |= _file(migration)
         proof = f"state {EQ} {literal(settled.state)}"
         if row is None:
-            return self._fenced(self._new(values), proof)
+            return self._fenced(self._insert(values, replaces=False), proof)
         return self._fenced(self._update(values, f"version {EQ} {literal(row.version)} AND {_as_read(row)}"), proof)
 
-    def _insert(
-        self, claim: Claim, writer: Writer, transition: Transition, *, replaces: bool, error: str | None = None
-    ) -> str:
-        """Return the SQL that inserts a row, in place of one that an earlier attempt has left if it `replaces` that."""
-        row = _row(claim, writer) | {
-            "state": transition.value,
-            "finished_at": "NULL" if error is None else _NOW,
-            "error": literal(error),
-            "reason": "(SELECT reason FROM left_over)" if replaces else "NULL",
-        }
-        if not replaces:
-            return self._new(row)
-        # A row keeps the reason of the one that it replaces, if the table has any.
-        kept = "" if "reason" in self.absent else " RETURNING reason"
-        where = f"version {EQ} {row['version']} AND {CLAIM.condition}"
-        return f"WITH left_over AS (DELETE FROM {self.table.quoted} WHERE {where}{kept}) {self._new(row)}"
+    def _insert(self, row: dict[str, str], *, replaces: bool) -> str:
+        """Return the SQL that inserts a row, in place of one that an earlier attempt has left if it `replaces` that.
 
-    def _new(self, values: dict[str, str]) -> str:
-        written = {name: value for name, value in values.items() if name not in self.absent}
-        return f"INSERT INTO {self.table.quoted} ({', '.join(written)}) VALUES ({', '.join(written.values())})"
+        A row keeps the reason of the one that it replaces, if the table has reasons.
+        """
+        left_over = ""
+        if replaces:
+            row |= {"reason": "(SELECT reason FROM left_over)"}
+            kept = "" if "reason" in self.absent else " RETURNING reason"
+            delete = f"DELETE FROM {self.table.quoted} WHERE version {EQ} {row['version']} AND {CLAIM.condition}{kept}"
+            left_over = f"WITH left_over AS ({delete}) "
+        row = {name: value for name, value in row.items() if name not in self.absent}
+        return f"{left_over}INSERT INTO {self.table.quoted} ({', '.join(row)}) VALUES ({', '.join(row.values())})"
 
     def _update(self, values: dict[str, str], where: str) -> str:
         settings = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in self.absent)

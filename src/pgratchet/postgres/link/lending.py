@@ -1,14 +1,24 @@
-"""Connections that can be lent to a migration: what it sets in the client's half of a session is taken back."""
+"""Connections that can be lent to a migration: its changes to the client's half of a session are taken back."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial, wraps
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 
 from pgratchet.core.errors import UsageError
+
+
+class Lendable(asyncpg.Connection):
+    """asyncpg's connection, which is `Lent` for a while; `undo` takes back the codecs and listeners set meanwhile."""
+
+    __slots__ = ("undo",)
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.undo: list[Callable[[], object]] = []
 
 
 def _still_read(method: Any) -> Any:
@@ -18,10 +28,10 @@ def _still_read(method: Any) -> Any:
     """
 
     @wraps(method)
-    async def call(borrowed: "Lendable", *arguments: Any, **how: Any) -> Any:
+    async def call(borrowed: "Lent", *arguments: Any, **how: Any) -> Any:
         answer = await method(borrowed, *arguments, **how)
         settings = borrowed.get_settings()
-        if borrowed.lent and settings.get_text_codec().name != "utf-8":
+        if settings.get_text_codec().name != "utf-8":
             encoding = settings.client_encoding
             raise UsageError(f"client_encoding was changed to {encoding}: leave it, as asyncpg reads nothing but UTF-8")
         return answer
@@ -29,15 +39,10 @@ def _still_read(method: Any) -> Any:
     return call
 
 
-class Lendable(asyncpg.Connection):
-    """asyncpg's connection, but that it notes what takes back what is set: asyncpg tells nobody what that is."""
+class Lent(Lendable):
+    """A connection while a migration has it. asyncpg has no list of codecs and listeners: `undo` notes each."""
 
-    __slots__ = ("lent", "undo")
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.undo: list[Callable[[], object]] = []
-        self.lent = False
+    __slots__ = ()
 
     execute = _still_read(asyncpg.Connection.execute)
     fetch = _still_read(asyncpg.Connection.fetch)
@@ -45,7 +50,7 @@ class Lendable(asyncpg.Connection):
     fetchval = _still_read(asyncpg.Connection.fetchval)
 
     async def set_type_codec(self, typename: str, *, schema: str = "public", **how: Any) -> None:
-        """Do it, and note it; so do the others."""
+        """Set a codec, and note how to reset it; the other methods do the same for theirs."""
         self.undo.append(partial(self.reset_type_codec, typename, schema=schema))
         await super().set_type_codec(typename, schema=schema, **how)
 
@@ -76,31 +81,30 @@ class Lendable(asyncpg.Connection):
 
 
 @asynccontextmanager
-async def lent(connection: "asyncpg.Connection[Any]") -> AsyncIterator[None]:
-    """Take back the codecs and listeners that the block sets: what runs next may run in another session as well.
+async def lent(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Take back the codecs and listeners that the block sets: the next step may run in another session as well.
 
-    What somebody else's factory has made is left as it is.
+    A connection that another factory has made is left as it is.
     """
     # Not by isinstance(), to which asyncpg says that each of its connections is one of every class of them.
-    if not hasattr(connection, "undo"):
+    if type(connection) is not Lendable:
         yield
         return
-    borrowed = cast("Lendable", connection)
-    borrowed.undo.clear()
-    borrowed.lent = True
+    connection.__class__ = Lent
     try:
         yield
     except Exception:
-        await _take_back(borrowed)
+        await _take_back(connection)
         raise
-    await _take_back(borrowed)
+    await _take_back(connection)
 
 
-async def _take_back(borrowed: Lendable) -> None:
-    borrowed.lent = False
-    while borrowed.undo and not borrowed.is_closed():
+async def _take_back(connection: Lendable) -> None:
+    connection.__class__ = Lendable
+    while connection.undo and not connection.is_closed():
         # The type may be gone; and what has been committed does not fail any more.
         with suppress(ValueError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            undoing = borrowed.undo.pop()()
+            undoing = connection.undo.pop()()
             if inspect.isawaitable(undoing):
                 await undoing
+    connection.undo.clear()

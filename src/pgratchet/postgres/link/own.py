@@ -16,6 +16,7 @@ The grammar looks up operators by name, and nothing can qualify them, in `IN (..
 An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL raises on purpose are those of `Guards`.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -76,15 +77,6 @@ async def fetch(
         return await connection.fetch(query, *arguments, timeout=patience)
 
 
-async def fetchrow(connection: Connection, query: str, *arguments: object) -> asyncpg.Record:
-    """Return the only row of a query of ours that always has one."""
-    with reading(connection):
-        row: asyncpg.Record | None = await connection.fetchrow(query, *arguments)
-    if row is None:
-        raise AssertionError(f"no row: {query}")
-    return row
-
-
 async def fetchval(connection: Connection, query: str, *arguments: object) -> Any:
     """Return the first value of the first row of a query of ours, None where there is no row."""
     with reading(connection):
@@ -102,21 +94,17 @@ async def copied(connection: Connection, statements: str, patience: float | None
 
     Raises TimeoutError after `patience` seconds.
     """
-    chunks: list[bytes] = []
-
-    async def take(chunk: bytes) -> None:
-        chunks.append(chunk)
-
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
     with reading(connection):
         try:
             # asyncpg's public methods send a COPY alone.
-            await connection._copy_out(statements, take, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            await connection._copy_out(statements, chunks.put, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         except asyncpg.InternalClientError:
             # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
             # the connection itself over that.
             connection.terminate()
             raise
-    return _columns(b"".join(chunks).decode())
+    return _columns(b"".join(chunks.get_nowait() for _ in range(chunks.qsize())).decode())
 
 
 def _columns(text: str) -> dict[str, list[str | None]]:

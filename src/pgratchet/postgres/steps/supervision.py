@@ -118,7 +118,7 @@ class Supervised:
     async def _is_dropped(self) -> bool:
         """Return whether the index is gone that had the name when the statement was begun."""
         (oid,) = self._there
-        found = await own.fetchrow(self._wire.connection, _DROPPED, oid, self._about.name)
+        (found,) = await own.fetch(self._wire.connection, _DROPPED, oid, self._about.name)
         if oid and found["other"] and not found["gone"]:
             raise doubtful(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
         return bool(oid) and found["gone"] is True

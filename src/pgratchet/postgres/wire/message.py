@@ -118,7 +118,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
 
     Raises ServerError if nothing can be changed in it, or the lock is not held after all.
     """
-    row = await own.fetchrow(connection, _FACTS.format(held=held or "true"))
+    (row,) = await own.fetch(connection, _FACTS.format(held=held or "true"))
     if not row["held"]:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
