@@ -1,6 +1,6 @@
-"""The history table: its columns, what its rows say, and whose it is.
+"""The history table: how it is read, checked, made and completed.
 
-A row in state `applied` means applied and committed; no row means not.
+A row in state `applied` means applied and committed; no row means not applied.
 """
 
 import json
@@ -30,20 +30,11 @@ from pgratchet.postgres.link.session import Connection, describe
 from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
-"""The values for NULLs that only somebody else's table has."""
+"""The values for NULLs, which only a table of another role can have."""
 _STATES = {state.value: state for state in RecordState}
 
 _MOST_BITS = 31
 _ENDLESS = {"infinity", "-infinity"}
-
-_TABLES = (
-    ("golang-migrate", {"version", "dirty"}),
-    ("Ecto", {"version", "inserted_at"}),
-    ("a home-made runner", {"version", "description", "filename", "executed_at", "success", "error_message"}),
-    ("dbmate or Rails", {"version"}),
-)
-"""What other tools' tables of this name look like, by their columns, each set exact."""
-
 
 TABLES = ("r", "p")
 """The kinds of relations, as pg_class has them, that may be a history."""
@@ -88,20 +79,20 @@ Texts: TypeAlias = list[str | None]
 _log = logging.getLogger("pgratchet")
 
 MOST_SHOWN = 40
-"""Characters of a version that is none."""
+"""Characters that a message shows of a text that is no version."""
 
 LEAST_PATIENCE = 5.0
-"""Seconds that a read may take whatever is left of a budget."""
+"""Seconds that a read may always take, even if less is left of the budget."""
 
 
 class HistoryBusyError(ServerError):
-    """Somebody has locked the table, for longer than a reader waits."""
+    """Another session holds a lock on the table for longer than a reader waits."""
 
 
 class History(NamedTuple):
-    """One history table: what can be asked of it, and how it comes into being, as `owner`'s if one is given.
+    """One history table, which belongs to the role `owner` if one is given.
 
-    `trusted` are roles that may own it, or what is attached to it, beside those that a run trusts anyway.
+    `trusted` are roles that may own it, or code attached to it, beside the roles that a run always trusts.
     """
 
     table: Table
@@ -111,14 +102,14 @@ class History(NamedTuple):
     async def read(
         self, connection: Connection, patience: float | None = None, *, anybodys: bool = True
     ) -> tuple[HistoryRow, ...]:
-        """Return all rows, in no order; empty where there is no table yet. Nobody runs code by that.
+        """Return all rows, in no order; none if there is no table yet. No code of another role runs.
 
-        By the server's COPY of the table, in one round trip: a SELECT is planned, and the planner evaluates the code
-        that the owner of a table has written into its indexes. Unless it may be `anybodys`, the owner of the table must
-        be a role that a run trusts.
+        It is one COPY, in one round trip: a SELECT is planned, and the planner evaluates the code that the owner of a
+        table has written into its indexes. Unless the table may be `anybodys`, its owner must be a role that a run
+        trusts.
 
-        Raises ForeignTableError where it is another tool's, or no table; HistoryBusyError where it is locked for longer
-        than the session's lock_timeout, or `patience` seconds; ServerError where it may not be read, or row level
+        Raises ForeignTableError if it is another tool's, or no table; HistoryBusyError if it is locked for longer than
+        the session's lock_timeout, or `patience` seconds; ServerError if the role may not read it, or row level
         security may hide rows of it.
         """
         guards = Guards()
@@ -138,7 +129,7 @@ class History(NamedTuple):
         return _rows(columns, _values_or_none)
 
     async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
-        """Return the result of `copied` if a second look finds in order what a first one has refused."""
+        """Return the result of `copied` for a table that the first look refused, if a second look accepts it."""
         if raised is Guard.COLUMNS:
             raise ForeignTableError(self.described(*await self.relation(connection)))
         found = await trust.inspect(connection, *self)
@@ -213,7 +204,7 @@ class History(NamedTuple):
 
     @asynccontextmanager
     async def _reading(self, connection: Connection) -> AsyncIterator[None]:
-        """Say what is wrong where the table cannot be read; an open transaction stays usable."""
+        """Raise an error with the cure where the table cannot be read; an open transaction stays usable."""
         try:
             async with own.undone(connection):
                 yield
@@ -235,13 +226,13 @@ class History(NamedTuple):
         *,
         anybodys: bool = True,
     ) -> tuple[HistoryRow, ...]:
-        """Return what `read`, or `read_some` of the versions, returns, as soon as nobody has locked the table.
+        """Return the result of `read`, or of `read_some` for the versions; wait while the table is locked.
 
         Raises BudgetExceededError.
         """
         while True:
             began = time.monotonic()
-            # Through a pooler the session's lock_timeout is not ours. Reading alone is never too long for a budget.
+            # Through a pooler the session's lock_timeout is not ours. A budget bounds waiting, not the reading itself.
             patience = None if budget.remaining is None else max(budget.remaining, LEAST_PATIENCE)
             try:
                 if versions is None:
@@ -257,10 +248,10 @@ class History(NamedTuple):
         return None if found.kind is None else found.kind in TABLES and not found.strange
 
     async def inspected(self, connection: Connection) -> trust.Inspection:
-        """Return the facts about the table, of which there may be none.
+        """Return the facts about the table, also if there is none.
 
-        Raises ForeignTableError where it is no table, where other tables inherit from it, or where a role that the run
-        does not trust could run code in a session that writes to it.
+        Raises ForeignTableError if it is another kind of relation, if other tables inherit from it, or if a role that
+        the run does not trust could run code in a session that writes to it.
         """
         found = await trust.inspect(connection, *self)
         if found.kind not in (None, *TABLES):
@@ -296,11 +287,11 @@ class History(NamedTuple):
     async def ensure(
         self, connection: Connection, readers: Sequence[str], budget: Budget, without: Collection[str] = ()
     ) -> trust.Seal:
-        """Have the table, and let the readers read it, whoever else is making it at the same time.
+        """Make the table if there is none, add missing columns, and let the readers read it; return the table.
 
-        It has all columns afterwards, or the log says which ones it is written without, and how to add them; not so
-        where the caller knows that it is written `without` these. Raises ServerError where it lacks an essential one
-        that the role may not add.
+        Other runners may do the same at the same time. Where the role may not add a column, the log says which columns
+        are not written and how to add them, once: not if the caller knows that it is written `without` them. Raises
+        ServerError if such a column is essential.
         """
         as_owner = become(self.owner, local=True) if self.owner else ""
         schema = identifier(self.table.schema)
@@ -338,7 +329,7 @@ class History(NamedTuple):
     async def _completed(
         self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
     ) -> trust.Seal:
-        """Add the columns that an older release has not made; return the table as it is then."""
+        """Add the columns that an older release did not make; return the table afterwards."""
         missing = seal.absent
         if not missing.isdisjoint(REQUIRED):
             raise ForeignTableError(self.described(*await self.relation(connection)))
@@ -346,7 +337,7 @@ class History(NamedTuple):
             f"ADD COLUMN IF NOT EXISTS {name} {COLUMNS[name].type}" for name in COLUMNS if name in missing
         )
         alter = f"ALTER TABLE {self.table.quoted} {adding}"
-        # Not found out by trying: that would be an error in the server's log at each start.
+        # Not by a try: that would be an error in the server's log at each start.
         if not seal.alterable:
             names = [name for name in COLUMNS if name in missing]
             lack = f"the table {self.table} lacks {', '.join(names)}, and {self._role} may not add that"
@@ -360,13 +351,13 @@ class History(NamedTuple):
         return self._writable(await self.inspected(connection))
 
     async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
-        """Have the table, as `ensure` does; until the transaction ends nobody attaches anything to it."""
+        """Do the same as `ensure`; until the transaction ends no session can attach code to the table."""
         await self.ensure(connection, readers, budget)
         await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
         return self._writable(await self.inspected(connection))
 
     async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
-        """Say whether the readers may read the table, as far as there is one; raises ServerError for no role's name."""
+        """Return whether the readers may read the table, if there is one; raises ServerError for an unknown role."""
         login = "" if self.owner is None else " UNION SELECT session_user::pg_catalog.text"
         granted: bool = await own.fetchval(
             connection,
@@ -388,9 +379,9 @@ class History(NamedTuple):
     async def adopt(
         self, connection: Connection, rows: Iterable[AdoptedRow], reason: str, without: Collection[str] = ()
     ) -> None:
-        """Record what another tool has applied, all of it or nothing; to be called under the lock.
+        """Record versions that another tool has applied, all or none. Call with the lock held.
 
-        The columns that it is to be recorded `without` are left out.
+        The columns `without` are left out, because the table lacks them.
         """
         columns = (*AdoptedRow._fields[:4], "state", "started_at", "finished_at", "reason")
         written = [at for at, name in enumerate(columns) if name not in without]
@@ -409,7 +400,7 @@ class History(NamedTuple):
         )
 
     async def relation(self, connection: Connection) -> tuple[str | None, set[str]]:
-        """Return the kind of the relation as pg_class has it, and which columns of PostgreSQL's own types it has."""
+        """Return the kind of the relation as pg_class has it, and its columns that have PostgreSQL's own types."""
         rows = await own.fetch(connection, _RELATION, self.table.quoted)
         return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
 
@@ -491,9 +482,12 @@ async def through_races(connection: Connection, sql: str, budget: Budget) -> Non
 
 
 def refuse_misspelled(rows: Iterable[HistoryRow], layout: Layout, table: Table) -> None:
-    """Raise ServerError, with the statement that corrects it, for a row whose version the layout writes otherwise."""
+    """Raise ServerError, with the statement that corrects it, for a row whose version the layout spells otherwise.
+
+    It would count as another version.
+    """
     for row in rows:
-        # In a table of somebody else's it may be NULL, or of any type.
+        # In a table of another role it may be NULL, or of any type.
         if not isinstance(row.version, str) or layout.canonical(row.version) != row.version:
             raise ServerError(_misspelled(row.version, layout, table))
 
@@ -516,7 +510,7 @@ def _misspelled(version: object, layout: Layout, table: Table) -> str:
 
 
 def _condition(text: str | None) -> str:
-    """Return what is true of the row alone, in characters that can be copied from any terminal."""
+    """Return the condition for this row alone, in characters that can be copied from any terminal."""
     if text is None:
         return "version IS NULL"
     if len(text) > MOST_SHOWN:

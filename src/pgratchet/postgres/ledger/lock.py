@@ -1,4 +1,4 @@
-"""At most one runner at a time, and who that is."""
+"""The lock that lets at most one runner work at a time, and its holder."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -64,7 +64,7 @@ class Holder(NamedTuple):
 
 
 async def is_free(connection: Connection, key: int) -> bool:
-    """Say whether nobody else holds the lock; has it itself until the transaction ends, and no longer."""
+    """Return whether no other session holds the lock; this one then holds it until the transaction ends."""
     return bool(await own.fetchval(connection, "SELECT pg_catalog.pg_try_advisory_xact_lock($1)", key))
 
 
@@ -72,10 +72,7 @@ async def is_free(connection: Connection, key: int) -> bool:
 async def exclusively(
     connection: Connection, key: int | None, budget: Budget, role: str | None = None
 ) -> AsyncIterator[None]:
-    """Run the block as one transaction, as `role`, that holds the lock, as soon as that can be had.
-
-    No lock without a key.
-    """
+    """Run the block as one transaction, as `role`, that holds the lock; wait for the lock. No lock without a key."""
     while True:
         async with connection.transaction(isolation="read_committed"):
             if key is None or await is_free(connection, key):
@@ -87,7 +84,7 @@ async def exclusively(
 
 
 async def holder(connection: Connection, key: int) -> Holder | None:
-    """Return who holds the lock, None where nobody does."""
+    """Return the session that holds the lock; None if there is none."""
     rows = await own.fetch(connection, _HOLDER, key)
     return Holder(rows[0]["pid"], rows[0]["usename"], rows[0]["application_name"]) if rows else None
 
@@ -95,7 +92,7 @@ async def holder(connection: Connection, key: int) -> Holder | None:
 class RunnerLock:
     """The lock of one run.
 
-    `records` is the SQL of the history that goes with it; its `lock` changes where a pooler is found in between.
+    `records` is the SQL of the history that goes with it; `records.lock` changes where a pooler is found in between.
     """
 
     def __init__(self, table: Table, wanted: Lock | None) -> None:
@@ -137,7 +134,7 @@ class RunnerLock:
 
 
 async def _refuse_statement_pooling(connection: Connection) -> None:
-    """Raise ServerError where a pooler in between hands every statement to another session."""
+    """Raise ServerError if a pooler in between hands each statement to another session."""
     try:
         await own.execute(connection, "BEGIN")
         await own.execute(connection, "COMMIT")

@@ -24,13 +24,13 @@ DURABLE = (
     "SELECT pg_catalog.set_config('synchronous_commit', 'on', true) "
     f"WHERE pg_catalog.current_setting('synchronous_commit') {EQ} 'off';"
 )
-"""Has the transaction's COMMIT, and all its session's before it, survive a crash, whatever a role or a script has set.
+"""Makes this COMMIT, and all earlier ones of its session, survive a crash, whatever a role or a script has set.
 
-Only `off` is weaker than that; `local` and up stay as somebody wants them.
+Only `off` is weaker than that; `local` and stronger values stay as they are.
 """
 
 FLUSH = f"BEGIN;{DURABLE}SELECT pg_catalog.pg_logical_emit_message(true, 'pgratchet', '');COMMIT;"
-"""Makes everything durable that any session has committed before: its COMMIT has something of its own to write."""
+"""Makes durable everything that any session has committed before: its COMMIT has a record of its own to write."""
 
 STILL_HELD = "CASE WHEN pg_catalog.pg_advisory_unlock({key}) THEN pg_catalog.pg_try_advisory_lock({key}) ELSE false END"
 """The SQL condition that a backend which took the lock twice has not lost it since.
@@ -57,7 +57,7 @@ class Writer(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A set of applied versions, in a form of which the server can tell whether it still is the history's."""
+    """A set of applied versions, in a form that the server can compare with the history."""
 
     total: int
     digest: str
@@ -84,7 +84,7 @@ class Applied(NamedTuple):
 class Claim(NamedTuple):
     """A step that a run is about to do, and the random token by which it knows its own row again.
 
-    `before` are the applied versions that it is to be done after, None where nobody can have changed them since.
+    `before` are the versions applied before it; None if no other runner can have changed them since the plan.
     """
 
     step: Step
@@ -95,10 +95,10 @@ class Claim(NamedTuple):
 class Records(NamedTuple):
     """The SQL of one history table, for the runs that `lock` keeps apart.
 
-    Where the lock is not one of a session, each transaction finds out for itself whether it is still that step's turn.
+    Where no session holds the lock from step to step, each transaction checks whether it may still run its step.
 
-    `check` begins every transaction that writes: it raises where somebody may have attached a trigger. It is empty
-    where the transaction itself has locked and inspected the table. The columns that are `absent` are not written.
+    `check` begins every transaction that writes: it raises if another session may have attached a trigger. It is empty
+    if the transaction itself has locked and inspected the table. The columns that are `absent` are not written.
     """
 
     table: Table

@@ -13,16 +13,16 @@ _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_c
 _TRIGGER = "pg_catalog.concat(t.oid, ':', t.xmin)"
 """A trigger as it is now: to replace it, or to switch it on, writes its row anew."""
 
-# A membership that lets nobody act as the role is none: since PostgreSQL 16 whoever creates a role is a member of that
-# kind, and before that the columns are not there.
+# A membership that does not let its member act as the role does not count: since PostgreSQL 16 the creator of a role
+# has such a membership. Before that the columns are not there.
 _ACTING = (
     f"(COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'set_option', 'true') {EQ} 'true' "
     f"OR COALESCE(pg_catalog.to_jsonb(m) OPERATOR(pg_catalog.->>) 'inherit_option', 'true') {EQ} 'true')"
 )
 
-# Trusted is who could do as much without the table: the roles that the run works as, or is really a member of, the
-# owners of the schema and of the database, and who may become one of all these; superusers; the roles in $4. Not by
-# pg_has_role(), which says that a superuser is a member of every role.
+# A role is trusted if it could do as much without the table: the roles that the run works as, or is really a member of,
+# the owners of the schema and of the database, the roles that may become one of these; superusers; the roles in $4. Not
+# by pg_has_role(), which says that a superuser is a member of every role.
 _INSPECT = f"""
 WITH RECURSIVE relation AS (
     SELECT c.oid, c.relkind FROM pg_catalog.pg_class c WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
@@ -82,7 +82,7 @@ WITH RECURSIVE relation AS (
     SELECT 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid, c.oid, c.relowner
     FROM pg_catalog.pg_class c JOIN tree ON c.oid {EQ} tree.oid
     UNION ALL
-    -- What a foreign key does there fires triggers of that table, up to PostgreSQL 17 with our rights.
+    -- A foreign key's action there fires triggers of that table, up to PostgreSQL 17 with our rights.
     SELECT 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, c.relowner
     FROM pg_catalog.pg_constraint k JOIN tree ON k.confrelid {EQ} tree.oid
     JOIN pg_catalog.pg_class c ON c.oid {EQ} k.conrelid
@@ -115,12 +115,12 @@ SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
 
 
 class Seal(NamedTuple):
-    """A table as it was when a run inspected it: its oid, its partitions' too, and the triggers of all.
+    """A table as a run has inspected it: its oid, its partitions' oids too, and the triggers of all.
 
-    The columns of a history that it does not have are `absent`. It is `alterable` where the run may add columns.
+    The columns of a history that it lacks are `absent`. It is `alterable` if the run may add columns.
 
-    A role that does not own a table, but has the right TRIGGER or REFERENCES on it, attaches triggers to it, which run
-    with the rights of whoever writes. Everything else that runs code there takes the owner's rights to attach.
+    A role with the right TRIGGER or REFERENCES can attach triggers to the table without being its owner, and they run
+    with the rights of the writer. To attach any other code takes the rights of the owner.
     """
 
     table: Table
@@ -131,13 +131,13 @@ class Seal(NamedTuple):
     alterable: bool
 
     def check(self, guards: Guards) -> str:
-        """Return SQL that raises where the table has changed, and keeps it from changing until the transaction ends."""
+        """Return SQL that raises if the table has changed, and keeps it from changing until the transaction ends."""
         same = f"{literal(self.table.quoted)}::pg_catalog.regclass::pg_catalog.oid {EQ} {self.oid}"
         known = literal("{" + ",".join(self.triggers) + "}")
         new = (
             f"FROM pg_catalog.pg_trigger t WHERE t.tgrelid {EQ} ANY ('{{{','.join(map(str, self.tree))}}}'"
             f"::pg_catalog.oid[]) AND {_TRIGGER} {NE} ALL ({known}::pg_catalog.text[]) "
-            # A statement of the migration may have made one.
+            # A trigger that a statement of the migration has made is not strange.
             f"AND t.xmin {NE} pg_catalog.pg_current_xact_id()::pg_catalog.xid"
         )
         # CREATE TRIGGER and ADD FOREIGN KEY wait for that lock, and the check's snapshot is newer than it.
@@ -146,10 +146,10 @@ class Seal(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """A relation: its `kind` as pg_class has it, None where there is none; which rights to write to it are `missing`.
+    """A relation: its `kind` as pg_class has it, None if there is none; the rights to write to it that are `missing`.
 
-    `strange` are the things in it or attached to it, each with its owner, that belong to a role which the run does not
-    trust. It `has_heirs` if other tables inherit from it, and are no partitions of it.
+    `strange` are the objects in it or attached to it that belong to a role which the run does not trust, each with its
+    owner. It `has_heirs` if other tables inherit from it that are no partitions of it.
     """
 
     kind: str | None

@@ -1,4 +1,4 @@
-"""Whole databases for tests: made empty or as copies, dropped whoever is connected, and swept up a day later."""
+"""Whole databases for tests: made empty or as copies, dropped with their sessions, and swept up a day later."""
 
 import logging
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ from pgratchet.postgres.link.session import Connect, Connection, connector, desc
 from pgratchet.postgres.link.sql import EQ, LT, MATCHES, identifier
 
 PREFIX = "pgratchet_test_"
-"""What the names of all of them begin with; the day on which their run began comes next."""
+"""The beginning of all their names; the day on which their run began comes next."""
 
 KEPT = timedelta(days=1)
-"""How old, at least, what a killed run has left is when it is dropped: no run lasts that long."""
+"""The least age of a killed run's databases when they are dropped: no run lasts that long."""
 
 FIRST_WITH_STRATEGY = 15
 
@@ -26,14 +26,14 @@ _log = logging.getLogger("pgratchet")
 
 
 def unique_prefix() -> str:
-    """Return what names of one run begin with, and of no other run."""
+    """Return a beginning for the names of one run that no other run has."""
     return f"{PREFIX}{datetime.now(UTC):%Y%m%d}_{uuid4().hex[:12]}_"
 
 
 async def create(server: Address, name: str, template: str = "template0") -> None:
-    """Make a database as a copy of another one, to which nobody may be connected.
+    """Make a database as a copy of another one.
 
-    Raises ServerError where the role may not, or somebody stays connected to the template for 5 seconds.
+    Raises ServerError if the role may not, or if a session stays connected to the template for 5 seconds.
     """
     async with open_session(connector(server)) as connection:
         strategy = await _strategy(connection)
@@ -45,7 +45,7 @@ async def create(server: Address, name: str, template: str = "template0") -> Non
 
 
 async def drop(server: Address, name: str) -> None:
-    """Drop a database, if it is there, whoever is connected to it; whom the role may not end keeps it, for a sweep."""
+    """Drop a database if it exists, with its sessions; one whose sessions the role may not end is left for a sweep."""
     async with open_session(connector(server)) as connection:
         try:
             await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
@@ -54,19 +54,19 @@ async def drop(server: Address, name: str) -> None:
 
 
 async def sweep(server: Address) -> None:
-    """Drop what runs of other days have left behind and nobody is connected to."""
+    """Drop the databases that runs of other days have left behind, if no session is connected to them."""
     async with open_session(connector(server)) as connection:
         rows = await own.fetch(
             connection,
             f"SELECT datname FROM pg_catalog.pg_database AS d WHERE datname {MATCHES} $1 "
             f"AND datname::pg_catalog.text {LT} $2 "
-            # The server would wait 5 seconds for each to be left.
+            # Without this the server would wait 5 seconds for the sessions of each.
             f"AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS a WHERE a.datname {EQ} d.datname)",
             f"^{PREFIX}[0-9]{{8}}_[0-9a-f]{{12}}_[0-9]+$",
             f"{PREFIX}{datetime.now(UTC) - KEPT:%Y%m%d}",
         )
         for row in rows:
-            # Another role's, in use after all, or being dropped by another sweeper: none of them harms this run.
+            # It may be another role's, in use again, or dropped by another sweeper: none of that harms this run.
             with suppress(asyncpg.PostgresError):
                 await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(row['datname'])}")
 
@@ -87,9 +87,9 @@ async def major(server: Address) -> int:
 
 
 async def _strategy(connection: Connection) -> str:
-    """Return how to copy: where nothing is synced, files are copied in half the time that logging the pages takes.
+    """Return how to copy: without fsync, to copy the files takes half the time of logging their pages.
 
-    Where it is, the two checkpoints that copying files needs cost more than they save.
+    With fsync, the two checkpoints of a copy of files cost more than they save.
     """
     if connection.get_server_version().major < FIRST_WITH_STRATEGY:
         return ""

@@ -1,4 +1,4 @@
-"""Functions of others that make connections: what they have to be, and what they have to return."""
+"""Functions of the application that make connections, and the checks of their results."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -19,16 +19,16 @@ _WANTED = "an async function that returns a new connection of asyncpg at each ca
 
 
 def refuse_uncallable(factory: Hidden[Factory]) -> None:
-    """Raise UsageError for what can make nothing, such as a connection."""
+    """Raise UsageError for a value that is no function, such as a connection."""
     if not callable(factory.reveal()):
         raise UsageError(f"connect is of the type {_type(factory)}; it must be {_WANTED}")
 
 
 async def made_by(factory: Hidden[Factory], known: WeakSet[Any]) -> Any:
-    """Return what a factory makes, and add it to what is known of it.
+    """Return a factory's new connection, and add it to the `known` ones.
 
-    Raises UsageError where a run cannot have it to itself, and close it; ServerError for what the factory raises.
-    What says that there is no server comes as it is, with a note of whose it is.
+    Raises UsageError for a connection that a run may not use alone and close, ServerError for an error of the factory.
+    An error that says that there is no server is raised as it is, with a note that names the factory.
     """
     name = f"the factory {_name(factory)}, given as connect,"
     try:
@@ -72,7 +72,7 @@ async def _give_back(made: Hidden[Any]) -> None:
 
 
 def _name(factory: Hidden[Any]) -> str:
-    """Return what a function is called; what a partial would pass to it may be a password."""
+    """Return a function's name, without the arguments of a partial: they may be passwords."""
     if isinstance(factory.reveal(), partial):
         return _name(Hidden(factory.reveal().func))
     called = factory.reveal() if hasattr(factory.reveal(), "__qualname__") else type(factory.reveal())

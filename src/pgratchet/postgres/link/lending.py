@@ -102,7 +102,7 @@ async def lent(connection: asyncpg.Connection) -> AsyncIterator[None]:
 async def _take_back(connection: Lendable) -> None:
     connection.__class__ = Lendable
     while connection.undo and not connection.is_closed():
-        # The type may be gone; and what has been committed does not fail any more.
+        # The type may be gone. A step that is committed cannot fail any more.
         with suppress(ValueError, asyncpg.PostgresError, asyncpg.InterfaceError):
             undoing = connection.undo.pop()()
             if inspect.isawaitable(undoing):

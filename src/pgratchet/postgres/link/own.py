@@ -1,9 +1,9 @@
 """The one door through which our own SQL goes to the server, and the errors that come back through it.
 
 A role that may create objects in a schema of the session's search_path can make functions, operators and types that
-fit better than pg_catalog's, and would run as whoever migrates (CVE-2018-1058). search_path cannot be set against
-that: a read is one query, a pooler drops the setting, and a trigger on the history must see the path that psql would
-give it. So every statement of ours names everything in full:
+fit better than pg_catalog's, and would run with the rights of the migrating role (CVE-2018-1058). To set search_path is
+no cure: a read is one query, a pooler drops the parameter, and a trigger on the history must see the path that it would
+see in psql. So every statement of ours names everything in full:
 
 - functions and aggregates `pg_catalog.f()`, types `::pg_catalog.text`, also in DDL and in the body of a DO;
 - operators by the constants of `sql`;
@@ -34,7 +34,7 @@ AS_CSV = f"TO STDOUT (FORMAT csv, HEADER true, DELIMITER '{_NEXT}', QUOTE '{_QUO
 _HIDE = str.maketrans({"\n": "\0n", _NEXT: "\0d"})
 _HIDDEN = re.compile("\0(.)")
 _SHOWN = {"n": "\n", "d": _NEXT, "q": _QUOTE, "e": ""}
-"""What stands in a text for characters that have another meaning there: no text of the server's has a NUL."""
+"""Stand-ins for characters that have another meaning in CSV: no text of the server's has a NUL."""
 
 # Not "asyncpg.Connection[Any]": a module that does not import asyncpg could not resolve its own annotations.
 Connection: TypeAlias = asyncpg.Connection
@@ -43,9 +43,9 @@ HINT = "asyncpg reads nothing but UTF-8: leave client_encoding as it is, and loo
 
 
 class UnreadableError(asyncpg.PostgresError):
-    """An answer of the server's could not be read: what it is the answer to may have been done, or not.
+    """An answer of the server's could not be read: the statement may have taken effect, or not.
 
-    The session can be used: asyncpg has passed over all that came before the end of the answer.
+    The session can be used: asyncpg has skipped everything up to the end of the answer.
     """
 
     SENTENCE = "the server's answer cannot be read"
@@ -58,7 +58,7 @@ class UnreadableError(asyncpg.PostgresError):
 
 @contextmanager
 def reading(connection: Connection) -> Iterator[None]:
-    """Raise UnreadableError for what asyncpg raises inside over an answer; what ends the session stays as it is."""
+    """Raise UnreadableError for an answer that asyncpg cannot read; an error that ends the session stays as it is."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -72,13 +72,13 @@ def reading(connection: Connection) -> Iterator[None]:
 async def fetch(
     connection: Connection, query: str, *arguments: object, patience: float | None = None
 ) -> list[asyncpg.Record]:
-    """Return the rows of a query of ours; raises TimeoutError, and cancels it, after `patience` seconds."""
+    """Return the rows of a query of ours; after `patience` seconds cancel it and raise TimeoutError."""
     with reading(connection):
         return await connection.fetch(query, *arguments, timeout=patience)
 
 
 async def fetchval(connection: Connection, query: str, *arguments: object) -> Any:
-    """Return the first value of the first row of a query of ours, None where there is no row."""
+    """Return the first value of the first row of a query of ours; None if there is no row."""
     with reading(connection):
         return await connection.fetchval(query, *arguments)
 
@@ -119,7 +119,7 @@ def _columns(text: str) -> dict[str, list[str | None]]:
     fields = body.replace("\n", _NEXT).split(_NEXT)
     names = header.split(_NEXT)
     cut: Iterable[list[Any]] = (fields[at : -1 : len(names)] for at in range(len(names)))
-    # Most columns have a value in each row, which is found out faster than it is copied.
+    # Most columns have a value in each row: to find that out is faster than to copy them.
     columns = [[field or None for field in column] if "" in column else column for column in cut]
     if "\0" in text:
         names = [_shown(name) for name in names]
@@ -128,10 +128,10 @@ def _columns(text: str) -> dict[str, list[str | None]]:
 
 
 def _unquoted(text: str) -> str:
-    """Return a text without quotes; what they have kept from its other meaning is hidden."""
+    """Return a text without quotes; the characters that they protect are replaced by their stand-ins."""
     parts = text.split(_QUOTE)
     parts[1::2] = [part.translate(_HIDE) or "\0e" for part in parts[1::2]]
-    # Between two quotes with nothing in between: they are one, inside of others.
+    # Nothing between two quotes: they stand for one quote inside others.
     parts[2:-1:2] = [part or "\0q" for part in parts[2:-1:2]]
     return "".join(parts)
 
@@ -148,15 +148,15 @@ async def executemany(connection: Connection, statement: str, arguments: Iterabl
 
 @asynccontextmanager
 async def undone(connection: Connection) -> AsyncIterator[None]:
-    """Roll the block back if it raises an error of the server's: an open transaction stays usable, as it was before.
+    """Roll the block back if it raises: an open transaction stays usable, as it was before.
 
-    Outside a transaction the block is to be one message, which the server rolls back itself.
+    Outside a transaction the block must be one message, which the server rolls back itself.
     """
     if not connection.is_in_transaction():
         yield
         return
     # Not by asyncpg's transaction(), which keeps the savepoint behind its rollback: rows that are written later would
-    # have that subtransaction as their xmin, and a record of ours would take them for somebody else's.
+    # have that subtransaction as their xmin, and the record of a step would refuse them.
     await execute(connection, "SAVEPOINT pgratchet")
     try:
         yield
@@ -168,16 +168,16 @@ async def undone(connection: Connection) -> AsyncIterator[None]:
 
 
 def unsendable(error: BaseException) -> BaseException | None:
-    """Return what a closed session's user has raised because it gave asyncpg text that UTF-8 cannot hold.
+    """Return the error of code that gave asyncpg text which UTF-8 cannot hold, which closes the session.
 
-    asyncpg closes the session over that. None where the session was lost in any other way.
+    None where the session was lost in any other way.
     """
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)
     if not isinstance(chain[-1], UnicodeError):
         return None
-    # transaction() raises one in the place of what has passed through it.
+    # transaction() replaces an error that passes through it by an InterfaceError.
     return next(each for each in chain if not isinstance(each, asyncpg.InterfaceError))
 
 
@@ -188,7 +188,7 @@ _CLOSING_QUOTES = "\"'»«“”„』」 \N{NO-BREAK SPACE}"
 
 
 class Guard(StrEnum):
-    """The reasons for which a statement of our own raises."""
+    """The reasons why a statement of our own raises."""
 
     BUSY = "another runner is at work"
     """It is not a step's turn now."""
@@ -204,10 +204,10 @@ class Guard(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """The errors of one run, or of one read.
+    """The guards of one run, or of one read.
 
-    `sign` holds a random token that is never stored: an error is our own statement's only if it says that. A migration
-    can raise anything else, and so can a value in a row, which the server quotes.
+    `sign` holds a random token that is never stored: an error is our own statement's only if its text ends with that
+    and the guard. Any other text can come from a migration, or from a value in a row, which the server quotes.
     """
 
     sign: str = field(default_factory=lambda: f"pgratchet {uuid4().hex}")

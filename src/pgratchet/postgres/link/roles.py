@@ -1,4 +1,4 @@
-"""Which role a session works as: the owner, or for a moment the one that has logged in."""
+"""The role that a session works as: the owner, or for a moment the role that has logged in."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +10,9 @@ from pgratchet.postgres.link.sql import become
 
 @asynccontextmanager
 async def as_login(connection: Connection, owner: str | None) -> AsyncIterator[None]:
-    """Run the block as the role that has logged in, in a session that works as `owner`, if it does.
+    """Run the block as the role that has logged in, in a session that may work as `owner`.
 
-    To an owner even its own session is a stranger's, of which it is shown nothing.
+    The server shows the owner nothing of this session: it belongs to the role that has logged in.
     """
     if owner is None:
         yield

@@ -1,4 +1,4 @@
-"""One dedicated connection, closed whatever happens. Closing it is what releases the lock."""
+"""One dedicated connection, which is always closed. Closing it releases the lock."""
 
 import asyncio
 import logging
@@ -54,10 +54,10 @@ SETTINGS = {
 }
 
 LATER_SETTINGS = {"transaction_timeout": "0"}
-"""What cannot be among the startup parameters: servers before PostgreSQL 17 refuse a connection that names it."""
+"""Not among the startup parameters: servers before PostgreSQL 17 refuse a connection that names one of these."""
 
 APPLICATION = "pgratchet"
-"""How a session is called that its DSN gives no name."""
+"""The name of a session whose DSN gives it no name."""
 
 _UNCONNECTED = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError)
 _UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
@@ -72,12 +72,12 @@ class NotPrimaryError(ServerError):
 def connector(address: Address, role: str | None = None, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `address` that are ready for a run, as `role` if one is given.
 
-    Where a pooler answers they are left as they are, because a setting would stay with a session that is handed
-    to strangers; `sessions` promises that it is not. The errors of a connection name database, server and user, and
+    Where a pooler answers they are left as they are: a parameter would stay with a session that the pooler hands to
+    other clients. `sessions` promises that it does not. The errors of a connection name database, server and user, and
     no password.
     """
     name = "" if address.get("application_name") else APPLICATION
-    # As a startup parameter it is also what RESET ROLE in a script goes back to.
+    # As a startup parameter it is also the role that RESET ROLE in a script returns to.
     settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
     opened = partial(_opened, address.url, address.timeout)
 
@@ -121,7 +121,7 @@ async def _open(
             raise
     failed: Exception = UsageError(message)
     for way in ways:
-        # The next way is for a server without TLS, or one that takes nothing else.
+        # The next way is for a server without TLS, or for one that accepts nothing else.
         try:
             return await opened(settings, ssl=way)
         except (ConnectionError, asyncpg.InvalidAuthorizationSpecificationError) as error:
@@ -150,9 +150,10 @@ async def _opened(
 
 
 def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
-    """Return a factory whose connections, made by somebody else, have our settings; `role` and `sessions` as above.
+    """Return a factory that gives the connections of an application's factory our parameters, and the `role`.
 
-    Raises UsageError for what cannot be such a factory, and so does the one that is returned where that shows later.
+    `sessions` is as in `connector`. Raises UsageError for a value that is no factory; the factory that is returned
+    raises it for a result that is no new connection.
     """
     factory = hide(connect)
     del connect
@@ -169,10 +170,10 @@ def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, ses
 
 
 def _refit(connection: Connection) -> None:
-    """Change what asyncpg keeps private in a new connection: it forgets the password, and notices a peer that vanished.
+    """Have a new connection forget its password, and notice a peer that has vanished.
 
-    asyncpg keeps the password without need, and some tools look into the values of variables. It leaves the socket as
-    it is, so that the kernel does not look for the peer of an idle connection.
+    asyncpg keeps the password without need, and some tools show the values of variables. It leaves the socket as it
+    is, so that the kernel does not look for the peer of an idle connection.
     """
     # There is no public way to any of these.
     params: Any = getattr(connection, "_params", None)
@@ -207,8 +208,8 @@ def settings_sql(*, local: bool = False) -> str:
 
 
 def _not_member(role: str | None, error: Exception) -> ServerError | None:
-    """Return the error that the login may not work as the role; None where `error` says something else."""
-    # The other right that a connection can lack is told by a name that the server does not translate.
+    """Return the error that the login may not become the role; None if `error` has another reason."""
+    # The other right that a connection can lack has this source function, which the server does not translate.
     lacks = isinstance(error, asyncpg.InsufficientPrivilegeError) and error.server_source_function != "CheckMyDatabase"
     if role is None or not lacks:
         return None
@@ -236,17 +237,17 @@ async def _prepare(connection: Connection, role: str | None, name: str, *, sessi
 
 @asynccontextmanager
 async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncIterator[Connection]:
-    """Yield one connection of its own, closed when the block is left, also by cancellation.
+    """Yield a new connection, which is closed at the end of the block, also by cancellation.
 
-    A server that is not there, starting or full is tried again while the budget lasts, or not at all where
-    there is none. Raises ServerError when it cannot be had, ConnectionLostError when it is lost inside, and
-    ServerError for what the server says inside and nobody has dealt with: NotPrimaryError where it takes no changes.
+    A server that is absent, starting or full is tried again while the budget lasts; once only if there is no budget.
+    Raises ServerError if there is no connection, ConnectionLostError if it is lost inside the block, ServerError for an
+    error of the server's inside the block that no code has handled: NotPrimaryError if the server takes no changes.
     """
     connection = await _connected(connect, budget)
     try:
         yield connection
     except Exception as error:
-        # Not told by its class: a script can raise what it likes, and open files and connections of its own.
+        # Not by the class of the error: a script can raise any, and open files and connections of its own.
         if connection.is_closed() and not isinstance(error, PgratchetError):
             raise lost(error) from error
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -260,7 +261,7 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
 
 
 def lost(error: BaseException) -> ConnectionLostError:
-    """Return the error that a session is lost, given what its user was told."""
+    """Return the error that a session is lost, given the error of its use."""
     return ConnectionLostError(f"the connection to the server was lost: {describe(error)}")
 
 
@@ -284,7 +285,7 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
     for attempt in count():
         left = budget.remaining
         try:
-            # Even of an empty budget: a server that is there takes less.
+            # Even with an empty budget: a server that is there takes less.
             with budget.waiting():
                 async with asyncio.timeout(None if left is None else max(left, LEAST_CONNECTING)) as limit:
                     return await connect()

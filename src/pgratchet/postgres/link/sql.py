@@ -1,4 +1,4 @@
-"""Names, values and operators in SQL text: the one place where they are quoted and spelled."""
+"""Names, values, operators and limits in SQL text: the one place where they are quoted and spelled."""
 
 import hashlib
 from typing import NamedTuple
@@ -27,7 +27,7 @@ def identifier(name: str) -> str:
 
 
 def literal(value: str | int | None) -> str:
-    """Return a literal that means the same whatever standard_conforming_strings says."""
+    """Return a literal that means the same with each value of standard_conforming_strings."""
     if value is None:
         return "NULL"
     if isinstance(value, int):
@@ -42,7 +42,7 @@ def become(role: str, *, local: bool = False) -> str:
 
 
 def role(what: str, value: object) -> str:
-    """Return a role's name, exact, as in the catalog; raises UsageError for one that cannot be told from others."""
+    """Return a role's name, exact, as in the catalog; raises UsageError for one that PostgreSQL would cut."""
     name = arguments.name(what, value)
     if not 0 < (length := len(name.encode())) <= LONGEST_NAME:
         raise UsageError(f"{what} is {length} bytes long; a role's name has at least one and at most {LONGEST_NAME}")
@@ -50,7 +50,7 @@ def role(what: str, value: object) -> str:
 
 
 def roles(what: str, values: object) -> tuple[str, ...]:
-    """Return the names of several roles; raises UsageError for what is no list of names, such as one name."""
+    """Return the names of several roles; raises UsageError for a value that is no list of names, such as one name."""
     return arguments.several(what, values, role)
 
 
@@ -62,7 +62,7 @@ def owner(what: str, value: object) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a duration as PostgreSQL's settings take it: 0 means no limit, so nothing else is rounded to it."""
+    """Return a duration as PostgreSQL's parameters take it; 0 means no limit, so no other value is rounded to it."""
     return literal(f"{max(1, round(seconds * 1000)) if seconds > 0 else 0}ms")
 
 
@@ -88,7 +88,7 @@ class Table(NamedTuple):
 
     @classmethod
     def parse(cls, value: object, what: str = "table") -> "Table":
-        """Return the table that `schema.name` or `name` (in public) means; raises UsageError for what is no name."""
+        """Return the table with the name `schema.name` or `name` (in public); raises UsageError for any other text."""
         text = arguments.text(what, value)
         schema, dot, name = text.rpartition(".")
         parts = (schema if dot else "public", name)

@@ -1,4 +1,4 @@
-"""Why a server cannot be had, and whether that may pass by itself."""
+"""Errors of connecting: which of them may pass by themselves, and the cure for the others."""
 
 import socket
 
@@ -17,7 +17,7 @@ _NOT_NOW = (
 )
 
 _POOLERS_NOT_NOW = (
-    # What the server has answered to PgBouncer's own login: 57P03 or 53300, or what became of that.
+    # The server's answers to PgBouncer's own login, 57P03 or 53300, and how PgBouncer reports them.
     "the database system is",
     "too many clients",
     "too many connections",
@@ -27,7 +27,7 @@ _POOLERS_NOT_NOW = (
     "connect timeout",
     "server conn crashed",
     "server DNS lookup failed",
-    # Its own answers.
+    # PgBouncer's own answers.
     "try again later",
     "no more connections allowed",
     "client connections exceeded",
@@ -35,16 +35,16 @@ _POOLERS_NOT_NOW = (
     "query_wait_timeout",
     "shutting down",
 )
-"""In words, because PgBouncer says all of this, and that a name is wrong, as a protocol violation."""
+"""By words, because PgBouncer reports all of these, and a wrong name too, as a protocol violation."""
 
 _NO_TLS = "rejected SSL upgrade"
-"""What asyncpg says where a server has no TLS."""
+"""Words of asyncpg's error for a server without TLS."""
 
 
 def may_pass(error: Exception) -> bool:
-    """Say whether a server may be there soon: it is starting, full, or not listening yet; a name may be mistyped."""
+    """Return whether the server may be there soon: it is starting, full, or not listening yet. A wrong name is not."""
     if _NO_TLS in str(error) or getattr(error, "filename", None) is not None:
-        # What names a file is no server's socket: the error of connecting to that has none.
+        # An error that names a file is not about a server's socket: an error of connecting to that names none.
         return False
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
@@ -54,5 +54,5 @@ def may_pass(error: Exception) -> bool:
 
 
 def cure(error: BaseException) -> str:
-    """Return what is to be said behind an error that waiting does not cure, empty where its words are enough."""
+    """Return the cure to add to an error that waiting does not cure; empty where the error says enough."""
     return "; turn its TLS on, or ask for less: sslmode=prefer or disable" if _NO_TLS in str(error) else ""

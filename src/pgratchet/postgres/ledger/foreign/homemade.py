@@ -27,7 +27,7 @@ _ADOPTABLE = "only a home-made runner's table can be adopted"
 
 
 class Takeover(NamedTuple):
-    """What becomes of each version of the foreign table."""
+    """The versions of the foreign table, by their fate: recorded now or already, skipped, or without a file here."""
 
     rows: tuple[AdoptedRow, ...]
     already: tuple[str, ...]
@@ -43,7 +43,7 @@ async def read_foreign(connection: Connection, source: History) -> tuple[Foreign
     table = source.table
     async with connection.transaction():
         try:
-            # No other session changes it between the look at what it is and the reading.
+            # No other session changes the table between the look at its columns and the reading.
             await own.execute(connection, f"LOCK TABLE {table.quoted} IN ACCESS SHARE MODE")
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             raise UsageError(f"there is no table {table} to adopt") from None
@@ -68,10 +68,10 @@ def take_over(
     *,
     skip_failed: bool,
 ) -> Takeover:
-    """Return what is to be recorded.
+    """Return the rows to record, and the fate of the other versions.
 
-    Raises HistoryError for rows whose version is none, for rows that speak of another file than the one here, and
-    for versions that have only failed, unless these are to be skipped, which leaves them pending.
+    Raises HistoryError for rows whose version is none, for rows about another file than the one here, and for versions
+    that have only failed, unless these are to be skipped, which leaves them pending.
     """
     latest, strange = _latest(rows, layout)
     failed = {version: row for version, row in latest.items() if not row.success}
@@ -95,7 +95,7 @@ def take_over(
 
 
 def _latest(rows: Iterable[ForeignRow], layout: Layout) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
-    """Return one row for each version, in order: one that says success, where there is one. And what is no version.
+    """Return one row for each version, in order, a successful one if there is any; and the rows without a version.
 
     The column may be of any type: runners have written 2, '2' and '002'.
     """
