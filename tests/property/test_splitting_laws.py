@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgratchet.core.errors import ScriptError
-from pgratchet.core.sql.statements import Statement, StatementKind, effect_of, gap_end, scan, tokens
+from pgratchet.core.sql.statements import Statement, StatementKind, gap_end, scan, tokens
 
 SHREDS_OF_SQL = [
     *"'\"$;\\-/*() \n\r\t\f\vxeE19é\u00a0\ufeff_",
@@ -157,25 +157,3 @@ def test_the_effect_of_a_statement_is_the_same_in_any_letters_and_with_any_comme
         (shouted,) = scan(" ".join([*command.upper().split(), *words[-3:]]))
 
         assert plain[4:] == dressed[4:] == shouted[4:]
-
-
-FIRST_WORDS = (
-    "create drop alter set begin commit end rollback abort start prepare discard copy vacuum cluster reindex repack"
-)
-OTHER_WORDS = (
-    "or replace unique index database tablespace subscription schema function rule procedure system table concurrently "
-    "if exists transaction prepared all work and chain to t from stdin ( ) , connect false refresh publication s . "
-    "detach partition set tablespace using 'x' \"q\" /**/"
-)
-
-
-@given(st.sampled_from(FIRST_WORDS.split()), st.lists(st.sampled_from(OTHER_WORDS.split()), max_size=8), st.booleans())
-def test_the_pattern_of_opening_words_hides_no_effect(
-    first: str,
-    others: list[str],
-    shouted: bool,  # noqa: FBT001 - drawn by hypothesis
-) -> None:
-    text = " ".join([first, *others])
-    statement, *_ = scan(text.upper() if shouted else text)
-
-    assert statement.effect == effect_of(text, statement.start, statement.end)

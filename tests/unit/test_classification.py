@@ -1,7 +1,9 @@
+from itertools import product
+
 import pytest
 
 from pgratchet.core.sql.classification import Effect
-from pgratchet.core.sql.statements import scan
+from pgratchet.core.sql.statements import effect_of, scan
 
 
 def effect(sql: str) -> Effect:
@@ -164,3 +166,18 @@ def test_a_statement_that_a_transaction_block_accepts_has_no_effect(sql: str) ->
 )
 def test_a_statement_that_ends_or_begins_a_transaction_is_named(sql: str, controls: str | None) -> None:
     assert (effect(sql).controls, effect(sql).refuses) == (controls, None)
+
+
+def test_the_pattern_of_opening_words_hides_no_effect() -> None:
+    firsts = "create drop alter set begin commit end rollback abort start prepare discard copy vacuum cluster reindex"
+    seconds = "or unique index database tablespace subscription schema function rule system table transaction prepared"
+    gaps = " ", "\n\t", "/**/", " -- c\n"
+    tails = "concurrently", "index concurrently", "p detach partition q concurrently", "s refresh", "d set tablespace x"
+
+    words = product(
+        [*firsts.split(), "repack"], gaps, ["", "all", "t", *seconds.split()], ["", "'x'", "from stdin", *tails]
+    )
+    for first, gap, second, tail in words:
+        text = f"{first}{gap}{second} {tail}".upper() if tail == "'x'" else f"{first}{gap}{second} {tail}"
+        statement, *_ = scan(text)
+        assert statement.effect == effect_of(text, statement.start, statement.end), text
