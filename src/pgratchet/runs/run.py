@@ -49,17 +49,18 @@ class Run:
         phases = deque([planning.Phase(Direction.UP, lambda entries: planning.plan_up(entries, to))])
 
         async def work(connection: Connection) -> None:
-            while (
-                missing := planning.missing(await self._observer.look(connection), to)
-            ) or not await self._is_readable_for_all(connection):
+            while True:
+                missing = planning.missing(await self._observer.look(connection), to)
+                if not missing and await self._is_readable_for_all(connection):
+                    if self.progress.unanswered:
+                        # Sent in a session that was lost: the module is loaded already.
+                        from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as in _carry_out
+
+                        await resolve(connection, self._lock.records, self.progress, self._budget)
+                    return
                 turn = await self._wait_for_turn(connection, missing)
                 if turn is not None and await self._carry_out(turn, phases):
                     return
-            if self.progress.unanswered:
-                # Loaded already: an earlier session of this run has sent steps.
-                from pgratchet.postgres.steps.execution import resolve  # noqa: PLC0415 - as in _carry_out
-
-                await resolve(connection, self._lock.records, self.progress, self._budget)
 
         await through_losses(work, self._settings.direct, self._budget, self.progress)
 

@@ -106,11 +106,12 @@ class Execution:
         sent: list[Part] = []
         ready = self._next is not None and self._next[0] is group
         messages: Iterable[Message] = self._next[1] if self._next and ready else self._framing.messages(group)
+        meanwhile = self._compose_next if len(self._groups) > 1 else None
         started = time.monotonic()
         for message in messages:
             sent += message.parts
             try:
-                await self._wire.send(message, meanwhile=self._compose_next)
+                await self._wire.send(message, meanwhile)
             except asyncpg.PostgresError as error:
                 await self._after_error(message, sent, error)
                 return
@@ -128,7 +129,7 @@ class Execution:
 
     async def _compose_next(self) -> None:
         """Compose the next message, if it is a short one, while the server works on this one."""
-        group = self._groups[1] if len(self._groups) > 1 else ()
+        group = self._groups[1]
         if len(group) > 1 and (self._next is None or self._next[0] is not group):
             self._next = group, tuple(self._framing.messages(group))
 
