@@ -61,6 +61,7 @@ from tests.support import (
     states,
     tell,
     until,
+    waiters,
 )
 
 FORGED = "13:00:00 INFO up 2 grant_admin: done"
@@ -701,7 +702,7 @@ async def test_other_runners_readers_and_the_gate_see_no_value(
             return waiter.readiness.pending == ("1",) and reader.readiness.pending == ("1",)
 
         await until(both_wait)
-        await anyio.sleep(0.5)
+        await waiters(dsn, 2)
         caplog.clear()
         await closed.open()
 
