@@ -27,7 +27,7 @@ async def up(connection):
 
 @pytest.mark.parametrize("manner", Manner)
 @pytest.mark.parametrize("lost", [False, True], ids=["alone", "with its session"])
-async def test_sigterm_ends_it_in_the_midst_of_its_work(
+async def test_sigterm_ends_a_replica_in_the_midst_of_its_work(
     dsn: str, write: Write, tmp_path: Path, manner: Manner, *, lost: bool
 ) -> None:
     folder, path = write({"001_a.py": PYTHON}), tmp_path / "replica"
