@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, each in a process of its own; their numbers go to results/latest.json."""
+"""Run all benchmarks, each in a process of its own, and write their numbers to results/latest.json."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ NAMES = (
 
 
 def main() -> int:
-    """Return the exit code: 1 where a benchmark could not be carried out, whatever became of its targets."""
+    """Return the exit code: 1 if a benchmark could not run, 0 otherwise, even if a target is missed."""
     results, failed = {}, False
     with tempfile.TemporaryDirectory() as folder:
         for name in NAMES:

@@ -1,6 +1,6 @@
 """100 migrations on a database that is 20 ms away.
 
-The way there leads through the proxy of the tests for faults, which is found from the project's folder.
+The connection goes through the proxy of the tests for faults, which is in the project's folder.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ ROUND_TRIP = 0.020
 
 
 def measure(runs: int) -> Iterator[harness.Figure]:
-    """Yield the whole process's time, how many flights it took, and the same when nothing is pending."""
+    """Yield the time of the whole process and its number of flights, with all migrations pending and with none."""
     with harness.folder(harness.migrations(NUMBER)) as files, harness.volatile() as server:
         fresh, again = [], []
         for _ in range(runs):
@@ -43,7 +43,7 @@ async def _through_proxy(dsn: str, files: Path) -> tuple[float, int]:
 async def _up(dsn: str, files: Path) -> None:
     pipe = asyncio.subprocess.PIPE
     command = (*harness.PGRATCHET, "up", "--dir", str(files))
-    # The proxy is within everybody's reach, and so is the command line: the password must not be in it.
+    # Everybody on this machine can reach the proxy and read command lines: the password must not be in one.
     environment = harness.ENVIRONMENT | {"PGRATCHET_DSN": dsn}
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment)
     _, complaint = await process.communicate()

@@ -1,8 +1,8 @@
 """1,000 small migrations into an empty database, each its own transaction, against one psql process.
 
-Both sides are whole processes. psql runs, for every file, BEGIN, the file, an INSERT into a history table of
-three columns, and COMMIT. In memory nothing hides what the two of them cost; nobody's database is there, so
-that quotient has no target.
+Both sides are whole processes. For every file, psql runs BEGIN, the file, an INSERT into a history table of three
+columns, and COMMIT. In memory, no disk hides the cost of either side; real databases are on disks, so that quotient has
+no target.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def measure(runs: int) -> Iterator[harness.Figure]:
             yield from _compare("fsync off, in memory", runs, server, files, theirs)
 
 
-def _compare(  # noqa: PLR0913 - one caller, which names what is not obvious
+def _compare(  # noqa: PLR0913 - one caller, which names the arguments
     name: str, runs: int, server: embedded.Server, files: Path, psql: Sequence[str], *, target: float | None = None
 ) -> Iterator[harness.Figure]:
     subjects = {
@@ -42,7 +42,7 @@ def _compare(  # noqa: PLR0913 - one caller, which names what is not obvious
 
 
 def script(folder: Path) -> str:
-    """Return what psql is to do with the files of a folder."""
+    """Return the script for psql that applies the files of a folder."""
     steps = [
         f"BEGIN;\n\\i '{path}'\nINSERT INTO history (version, name) VALUES ({number}, '{path.stem}');\nCOMMIT;\n"
         for number, path in enumerate(sorted(folder.iterdir()), 1)

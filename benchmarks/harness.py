@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers, databases, corpora, runs that take turns, and tables of what came out."""
+"""Shared by the benchmarks: servers, databases, corpora, runs that take turns, and tables of results."""
 
 import argparse
 import asyncio
@@ -28,9 +28,9 @@ PGRATCHET = (sys.executable, "-m", "pgratchet")
 
 YARDSTICK = (sys.executable, str(Path(__file__).with_name("yardstick.py")))
 
-# An installed package comes with its bytecode; one under work would be compiled anew by each process.
+# An installed package has bytecode; without it, each process would compile a checkout again.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""What the processes that are measured are started with."""
+"""The environment of the measured processes."""
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - private directories are made in it
 
@@ -71,7 +71,7 @@ COMMENT ON COLUMN {table}.note IS 'For the staff only';
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Something that was measured some times, and the most that its median should be."""
+    """One quantity: its samples, and the largest median that meets the target."""
 
     name: str
     samples: Sequence[float]
@@ -85,7 +85,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Empty where there is no target."""
+        """Met or missed; empty if there is no target."""
         if self.target is None:
             return ""
         return "met" if self.median <= self.target else "MISSED"
@@ -106,9 +106,9 @@ class SkippedError(Exception):
 
 
 def take_turns(runs: int, subjects: Mapping[K, Callable[[], float]]) -> dict[K, list[float]]:
-    """Return what each subject returned, by name; in every round each has its turn, every other round backwards.
+    """Return the results of each subject, by name. Each round calls every subject; every other round in reverse order.
 
-    Whatever else the machine does meanwhile then befalls all of them alike.
+    So other load on the machine affects all subjects alike.
     """
     samples: dict[K, list[float]] = {name: [] for name in subjects}
     for number in range(runs):
@@ -118,12 +118,12 @@ def take_turns(runs: int, subjects: Mapping[K, Callable[[], float]]) -> dict[K, 
 
 
 def ratio(name: str, over: Sequence[float], under: Sequence[float], target: float | None = None) -> Figure:
-    """Return the figure of quotients, each within one round."""
+    """Return a figure of quotients, each of two samples of the same round."""
     return Figure(name, [a / b for a, b in zip(over, under, strict=True)], "x", target)
 
 
 def seconds(command: Sequence[str]) -> float:
-    """Return how long a process took from its start to its end; it has to succeed."""
+    """Return the seconds from the start of a process to its end; raises RuntimeError if it fails."""
     begun = time.perf_counter()
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     taken = time.perf_counter() - begun
@@ -133,7 +133,7 @@ def seconds(command: Sequence[str]) -> float:
 
 
 def timed(work: Callable[[], Awaitable[object]]) -> float:
-    """Return how long asynchronous work took, without the making of its event loop."""
+    """Return the seconds that asynchronous work takes, without making its event loop."""
 
     async def inside() -> float:
         begun = time.perf_counter()
@@ -144,7 +144,7 @@ def timed(work: Callable[[], Awaitable[object]]) -> float:
 
 
 def program(name: str) -> str:
-    """Return where a program is; raises SkippedError where it is missing."""
+    """Return the path of a program; raises SkippedError if it is missing."""
     found = shutil.which(name)
     if found is None:
         raise SkippedError(f"there is no {name} on this machine")
@@ -152,7 +152,10 @@ def program(name: str) -> str:
 
 
 def up(dsn: str, folder: Path) -> tuple[str, ...]:
-    """Return the command that applies a folder's migrations; everybody may read it, so the server has no port."""
+    """Return the command that applies the migrations of a folder.
+
+    It shows the password to everybody on this machine, so the server must have no port.
+    """
     return (*PGRATCHET, "up", "--dsn", dsn, "--dir", str(folder))
 
 
@@ -164,8 +167,8 @@ def yardstick(dsn: str, folder: Path | None = None) -> tuple[str, ...]:
 def database(server: embedded.Server) -> str:
     """Return the DSN of a new, empty database.
 
-    It goes with the server. ext4 passes over inodes that were freed within the last minutes, one by one:
-    after a DROP DATABASE the next run's tables would take several times as long to make.
+    It stays until the server ends. ext4 skips inodes that were freed in the last minutes, one by one: after a DROP
+    DATABASE, the next run would need several times as long to make tables.
     """
     name = f"benchmark_{next(_NUMBERS)}"
     asyncio.run(execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE template0"))
@@ -183,9 +186,9 @@ async def execute(dsn: str, sql: str) -> None:
 
 @contextmanager
 def volatile() -> Iterator[embedded.Server]:
-    """Yield a server with fsync off and all else as it comes, in memory where there is such a folder.
+    """Yield a server with fsync off and default settings otherwise, in memory if there is a folder in memory.
 
-    On a disk the making of files would be a large and fickle part of what is measured.
+    On a disk, making files would be a large and unsteady part of each sample.
     """
     with embedded.server(durable=True, settings={"fsync": "off"}, folder=_MEMORY if _MEMORY.is_dir() else None) as it:
         yield it
@@ -201,7 +204,7 @@ def folder(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def migrations(number: int) -> dict[str, str]:
-    """Return that many small migrations, by file name: tables, columns, indexes, comments and rows, in turn."""
+    """Return small migrations by file name: tables, columns, indexes, comments and rows, in turn."""
     return dict(_migration(index) for index in range(number))
 
 
@@ -212,10 +215,10 @@ def _migration(index: int) -> tuple[str, str]:
 
 
 def main(title: str | None, measure: Measure, runs: int) -> None:
-    """Run one benchmark as a script: its table to standard output, with --json its numbers to a file."""
+    """Run one benchmark as a script: print its table, and with --json write its numbers to a file."""
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--runs", type=int, default=runs, help=f"how many times each subject runs ({runs})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    parser.add_argument("--runs", type=int, default=runs, help=f"the number of rounds ({runs})")
     options = parser.parse_args()
     result = run(title, measure, options.runs)
     if options.json:
@@ -252,7 +255,7 @@ def _plain(figure: Figure) -> dict[str, Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the date, the versions and the machine that numbers are of no use without."""
+    """Return the date, the versions and the machine, which explain the numbers."""
     postgres = subprocess.run(
         [embedded.find_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True
     )

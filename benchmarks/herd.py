@@ -48,7 +48,7 @@ def measure(runs: int) -> Iterator[harness.Figure]:
 
 
 def files() -> dict[str, str]:
-    """Return migrations each of which leaves a row in a ledger that would take a second one too."""
+    """Return migrations, each of which inserts a row into a ledger that has no unique key."""
     texts = dict(harness.migrations(NUMBER))
     for number, name in enumerate(texts):
         texts[name] += f"INSERT INTO ledger VALUES ({number});\n"
@@ -58,7 +58,7 @@ def files() -> dict[str, str]:
 
 
 def at_once(command: Sequence[str], processes: int) -> float:
-    """Return how long that many processes take together; all have to succeed."""
+    """Return the seconds until all processes have ended; raises RuntimeError if one fails."""
     begun = time.perf_counter()
     started = [
         subprocess.Popen(command, env=harness.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def at_once(command: Sequence[str], processes: int) -> float:
 
 
 async def judge(dsn: str) -> None:
-    """Raise unless each migration has left exactly one row."""
+    """Raise RuntimeError unless each migration has inserted exactly one row."""
     connection = await asyncpg.connect(dsn)
     rows = await connection.fetch("SELECT number FROM ledger ORDER BY number")
     await connection.close()

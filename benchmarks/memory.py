@@ -1,4 +1,4 @@
-"""How much memory the command line takes, at most, to apply one file of 100 MB: a million rows."""
+"""The peak memory of the command line that applies one file of 100 MB: a million rows."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ STATEMENTS = 333_334
 ROWS = 3
 CHARACTERS = 303
 MEGABYTE = 1_000_000
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, as getrusage counts
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of getrusage
 
 
 def measure(runs: int) -> Iterator[harness.Figure]:
-    """Yield the file's size, the peak, and how often the file would fit into it."""
+    """Yield the size of the file, the peak, and their quotient."""
     text = script()
     size = len(text) / MEGABYTE
     peaks, taken = [], []
@@ -43,7 +43,7 @@ def script() -> str:
 
 
 def peak(command: Sequence[str]) -> int:
-    """Return the largest resident size of a process, in bytes; it has to succeed."""
+    """Return the largest resident size of a process, in bytes; raises RuntimeError if it fails."""
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(command, env=harness.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=complaints)
         _, status, usage = os.wait4(process.pid, 0)

@@ -1,7 +1,7 @@
 """A start with nothing pending, at 1,000 and at 10,000 applied migrations.
 
-The server's part, which is to connect, read the history and close, is measured against asyncpg alone doing the
-same. The whole is what a replica waits for at each start: the files are read and compared too.
+One part is to connect, read the history and close; it is compared with the same work by asyncpg alone. The whole is
+the wait of a replica at each start, in which it also reads and compares the files.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +27,7 @@ TABLE = Table.parse("public.schema_migrations")
 
 
 def measure(runs: int) -> Iterator[harness.Figure]:
-    """Yield for each number the parts and the whole, and in the end how the whole grows."""
+    """Yield the parts and the whole for each number of migrations, and the growth of the whole."""
     subjects: dict[tuple[int, str], Callable[[], float]] = {}
     with ExitStack() as stack:
         server = stack.enter_context(harness.volatile())

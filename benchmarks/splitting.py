@@ -1,4 +1,4 @@
-"""How long it takes to split a script: 1 MB of ordinary DDL, and 20 MB of INSERTs.
+"""The time to split a script: 1 MB of ordinary DDL, and 20 MB of INSERTs.
 
 Run it with the interpreter that has pgratchet: `python benchmarks/splitting.py [--runs 7] [--json FILE]`.
 """
@@ -49,7 +49,7 @@ INSERT INTO shop.orders (id, customer, note, total, placed_at) VALUES \
 
 
 def main() -> None:
-    """Measure both scripts, print a table, and write it where `--json` says."""
+    """Measure both scripts, print a table, and write the numbers to the file of `--json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7, help="how often each script is split (at least 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def filled(template: str, size: int) -> str:
-    """Return the template, numbered, as often as it takes to reach `size` characters."""
+    """Return numbered copies of the template, at least `size` characters together."""
     times = size // len(template.format(n=0)) + 1
     return "".join(template.format(n=n) for n in range(times))
 
 
 def measured(script: str, text: str, runs: int, limit: float | None = None) -> dict[str, str | float | None]:
-    """Return what splitting the text took, in seconds; nothing of the statements is kept."""
+    """Return the seconds to split the text; the statements are dropped at once."""
     seconds = [timed(lambda: sum(1 for _ in scan(text))) for _ in range(runs)]
     median = statistics.median(seconds)
     return {
@@ -93,7 +93,7 @@ def measured(script: str, text: str, runs: int, limit: float | None = None) -> d
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Return the seconds that the action took."""
+    """Return the seconds that the action takes."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin

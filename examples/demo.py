@@ -1,6 +1,6 @@
 """Three replicas of the example service start at the same moment on one empty database.
 
-Everything that is started here, a private PostgreSQL included, has ended when this program ends.
+When this program ends, everything that it started has ended too, also its private PostgreSQL.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "examples" / "service"
 VERSIONS = ROOT / "migrations" / "versions"
 REPLICAS = 3
-PATIENCE = 40.0  # seconds, for what takes two or three
+PATIENCE = 40.0  # seconds; normally two or three are enough
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-# uvicorn chooses a free port itself, and says which: a port looked up here could be taken meanwhile.
+# uvicorn chooses a free port and logs it: another process could take a port that was chosen here.
 _ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 _APPLIED = re.compile(r"^INFO pgratchet: up (\d+) \w+: done", re.MULTILINE)
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -60,11 +60,11 @@ class Replica:
 
     @property
     def log(self) -> str:
-        """All that it has written so far."""
+        """The output so far."""
         return self._log.read_text(errors="replace")
 
     def wait_until_ready(self, deadline: float) -> None:
-        """Return when it answers that it is ready; raises ReplicaError when it ends, or at the deadline."""
+        """Return when the replica answers that it is ready; raises ReplicaError if it ends, or at the deadline."""
         while not self._answers():
             if self.process.poll() is not None:
                 raise ReplicaError(f"{self.name} ended with exit code {self.process.returncode}:\n{self._tail()}")
@@ -89,7 +89,7 @@ class Replica:
 
 @contextmanager
 def replicas(dsn: str, folder: Path, mode: str = "apply") -> Iterator[list[Replica]]:
-    """Yield three replicas that are ready; started together, and ended whatever happens."""
+    """Yield three replicas that are ready; they start together, and end with the block."""
     started: list[Replica] = []
     try:
         with _undisturbed():
@@ -105,7 +105,7 @@ def replicas(dsn: str, folder: Path, mode: str = "apply") -> Iterator[list[Repli
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Put signals off to the end of the block: between its birth and the list, a process would be lost to us."""
+    """Delay signals to the end of the block: a process that has started must get into the list."""
     came: list[int] = []
     handlers = {each: signal.signal(each, lambda number, _: came.append(number)) for each in SIGNALS}
     try:
@@ -141,8 +141,8 @@ async def _history(dsn: str) -> list[asyncpg.Record]:
 
 
 def _show(rows: Sequence[asyncpg.Record], fleet: Sequence[Replica]) -> None:
-    """Print who applied what; raises ReplicaError unless history and logs have every migration once."""
-    print("\nWho applied what, as the history has it:\n")
+    """Print the history; raises ReplicaError unless history and logs have every migration once."""
+    print("\nThe history: each migration, and the replica that applied it:\n")
     for row in rows:
         print(f"  {row['version']:>3}  {row['name']:<28} {row['applied_by'].split()[-1]:<12} {row['ms']:6.1f} ms")
     wanted = {str(int(path.name.split("_")[0])) for path in VERSIONS.glob("[0-9]*") if ".down." not in path.name}
@@ -154,13 +154,13 @@ def _show(rows: Sequence[asyncpg.Record], fleet: Sequence[Replica]) -> None:
 
 def _status(dsn: str) -> None:
     print("\n$ pgratchet status\n", flush=True)
-    # Not as --dsn, because everybody on this machine may read the command line, and there is a password in the DSN.
+    # Not as --dsn: the DSN has a password, and everybody on this machine can read command lines.
     environment = {**os.environ, "PGRATCHET_DSN": dsn}
     subprocess.run([sys.executable, "-m", "pgratchet", "status"], cwd=ROOT, env=environment, check=True)
 
 
 def demo() -> None:
-    """Show it."""
+    """Run the demo."""
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -181,7 +181,7 @@ def demo() -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    # Once: a second one must not end the clearing up in the middle.
+    # Only once: a second signal must not interrupt the clean-up.
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
@@ -193,7 +193,7 @@ def main() -> None:
         signal.signal(each, _interrupt)
     try:
         demo()
-    except Exception as error:  # noqa: BLE001 - whatever it was, a sentence is worth more to a newcomer than a traceback
+    except Exception as error:  # noqa: BLE001 - a newcomer needs a sentence, not a traceback
         sys.exit(f"the demo failed: {error}")
 
 

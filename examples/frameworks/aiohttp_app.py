@@ -13,13 +13,13 @@ POOL = web.AppKey("POOL", asyncpg.Pool)
 
 
 async def lifespan(app: web.Application) -> AsyncIterator[None]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as app[POOL]:
         yield
 
 
 async def tenants(request: web.Request) -> web.Response:
-    """Say how many there are."""
+    """Return the number of tenants."""
     return web.json_response(await request.app[POOL].fetchval("SELECT count(*) FROM tenants"))
 
 

@@ -25,7 +25,7 @@ async def stop(context: dict[str, Any]) -> None:
 
 
 async def tenants(context: dict[str, Any]) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await context["pool"].fetchval("SELECT count(*) FROM tenants")
     return count
 

@@ -17,7 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 async def lifespan(state: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Keep a pool once the schema is there."""
+    """Keep a pool once the schema is ready."""
     await receive()
     async with migrated(migrator), asyncpg.create_pool(DSN) as state["pool"]:
         await send({"type": "lifespan.startup.complete"})
@@ -26,7 +26,7 @@ async def lifespan(state: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def serve(scope: Message, receive: Receive, send: Send) -> None:
-    """Say how many tenants there are, whatever is asked."""
+    """Answer every request with the number of tenants."""
     if scope["type"] == "lifespan":
         await lifespan(scope["state"], receive, send)
         return

@@ -16,7 +16,7 @@ blacksheep = Application()
 
 @asynccontextmanager
 async def lifespan(app: Application) -> AsyncIterator[None]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as pool:
         app.services.register(asyncpg.Pool, instance=pool)
         yield
@@ -27,7 +27,7 @@ blacksheep.lifespan(migrated(migrator, inner=lifespan))  # type: ignore[no-untyp
 
 @blacksheep.router.get("/tenants")
 async def tenants(pool: asyncpg.Pool) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await pool.fetchval("SELECT count(*) FROM tenants")
     return count
 

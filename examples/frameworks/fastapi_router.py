@@ -16,7 +16,7 @@ migrator = Migrator(DSN, "migrations/versions")
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as pool:
         yield {"pool": pool}
 
@@ -26,7 +26,7 @@ router = APIRouter(lifespan=migrated(migrator, inner=lifespan))
 
 @router.get("/tenants")
 async def tenants(request: Request) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await request.state.pool.fetchval("SELECT count(*) FROM tenants")
     return count
 

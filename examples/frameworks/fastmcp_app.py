@@ -16,7 +16,7 @@ migrator = Migrator(DSN, "migrations/versions")
 
 @asynccontextmanager
 async def lifespan(_: FastMCP) -> AsyncIterator[dict[str, Any]]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as pool:
         yield {"pool": pool}
 
@@ -26,7 +26,7 @@ mcp = FastMCP("tenants", lifespan=migrated(migrator, inner=lifespan))
 
 @mcp.tool
 async def tenants(context: Context) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await context.lifespan_context["pool"].fetchval("SELECT count(*) FROM tenants")
     return count
 

@@ -18,7 +18,7 @@ broker = RedisBroker()
 
 @asynccontextmanager
 async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
-    """Keep a pool once the schema is there."""
+    """Keep a pool once the schema is ready."""
     async with migrated(migrator), asyncpg.create_pool(DSN) as pool:
         context.set_global("pool", pool)
         yield
@@ -29,6 +29,6 @@ app = FastStream(broker, lifespan=lifespan)
 
 @broker.subscriber("tenants")
 async def tenants(_: str, pool: Annotated[asyncpg.Pool, Context()]) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await pool.fetchval("SELECT count(*) FROM tenants")
     return count

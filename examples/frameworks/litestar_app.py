@@ -16,14 +16,14 @@ migrator = Migrator(DSN, "migrations/versions")
 
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncIterator[None]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as app.state.pool:
         yield
 
 
 @get("/tenants")
 async def tenants(state: State) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await state.pool.fetchval("SELECT count(*) FROM tenants")
     return count
 

@@ -15,7 +15,7 @@ quart = Quart(__name__)
 
 @quart.while_serving
 async def lifespan() -> AsyncGenerator[None, None]:
-    """Keep a pool once the schema is there."""
+    """Keep a pool once the schema is ready."""
     async with migrated(migrator), asyncpg.create_pool(DSN) as pool:
         quart.extensions["pool"] = pool
         yield
@@ -23,7 +23,7 @@ async def lifespan() -> AsyncGenerator[None, None]:
 
 @quart.get("/tenants")
 async def tenants() -> str:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await current_app.extensions["pool"].fetchval("SELECT count(*) FROM tenants")
     return str(count)
 

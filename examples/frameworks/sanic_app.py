@@ -22,7 +22,7 @@ async def migrate(_: Sanic[Any, Any]) -> None:
 
 @app.before_server_start
 async def start(app: Sanic[Any, Any]) -> None:
-    """Open a pool; the schema is there."""
+    """Open a pool; the schema is ready."""
     app.ctx.pool = await asyncpg.create_pool(DSN)
 
 
@@ -34,7 +34,7 @@ async def stop(app: Sanic[Any, Any]) -> None:
 
 @app.get("/tenants")
 async def tenants(request: Request) -> HTTPResponse:
-    """Say how many there are."""
+    """Return the number of tenants."""
     return json(await request.app.ctx.pool.fetchval("SELECT count(*) FROM tenants"))
 
 

@@ -20,13 +20,13 @@ migrator = Migrator(DSN, "migrations/versions")
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-    """Keep a pool; the schema is there."""
+    """Keep a pool; the schema is ready."""
     async with asyncpg.create_pool(DSN) as pool:
         yield {"pool": pool}
 
 
 async def tenants(request: Request) -> JSONResponse:
-    """Say how many there are."""
+    """Return the number of tenants."""
     return JSONResponse(await request.state.pool.fetchval("SELECT count(*) FROM tenants"))
 
 

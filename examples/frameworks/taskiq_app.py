@@ -28,6 +28,6 @@ async def stop(state: TaskiqState) -> None:
 
 @broker.task
 async def tenants(context: Annotated[Context, TaskiqDepends()]) -> int:
-    """Say how many there are."""
+    """Return the number of tenants."""
     count: int = await context.state.pool.fetchval("SELECT count(*) FROM tenants")
     return count

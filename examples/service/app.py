@@ -1,4 +1,4 @@
-"""Tenants and what their users prefer: a service that answers once its schema is there, and never before."""
+"""Tenants and the preferences of their users: a service that answers only after its schema is ready."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ Mode = Literal["apply", "wait", "check"]
 DSN = os.environ["DATABASE_URL"]
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations" / "versions"
 MODE = cast("Mode", os.environ.get("MIGRATION_MODE", "apply"))
-# The command line's name for it: a job and the replicas have to look at the same one.
+# The variable of the command line: a job and the replicas must use the same history table.
 HISTORY = os.environ.get("PGRATCHET_TABLE", "public.schema_migrations")
 SLOW_AFTER = float(os.environ.get("MIGRATION_SLOW_AFTER", "20"))
 
@@ -31,13 +31,13 @@ logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(messag
 @asynccontextmanager
 async def pool_lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Keep a pool for as long as the application serves."""
-    # Empty at first: behind the gate it may have to start before the database does.
+    # Empty at first: behind the gate, the application may start before the database.
     async with asyncpg.create_pool(DSN, min_size=0, max_size=5) as pool:
         yield {"pool": pool}
 
 
 def give_up(_: BaseException) -> None:
-    """End the process with a code that servers do not take for an accident: it is started again from outside."""
+    """End the process with an exit code that servers do not treat as a crash; its supervisor starts it again."""
     sys.exit(3)
 
 
@@ -55,27 +55,27 @@ app.add_middleware(Gate, migrator=migrator)
 
 
 class NewTenant(BaseModel):
-    """What a tenant is created from."""
+    """The fields of a new tenant."""
 
     name: str = Field(min_length=1, max_length=200)
     slug: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=220)
 
 
 class NewUser(BaseModel):
-    """What a user is created from."""
+    """The fields of a new user."""
 
     email: str = Field(min_length=3, max_length=320)
 
 
 class Preference(BaseModel):
-    """What a user prefers under one name."""
+    """The value of one preference."""
 
     value: str = Field(max_length=1000)
 
 
 @app.get("/livez")
 async def alive() -> dict[str, str]:
-    """Answer that the process serves, whatever its schema and its database do; `/readyz` is the gate's."""
+    """Answer that the process runs, in any state of its schema and its database; the gate answers `/readyz`."""
     return {"status": "alive"}
 
 
@@ -138,7 +138,7 @@ PreferenceName = Annotated[str, Field(max_length=100)]
 
 @app.put("/users/{user_id}/preferences/{name}", status_code=status.HTTP_204_NO_CONTENT)
 async def prefer(request: Request, user_id: UUID, name: PreferenceName, preference: Preference) -> None:
-    """Set one preference, over what it was."""
+    """Set one preference, and replace its old value."""
     try:
         await request.state.pool.execute(
             "INSERT INTO user_preferences (user_id, name, value) VALUES ($1, $2, $3) "
