@@ -13,13 +13,13 @@ migrator = Migrator(DSN, "migrations/versions")
 
 
 async def start(context: dict[str, Any]) -> None:
-    """Open a pool once the schema is there."""
+    """Open a pool once the schema is ready."""
     await migrator.up()
     context["pool"] = await asyncpg.create_pool(DSN)
 
 
 async def stop(context: dict[str, Any]) -> None:
-    """Close the pool, if the start got that far."""
+    """Close the pool, if it was opened."""
     if "pool" in context:
         await context["pool"].close()
 
@@ -31,7 +31,7 @@ async def tenants(context: dict[str, Any]) -> int:
 
 
 class WorkerSettings:
-    """What the worker is made of."""
+    """The settings of the worker."""
 
     functions = (tenants,)
     on_startup = start

@@ -16,7 +16,7 @@ app = Sanic("tenants")
 @app.main_process_start
 @app.before_server_start
 async def migrate(_: Sanic[Any, Any]) -> None:
-    """Migrate in the main process, whose patience has no end; its workers find it done."""
+    """Migrate in the main process, which has no time limit; its workers find the schema ready."""
     await migrator.up()
 
 

@@ -15,7 +15,7 @@ broker = InMemoryBroker()
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def start(state: TaskiqState) -> None:
-    """Open a pool once the schema is there."""
+    """Open a pool once the schema is ready."""
     await migrator.up()
     state.pool = await asyncpg.create_pool(DSN)
 
