@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from pgratchet import Migrator
-from pgratchet.postgres.link.session import CLOSE_SECONDS, SETTINGS
+from pgratchet.postgres.link.session import CLOSE_SECONDS, PARAMETERS
 from tests.faults.proxy import Proxy, proxy
 from tests.support import (
     HISTORY,
@@ -117,7 +117,7 @@ async def test_a_run_cancelled_in_mid_statement_leaves_nothing_behind(
 async def test_a_cancelled_run_cancels_its_statement_without_waiting_for_the_server_to_notice(
     dsn: str, write: Write, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SETTINGS, "client_connection_check_interval", "0")
+    monkeypatch.setitem(PARAMETERS, "client_connection_check_interval", "0")
     folder = write({"001_a.sql": SLEEP})
     with anyio.fail_after(10):
         await way(Migrator(dsn, folder).up, lambda: sleeping(dsn))

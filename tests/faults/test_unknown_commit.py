@@ -9,7 +9,7 @@ import pytest
 
 from pgratchet import Migrator
 from pgratchet.core.sql.scripts import CHUNK
-from pgratchet.postgres.link.session import SETTINGS
+from pgratchet.postgres.link.session import PARAMETERS
 from tests.faults.proxy import Proxy, proxy
 from tests.faults.traps import Harm, Way
 from tests.poolers import pgbouncer
@@ -255,7 +255,7 @@ async def test_a_server_that_finishes_after_its_client_is_back_applies_nothing_t
     dsn: str, between: Proxy, write: Write, monkeypatch: pytest.MonkeyPatch, harm: Harm, suffix: str
 ) -> None:
     """It does not look for its client in mid-statement: the new session has to wait for the old one's lock."""
-    monkeypatch.setitem(SETTINGS, "client_connection_check_interval", "0")
+    monkeypatch.setitem(PARAMETERS, "client_connection_check_interval", "0")
     sql = INSERT.format(2) + PASS_GATE.strip()
     slow = {"sql": sql, "py": f"async def up(connection):\n    await connection.execute('{sql}')\n"}
     folder = write({"001_m.sql": INSERT.format(1), f"002_m.{suffix}": slow[suffix], "003_m.sql": INSERT.format(3)})

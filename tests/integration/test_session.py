@@ -16,7 +16,7 @@ from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, Server
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.dsn import address_of
-from pgratchet.postgres.link.session import SETTINGS, VANISHED_AFTER, connector, open_session, prepared
+from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
 from tests.support import Connection, Write, ask, column, connect, deserted, exists, sessions, states, tell
 
@@ -241,7 +241,7 @@ async def test_a_dsn_that_cannot_be_read_is_refused_without_being_shown(bad: str
 async def test_a_server_without_some_of_our_settings_gets_the_others(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SETTINGS, "setting_of_a_later_release", "1")
+    monkeypatch.setitem(PARAMETERS, "setting_of_a_later_release", "1")
     look = "CREATE TABLE seen AS SELECT current_setting('client_connection_check_interval') AS v;"
     await Migrator(dsn, write({"001_a.sql": look})).up()
     assert await column(dsn, "SELECT v FROM seen") == ["500ms"]

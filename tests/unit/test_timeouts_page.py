@@ -36,7 +36,7 @@ VALUES = {
     "reading a locked history at the end of a budget": history.LEAST_PATIENCE,
     "until blockers are looked for": sending.LOOK_AFTER,
     "closing a session": session.CLOSE_SECONDS,
-    "server's look for its client": float(session.SETTINGS["client_connection_check_interval"][:-2]) / 1000,
+    "server's look for its client": float(session.PARAMETERS["client_connection_check_interval"][:-2]) / 1000,
     "keepalives and `TCP_USER_TIMEOUT`": session.VANISHED_AFTER,
     "`slow_after`": default(migrated, "slow_after"),
     "end of an application": background.STOP_SECONDS,

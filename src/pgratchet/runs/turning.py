@@ -10,7 +10,7 @@ from pgratchet.core.plan.halfway import in_flight, refuse_interrupted, refuse_un
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.session import settings_sql
+from pgratchet.postgres.link.session import parameters_sql
 from pgratchet.postgres.link.sql import become
 from pgratchet.postgres.steps import execution, rehearsal, statement_by_statement
 from pgratchet.postgres.wire import backends
@@ -81,7 +81,7 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
         connection, lock.HELD.format(key=key) if by is Lock.SESSION else None, owner, settings.tool_version
     )
     if not (known.prepared or known.pooled):
-        await own.execute(connection, settings_sql())
+        await own.execute(connection, parameters_sql())
     if owner not in (None, known.role) and not known.pooled:
         await own.execute(connection, become(owner))
     blockers = Blockers(settings.direct, key, None if by is Lock.TRANSACTION or known.pooled else known.pid)

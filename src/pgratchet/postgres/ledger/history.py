@@ -303,20 +303,19 @@ class History(NamedTuple):
         found = await self.inspected(connection)
         if found.kind is None:
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
-            known = await own.fetchval(connection, "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL", schema)
             try:
                 # In one transaction: readers that wait already see no table that they may not read.
                 await through_races(
                     connection,
                     as_owner
-                    + ("" if known else f"CREATE SCHEMA IF NOT EXISTS {schema};")
+                    + ("" if found.has_schema else f"CREATE SCHEMA IF NOT EXISTS {schema};")
                     + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
                     + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
                     + "".join(grants),
                     budget,
                 )
             except asyncpg.InsufficientPrivilegeError as error:
-                needs = f"CREATE on schema {self.table.schema}" if known else "CREATE on the database"
+                needs = f"CREATE on schema {self.table.schema}" if found.has_schema else "CREATE on the database"
                 raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
             # Another session may have made it in between: IF NOT EXISTS gives way to that table.
             seal = self._writable(await self.inspected(connection))

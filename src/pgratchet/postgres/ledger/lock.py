@@ -70,14 +70,14 @@ async def is_free(connection: Connection, key: int) -> bool:
 
 @asynccontextmanager
 async def exclusively(
-    connection: Connection, key: int | None, budget: Budget, role: str | None = None
+    connection: Connection, key: int | None, budget: Budget, owner: str | None = None
 ) -> AsyncIterator[None]:
-    """Run the block as one transaction, as `role`, that holds the lock; wait for the lock. No lock without a key."""
+    """Run the block as one transaction as the role `owner`, that holds the lock; wait for it. No lock without a key."""
     while True:
         async with connection.transaction(isolation="read_committed"):
             if key is None or await is_free(connection, key):
-                if role is not None:
-                    await own.execute(connection, become(role, local=True))
+                if owner is not None:
+                    await own.execute(connection, become(owner, local=True))
                 yield
                 return
         await budget.poll("waiting for another runner to give back the lock")

@@ -96,7 +96,8 @@ WITH RECURSIVE relation AS (
     SELECT u.class, u.id, t.typowner FROM used u JOIN pg_catalog.pg_type t
     ON u.class {EQ} 'pg_catalog.pg_type'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} t.oid
 )
-SELECT (SELECT relkind::pg_catalog.text FROM relation) AS kind,
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} $2::pg_catalog.text) AS schema,
+       (SELECT relkind::pg_catalog.text FROM relation) AS kind,
        (SELECT oid FROM relation) AS oid,
        ARRAY(SELECT oid FROM tree) AS tree,
        ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a, relation
@@ -149,9 +150,10 @@ class Inspection(NamedTuple):
     """A relation: its `kind` as pg_class has it, None if there is none; the rights to write to it that are `missing`.
 
     `strange` are the objects in it or attached to it that belong to a role which the run does not trust, each with its
-    owner. It `has_heirs` if other tables inherit from it that are no partitions of it.
+    owner. It `has_heirs` if other tables inherit from it that are no partitions of it. `has_schema`: its schema exists.
     """
 
+    has_schema: bool
     kind: str | None
     missing: Sequence[str]
     strange: Sequence[tuple[str, str]]
@@ -167,7 +169,8 @@ async def inspect(connection: Connection, table: Table, owner: str | None, trust
         absent = frozenset(COLUMNS).difference(row["columns"])
         seal = Seal(table, row["oid"], row["tree"], row["triggers"], absent, row["alterable"])
     strange = [(thing, role) for thing, role in row["strange"]]
-    return Inspection(row["kind"], row["missing"], strange, row["kind"] == "r" and len(row["tree"]) > 1, seal)
+    has_heirs = row["kind"] == "r" and len(row["tree"]) > 1
+    return Inspection(row["schema"], row["kind"], row["missing"], strange, has_heirs, seal)
 
 
 def readable(

@@ -30,12 +30,12 @@ def unique_prefix() -> str:
     return f"{PREFIX}{datetime.now(UTC):%Y%m%d}_{uuid4().hex[:12]}_"
 
 
-async def create(server: Address, name: str, template: str = "template0") -> None:
+async def create(address: Address, name: str, template: str = "template0") -> None:
     """Make a database as a copy of another one.
 
     Raises ServerError if the role may not, or if a session stays connected to the template for 5 seconds.
     """
-    async with open_session(connector(server)) as connection:
+    async with open_session(connector(address)) as connection:
         strategy = await _strategy(connection)
         try:
             create = f"CREATE DATABASE {identifier(name)} TEMPLATE {identifier(template)} {strategy}"
@@ -44,18 +44,18 @@ async def create(server: Address, name: str, template: str = "template0") -> Non
             raise ServerError(f"{error}; tests need a role that may: ALTER ROLE ... CREATEDB") from None
 
 
-async def drop(server: Address, name: str) -> None:
+async def drop(address: Address, name: str) -> None:
     """Drop a database if it exists, with its sessions; one whose sessions the role may not end is left for a sweep."""
-    async with open_session(connector(server)) as connection:
+    async with open_session(connector(address)) as connection:
         try:
             await own.execute(connection, f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
         except (asyncpg.InsufficientPrivilegeError, asyncpg.ObjectInUseError) as error:
             _log.warning("%s is left to a later run: %s", name, describe(error))
 
 
-async def sweep(server: Address) -> None:
+async def sweep(address: Address) -> None:
     """Drop the databases that runs of other days have left behind, if no session is connected to them."""
-    async with open_session(connector(server)) as connection:
+    async with open_session(connector(address)) as connection:
         rows = await own.fetch(
             connection,
             f"SELECT datname FROM pg_catalog.pg_database AS d WHERE datname {MATCHES} $1 "
@@ -80,9 +80,9 @@ async def names(factories: Iterable[Connect]) -> set[str]:
     return found
 
 
-async def major(server: Address) -> int:
+async def major(address: Address) -> int:
     """Return the server's major version."""
-    async with open_session(connector(server)) as connection:
+    async with open_session(connector(address)) as connection:
         return int(connection.get_server_version().major)
 
 

@@ -37,7 +37,7 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 5, 3, 3
 VANISHED_AFTER = KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES
 """Seconds after which either side gives up a peer that vanished without a word, idle or with data under way."""
 
-SETTINGS = {
+PARAMETERS = {
     # The server looks for its client twice a second, also in mid-statement: a killed runner's lock is free.
     "client_connection_check_interval": "500ms",
     "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
@@ -53,14 +53,14 @@ SETTINGS = {
     "idle_session_timeout": "0",
 }
 
-LATER_SETTINGS = {"transaction_timeout": "0"}
+LATER_PARAMETERS = {"transaction_timeout": "0"}
 """Not among the startup parameters: servers before PostgreSQL 17 refuse a connection that names one of these."""
 
 APPLICATION = "pgratchet"
 """The name of a session whose DSN gives it no name."""
 
 _UNCONNECTED = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError)
-_UNKNOWN_SETTING = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
+_UNKNOWN_PARAMETER = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
 _log = logging.getLogger("pgratchet")
 _told = set[str]()
 
@@ -69,8 +69,8 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
-def connector(address: Address, role: str | None = None, *, sessions: bool = False) -> Connect:
-    """Return a factory of connections to `address` that are ready for a run, as `role` if one is given.
+def connector(address: Address, owner: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory of connections to `address` that are ready for a run, as the role `owner` if one is given.
 
     Where a pooler answers they are left as they are: a parameter would stay with a session that the pooler hands to
     other clients. `sessions` promises that it does not. The errors of a connection name database, server and user, and
@@ -78,7 +78,7 @@ def connector(address: Address, role: str | None = None, *, sessions: bool = Fal
     """
     name = "" if address.get("application_name") else APPLICATION
     # As a startup parameter it is also the role that RESET ROLE in a script returns to.
-    settings = SETTINGS | ({"application_name": name} if name else {}) | ({"role": role} if role else {})
+    parameters = PARAMETERS | ({"application_name": name} if name else {}) | ({"role": owner} if owner else {})
     opened = partial(_opened, address.url, address.timeout)
 
     async def connect() -> Connection:
@@ -88,17 +88,17 @@ def connector(address: Address, role: str | None = None, *, sessions: bool = Fal
                 _log.warning("%s: %s", address.source, sentence)
         try:
             try:
-                return await _open(address, opened, settings)
-            except _UNKNOWN_SETTING:
+                return await _open(address, opened, parameters)
+            except _UNKNOWN_PARAMETER:
                 # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
                 # name, which would stay with its session for clients that have none.
                 pass
             except asyncpg.InsufficientPrivilegeError as error:
-                if not_member := _not_member(role, error):
+                if not_member := _not_member(owner, error):
                     raise not_member from error
                 raise
             connection = await _open(address, opened, {})
-            await _prepare(connection, role, name, sessions=sessions)
+            await _prepare(connection, owner, name, sessions=sessions)
         except (ServerError, UsageError) as error:
             raise type(error)(f"{error} ({address.place})") from error.__cause__
         except (*_UNCONNECTED, asyncio.CancelledError) as error:
@@ -110,10 +110,10 @@ def connector(address: Address, role: str | None = None, *, sessions: bool = Fal
 
 
 async def _open(
-    address: Address, opened: Callable[..., Awaitable[Connection]], settings: Mapping[str, str]
+    address: Address, opened: Callable[..., Awaitable[Connection]], parameters: Mapping[str, str]
 ) -> Connection:
     try:
-        return await opened(settings)
+        return await opened(parameters)
     except Exception as error:
         message = refusal(address, error)
         ways = ways_without_home(address) if isinstance(error, PermissionError) else ()
@@ -123,7 +123,7 @@ async def _open(
     for way in ways:
         # The next way is for a server without TLS, or for one that accepts nothing else.
         try:
-            return await opened(settings, ssl=way)
+            return await opened(parameters, ssl=way)
         except (ConnectionError, asyncpg.InvalidAuthorizationSpecificationError) as error:
             failed = error
     raise failed
@@ -132,7 +132,7 @@ async def _open(
 async def _opened(
     url: Hidden[str],
     limit: float | None,
-    settings: Mapping[str, str],
+    parameters: Mapping[str, str],
     **more: Any,
 ) -> Connection:
     # The stubs do not know that None is no limit.
@@ -141,7 +141,7 @@ async def _opened(
         connection = await asyncpg.connect(
             url.reveal(),
             statement_cache_size=0,
-            server_settings=dict(settings),
+            server_settings=dict(parameters),
             connection_class=Lendable,
             **more,
         )
@@ -149,8 +149,8 @@ async def _opened(
     return connection
 
 
-def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, sessions: bool = False) -> Connect:
-    """Return a factory that gives the connections of an application's factory our parameters, and the `role`.
+def prepared(connect: Connect | Hidden[Connect], owner: str | None = None, *, sessions: bool = False) -> Connect:
+    """Return a factory that gives the connections of an application's factory our parameters, and the role `owner`.
 
     `sessions` is as in `connector`. Raises UsageError for a value that is no factory; the factory that is returned
     raises it for a result that is no new connection.
@@ -163,7 +163,7 @@ def prepared(connect: Connect | Hidden[Connect], role: str | None = None, *, ses
     async def connect_and_prepare() -> Connection:
         connection: Connection = await made_by(factory, known)
         _refit(connection)
-        await _prepare(connection, role, "", sessions=sessions)
+        await _prepare(connection, owner, "", sessions=sessions)
         return connection
 
     return connect_and_prepare
@@ -198,39 +198,41 @@ def _refit(connection: Connection) -> None:
             plug.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
-def settings_sql(*, local: bool = False) -> str:
-    """Return the statement that gives a session, or its transaction, our settings, those that its server knows."""
-    wanted = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in (SETTINGS | LATER_SETTINGS).items())
+def parameters_sql(*, local: bool = False) -> str:
+    """Return the statement that gives a session, or its transaction, those of our parameters that its server knows."""
+    wanted = ", ".join(
+        f"({literal(name)}, {literal(value)})" for name, value in (PARAMETERS | LATER_PARAMETERS).items()
+    )
     return (
         f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name {EQ} s.name"
     )
 
 
-def _not_member(role: str | None, error: Exception) -> ServerError | None:
+def _not_member(owner: str | None, error: Exception) -> ServerError | None:
     """Return the error that the login may not become the role; None if `error` has another reason."""
     # The other right that a connection can lack has this source function, which the server does not translate.
     lacks = isinstance(error, asyncpg.InsufficientPrivilegeError) and error.server_source_function != "CheckMyDatabase"
-    if role is None or not lacks:
+    if owner is None or not lacks:
         return None
-    grant = f"GRANT {identifier(role)} TO the one that logs in"
-    return ServerError(f"cannot work as the role {role}: {describe(error)}; {grant}")
+    grant = f"GRANT {identifier(owner)} TO the one that logs in"
+    return ServerError(f"cannot work as the role {owner}: {describe(error)}; {grant}")
 
 
-async def _prepare(connection: Connection, role: str | None, name: str, *, sessions: bool) -> None:
-    """Give a session our settings, its role and its name, unless a pooler lets another server process answer."""
+async def _prepare(connection: Connection, owner: str | None, name: str, *, sessions: bool) -> None:
+    """Give a session our parameters, its role and its name, unless a pooler lets another server process answer."""
     here = "" if sessions else f" WHERE pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}"
-    more = {"application_name": name, "role": role or ""}
+    more = {"application_name": name, "role": owner or ""}
     sql = "".join(
-        f";SELECT pg_catalog.set_config({literal(setting)}, {literal(value)}, false){here}"
-        for setting, value in more.items()
+        f";SELECT pg_catalog.set_config({literal(parameter)}, {literal(value)}, false){here}"
+        for parameter, value in more.items()
         if value
     )
     try:
-        await own.execute(connection, settings_sql() + here + sql)
+        await own.execute(connection, parameters_sql() + here + sql)
     except BaseException as error:
         connection.terminate()
-        if isinstance(error, Exception) and (not_member := _not_member(role, error)):
+        if isinstance(error, Exception) and (not_member := _not_member(owner, error)):
             raise not_member from error
         raise
 

@@ -6,7 +6,7 @@ They are taken before our own statements, while the script's role and names stil
 from pgratchet.core.plan.halfway import MARK, SESSION, TARGET
 from pgratchet.core.sql.bare import Bare
 from pgratchet.core.sql.classification import Nature
-from pgratchet.postgres.link.session import LATER_SETTINGS, SETTINGS
+from pgratchet.postgres.link.session import LATER_PARAMETERS, PARAMETERS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 
 # Only settings whose names have no dot: of the others the server lists those of the libraries that it has loaded.
@@ -35,7 +35,7 @@ def session(login: str) -> str:
 
     A default of the role or of the database is no change.
     """
-    names = ",".join(("application_name", *SETTINGS, *LATER_SETTINGS))
+    names = ",".join(("application_name", *PARAMETERS, *LATER_PARAMETERS))
     ours = f"{literal(f'{{{names}}}')}::pg_catalog.text[]"
     return _SESSION.format(login=literal(login), ours=ours, mark=MARK, CONCAT=CONCAT, EQ=EQ, NE=NE)
 

@@ -16,7 +16,7 @@ from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
-from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, settings_sql
+from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, parameters_sql
 from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, Limits, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
@@ -177,11 +177,11 @@ class Framing(NamedTuple):
         settings = local_settings = ""
         if facts.pooled:
             # A session of ours has them from its start.
-            local_settings = f"{settings_sql(local=True)};" + (become(owner, local=True) if owner else "")
+            local_settings = f"{parameters_sql(local=True)};" + (become(owner, local=True) if owner else "")
             clean = _UNLOCK + (_OF_A_POOLER if facts.plpgsql else "") + CLEAN
         else:
             if not facts.prepared:
-                settings = f"{settings_sql()};SET application_name = {literal(facts.application)};"
+                settings = f"{parameters_sql()};SET application_name = {literal(facts.application)};"
             clean = _OF_A_SESSION + CLEAN + settings + (become(owner) if owner else "")
         return cls(
             records,
