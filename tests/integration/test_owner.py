@@ -190,7 +190,7 @@ async def test_a_runner_that_works_as_the_owner_is_not_taken_for_dead(dsn: str, 
         await closed.reached()
         superuser = Migrator(dsn, folder, lock="none", trusted_owners=[owner])
         for other in (superuser, Migrator(login, folder, lock="none", owner=owner)):
-            with pytest.raises(HistoryError, match="being worked on"):
+            with pytest.raises(HistoryError, match="is at work on"):
                 await other.repair(1, Verdict.NOT_APPLIED, "looks dead")
         await closed.open()
 
@@ -232,7 +232,7 @@ async def test_a_hidden_session_that_has_logged_in_as_a_runner_did_is_waited_for
         # An older image, that still logs in as another role.
         tasks.start_soon(Migrator(dsn, folder, lock_timeout=0, owner=owner).up)
         await closed.reached()
-        with pytest.raises(HistoryError, match=r"being worked on.*GRANT pg_read_all_stats"):
+        with pytest.raises(HistoryError, match=r"is at work on.*GRANT pg_read_all_stats"):
             await Migrator(login, folder, lock="none", owner=owner).repair(1, Verdict.NOT_APPLIED, "looks dead")
         await closed.open()
 
