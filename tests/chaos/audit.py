@@ -12,7 +12,7 @@ from tests.chaos.history import History
 from tests.support import Connection, column, connected, states
 
 KNOWN_ERRORS = (
-    ("MigrationFailedError", r"canceling statement due to user request|57014|times in a row while it ran"),
+    ("MigrationFailedError", r"canceling statement due to user request|57014|times in a row while the step ran"),
     ("ServerError", r"canceling statement due to user request"),
     ("BudgetExceededError", r""),
     ("InterruptedBySignalError", r""),

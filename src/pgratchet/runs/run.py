@@ -181,7 +181,7 @@ async def through_losses(
             if losses_of_step >= MOST_LOSSES:
                 # The step may be the reason for the loss: tried for ever, it would end the server each time.
                 step = progress.unanswered[0].step
-                message = f"{error}; that was so {losses_of_step} times in a row while it ran"
+                message = f"{error}; this happened {losses_of_step} times in a row while the step ran"
                 migration, path = step.migration, step.script.source.path
                 failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
                 raise MigrationFailedError(failure, progress.finished) from error

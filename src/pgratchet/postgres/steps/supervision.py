@@ -120,7 +120,9 @@ class Supervised:
         (oid,) = self._there
         (found,) = await own.fetch(self._wire.connection, _DROPPED, oid, self._about.name)
         if oid and found["other"] and not found["gone"]:
-            raise doubtful(self._claim.step, f"{self._about.name} is not the index any more that it was to drop. ")
+            raise doubtful(
+                self._claim.step, f"{self._about.name} is another index now than when the statement was begun. "
+            )
         return bool(oid) and found["gone"] is True
 
     async def _send(self, text: str) -> None:
@@ -156,7 +158,7 @@ class Supervised:
             names = ", ".join(index.name if index.valid else f"{index.name} (invalid)" for index in new)
             raise doubtful(
                 self._claim.step,
-                f"Without a name its index cannot be told from others; new on {self._table} since then: {names}. ",
+                f"It names no index, so that any new one may be its own; new on {self._table} since then: {names}. ",
             )
         return built
 
