@@ -165,7 +165,7 @@ def test_an_interrupted_migration_is_refused_with_the_facts() -> None:
     compared = compare([migration(1), migration(2)], [row(1), row(2, RecordState.RUNNING, statements_done=1)])
 
     with pytest.raises(HistoryError) as caught:
-        halfway.refuse_interrupted(compared, Direction.UP)
+        halfway.taken_over(compared, Direction.UP)
 
     assert caught.value.versions == ("2",)
     for fact in ("up 2 name2", "2026-03-01 12:30:15", "alice@host app", "4711", "1 of 3 statements"):
@@ -178,7 +178,7 @@ def test_an_interrupted_way_up_is_refused_in_both_directions(direction: Directio
     compared = compare([migration(1)], [row(1, RecordState.RUNNING, error=error)])
 
     with pytest.raises(HistoryError, match="up 1 name1"):
-        halfway.refuse_interrupted(compared, direction)
+        halfway.taken_over(compared, direction)
 
 
 @pytest.mark.parametrize(
@@ -194,25 +194,22 @@ def test_a_version_that_counts_its_statements_goes_on_in_its_own_direction(
 ) -> None:
     compared = compare([migration(1)], [row(1, state, cursor="", error=error)])
 
-    halfway.refuse_interrupted(compared, own)
-    assert halfway.in_flight(compared, own) == (compared[0].row,)
-    assert halfway.in_flight(compared, other) == ()
+    assert halfway.taken_over(compared, own) == [compared[0].row]
     with pytest.raises(HistoryError, match=f"{own} 1 name1.*Finish it with `pgratchet {own}`.*`pgratchet repair 1`"):
-        halfway.refuse_interrupted(compared, other)
+        halfway.taken_over(compared, other)
 
 
 @pytest.mark.parametrize("cursor", [None, "", "abc"])
 def test_a_half_done_version_without_a_file_is_refused_on_the_way_down_only(cursor: str | None) -> None:
     compared = compare([], [row(1, RecordState.RUNNING, cursor=cursor)])
 
-    halfway.refuse_interrupted(compared, Direction.UP)
-    assert halfway.in_flight(compared, Direction.UP) == ()
+    assert halfway.taken_over(compared, Direction.UP) == []
     assert planning.missing(compared) == ()
     assert judge(compared) == ("1 name1 is half done, but has no file here",)
     with pytest.raises(HistoryError, match="1 name1 is half done"):
         judge(compared, strict=True)
     with pytest.raises(HistoryError, match="up 1 name1"):
-        halfway.refuse_interrupted(compared, Direction.DOWN)
+        halfway.taken_over(compared, Direction.DOWN)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -226,8 +223,7 @@ def test_a_version_that_a_person_has_reset_is_pending_and_never_late(*, allowed:
     (step, *_) = planning.plan_up(compared).steps
     assert step.replaces
     assert versions(planning.plan_up(compared)) == ["1"]
-    for direction in Direction:
-        halfway.refuse_interrupted(compared, direction)
+    assert [halfway.taken_over(compared, direction) for direction in Direction] == [[], []]
     assert planning.choose_down(compared, steps=1) == ("2",)
     assert compare([], [row(1, RecordState.PENDING)]) == ()
 
@@ -235,7 +231,7 @@ def test_a_version_that_a_person_has_reset_is_pending_and_never_late(*, allowed:
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("state", [RecordState.APPLIED, RecordState.FAILED])
 def test_a_version_that_is_not_half_done_is_no_interruption(state: RecordState, direction: Direction) -> None:
-    halfway.refuse_interrupted(compare([migration(1)], [row(1, state)]), direction)
+    assert halfway.taken_over(compare([migration(1)], [row(1, state)]), direction) == []
 
 
 @pytest.mark.parametrize("failed", [1, 2, 3])
@@ -244,9 +240,9 @@ def test_a_way_up_that_failed_half_way_is_open_upwards_only(failed: int) -> None
     half_done = row(failed, RecordState.FAILED, statements_done=2, error="no column b")
     compared = compare(map(migration, (1, 2, 3)), [*rows, half_done])
 
-    halfway.refuse_interrupted(compared, Direction.UP)
+    assert halfway.taken_over(compared, Direction.UP) == []
     with pytest.raises(HistoryError) as caught:
-        halfway.refuse_interrupted(compared, Direction.DOWN)
+        halfway.taken_over(compared, Direction.DOWN)
 
     assert caught.value.versions == (str(failed),)
     for fact in (f"up {failed} name{failed}", "2 of 3 statements", "no column b"):

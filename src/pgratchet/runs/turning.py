@@ -6,7 +6,7 @@ from functools import partial
 
 from pgratchet.core.errors import HistoryError, ServerError
 from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, RecordState, State, Step
-from pgratchet.core.plan.halfway import in_flight, refuse_interrupted, refuse_unrecoverable
+from pgratchet.core.plan.halfway import refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
@@ -38,9 +38,9 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
         records = turn.lock.records
         seal = await history.ensure(turn.connection, readers, turn.budget, without=records.absent)
         turn.lock.records = records._replace(check=seal.check(records.guards), absent=seal.absent)
-        entries = await _look_again(turn, direction)
+        entries = await _look_again(turn)
         waited = False
-        for row in in_flight(entries, direction):
+        for row in taken_over(entries, direction):
             runner = partial(backends.runner, turn.connection, row, history.owner)
             waited |= await backends.until_gone(runner, turn.budget, f"{row.version} {row.name} is half done")
         if waited:
@@ -64,7 +64,8 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
 async def rehearse(turn: Turn, to: str | None) -> None:
     """Do everything that `up` would do, in one transaction, and roll it back."""
     wire, framing = await _prepared(turn)
-    entries = await _look_again(turn, Direction.UP)
+    entries = await _look_again(turn)
+    taken_over(entries, Direction.UP)
     steps = plan_up(entries, to).steps
     turn.observer.raise_new_failure(step.migration.version for step in steps)
     await rehearsal.rehearse(wire, framing, turn.settings.history, turn.progress, steps)
@@ -89,11 +90,10 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
     return wire, Framing.of(records, settings.limits, known, owner)
 
 
-async def _look_again(turn: Turn, direction: Direction) -> tuple[Entry, ...]:
+async def _look_again(turn: Turn) -> tuple[Entry, ...]:
     """Return both sides of every version, now that nobody else may change the history; only this look decides.
 
-    Raises BusyError if no lock is held yet and another runner is at work, HistoryError if a version is half done and
-    this run cannot go on with it.
+    Raises BusyError if no lock is held yet and another runner is at work.
     """
     progress = turn.progress
     if progress.unanswered:
@@ -104,7 +104,6 @@ async def _look_again(turn: Turn, direction: Direction) -> tuple[Entry, ...]:
         turn.observer.drop_lost()
     if any(entry.state is State.RUNNING for entry in entries):
         await turn.lock.raise_if_busy(turn.connection)
-    refuse_interrupted(entries, direction)
     return entries
 
 

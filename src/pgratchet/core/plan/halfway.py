@@ -9,7 +9,7 @@ A file that runs statement by statement has a cursor in its row, from which a la
   the objects that it is about, and the time of its beginning.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError
@@ -123,11 +123,6 @@ def goes_on(entry: Entry, direction: Direction) -> bool:
     return row.state is (RecordState.RUNNING if direction is Direction.UP else RecordState.REVERTING)
 
 
-def in_flight(entries: Iterable[Entry], direction: Direction) -> tuple[HistoryRow, ...]:
-    """Return the rows that a run in this direction takes over."""
-    return tuple(entry.row for entry in entries if entry.row and goes_on(entry, direction))
-
-
 def resumed(entry: Entry, direction: Direction, script: Script) -> tuple[int, HistoryRow | None]:
     """Return the number of finished statements, and the row to take over; 0 and None for a version to begin afresh.
 
@@ -158,24 +153,26 @@ def _digest(script: Script, done: int) -> str | None:
     return ["", *digests(script)][done] if done <= len(script.segments) else None
 
 
-def refuse_interrupted(entries: Sequence[Entry], direction: Direction) -> None:
-    """Raise HistoryError where a version is half done and this run cannot continue it. Call with the lock held.
+def taken_over(entries: Iterable[Entry], direction: Direction) -> list[HistoryRow]:
+    """Return the rows of the half-done versions that this run continues. Call with the lock held.
 
-    Without the lock the version's runner may still be alive. A run up ignores versions without a file here: the
-    image may be older than the database.
+    Raises HistoryError for half-done versions that it cannot continue: without the lock their runner may still be
+    alive. A run up ignores versions without a file here: the image may be older than the database.
     """
     going_up = direction is Direction.UP
-    facts = [
-        (entry, entry.row)
-        for entry in entries
-        if entry.row
-        and is_begun(entry.row)
-        and not (going_up and (entry.migration is None or entry.row.state is RecordState.FAILED))
-        and not goes_on(entry, direction)
-    ]
-    if facts:
-        text = "\n".join(printable(_interrupted(entry, row)) for entry, row in facts)
-        raise HistoryError(text, [entry.version for entry, _ in facts])
+    rows, wrong = list[HistoryRow](), list[tuple[Entry, HistoryRow]]()
+    for entry in entries:
+        row = entry.row
+        if row is None or not is_begun(row):
+            continue
+        if goes_on(entry, direction):
+            rows.append(row)
+        elif not (going_up and (entry.migration is None or row.state is RecordState.FAILED)):
+            wrong.append((entry, row))
+    if wrong:
+        text = "\n".join(printable(_interrupted(entry, row)) for entry, row in wrong)
+        raise HistoryError(text, [entry.version for entry, _ in wrong])
+    return rows
 
 
 def _interrupted(entry: Entry, row: HistoryRow) -> str:
