@@ -98,6 +98,7 @@ async def _look_again(turn: Turn) -> tuple[Entry, ...]:
     progress = turn.progress
     if progress.unanswered:
         await execution.resolve(turn.connection, turn.lock.records, progress, turn.budget)
+        # The steps that were not done are planned again.
         progress.unanswered = ()
     entries = await turn.observer.look(turn.connection)
     if progress.finished:

@@ -152,9 +152,9 @@ class Execution:
             self._groups.extendleft((rest[cut:], rest[:cut]))
             return
         self._groups.extendleft(group for group in (rest[1:], rest[:1]) if group)
-        spot = failures.spot(message, error, failures.reached(sent, rest[0], self._wire.marks))
-        raised = self._framing.records.guards.raised(error)
-        raise StepError(failures.from_server(rest[0], error, spot, raised), error) from error
+        reached = failures.reached(sent, rest[0], self._wire.marks)
+        failure = failures.from_message(rest[0], error, message, reached, self._framing.records.guards)
+        raise StepError(failure, error) from error
 
     async def _before_retry(self, error: asyncpg.PostgresError, attempt: int) -> None:
         step = self._groups[0][0].step

@@ -76,9 +76,9 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
         except asyncpg.PostgresError as error:
             # asyncpg hands over the last notices one iteration of the event loop after the error.
             await anyio.lowlevel.checkpoint()
-            spot = failures.spot(message, error, failures.reached(sent, claim, wire.marks))
-            raised = framing.records.guards.raised(error)
-            raise StepError(failures.from_server(claim, error, spot, raised), error) from error
+            reached = failures.reached(sent, claim, wire.marks)
+            failure = failures.from_message(claim, error, message, reached, framing.records.guards)
+            raise StepError(failure, error) from error
 
 
 def _failure(error: StepError) -> Failure:

@@ -21,7 +21,7 @@ from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.sql import milliseconds
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
-from pgratchet.postgres.wire.failures import Spot, StepError, from_server, spot
+from pgratchet.postgres.wire.failures import Spot, StepError, from_message, from_server
 from pgratchet.postgres.wire.message import END, Framing, Message, Part
 from pgratchet.postgres.wire.sending import Wire
 
@@ -140,8 +140,7 @@ class _Script:
 
     def _failed(self, message: Message, error: asyncpg.PostgresError) -> StepError:
         """Return the failure of the statement that is the only part of a message."""
-        raised = self._records.guards.raised(error)
-        failure = from_server(self._claim, error, spot(message, error, message.parts[0]), raised)
+        failure = from_message(self._claim, error, message, message.parts[0], self._records.guards)
         return StepError(failure, error, final=True, in_doubt=self._doubt is not None)
 
     async def _is_counted(self, segment: Segment) -> bool:

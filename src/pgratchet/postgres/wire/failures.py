@@ -11,7 +11,7 @@ from pgratchet.core.printing import line_of
 from pgratchet.core.sql.statements import scan
 from pgratchet.postgres.ledger.lock import BusyError
 from pgratchet.postgres.ledger.records import Claim, Records
-from pgratchet.postgres.link.own import Guard
+from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.wire.message import Message, Part, part_at
 
 EXCERPT_LINES = 2
@@ -85,6 +85,13 @@ def _inside(part: Part, offset: int) -> Spot:
     text = part.claim.step.script.source.text[part.segment.start : part.segment.end]
     before = sum(statement.end < offset - part.segment.start for statement in scan(text))
     return Spot(offset, part.segment.first + before)
+
+
+def from_message(
+    claim: Claim, error: asyncpg.PostgresError, message: Message, reached: Part | None, guards: Guards
+) -> Failure:
+    """Return the server's error about a step in a message as a failure; `reached` is the part that was running."""
+    return from_server(claim, error, spot(message, error, reached), guards.raised(error))
 
 
 def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: Guard | None = None) -> Failure:
