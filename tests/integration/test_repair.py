@@ -201,7 +201,7 @@ async def test_a_repair_waits_for_the_lock_and_is_refused_while_somebody_works_w
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
         tasks.start_soon(other.up)
         pid = await closed.reached()
-        with pytest.raises(HistoryError, match=f"being worked on by pid {pid}"):
+        with pytest.raises(HistoryError, match=f"a session is at work on 1 a: pid {pid}"):
             await migrator.repair(1, Verdict.APPLIED, "why")
         await closed.open()
     assert await states(dsn) == {"1": "applied"}
