@@ -9,9 +9,9 @@
  * revert, resume revert, remove, settle as applied, settle as not applied, adopt.
  *
  * Good:    (none)    the lock of a session, which may slip from it (a script that unlocks)
- *          UNJUDGED  no look-up tells what became of the bare statement, so a person does
+ *          UNJUDGED  no look-up tells whether the bare statement took effect: a person does
  *          NOLOCK    no lock at all, as behind some poolers; every migration is transactional
- * Broken:  OUTSIDE, NOCLAIM, EARLY, BLIND, STALE, GUESS, UNMARKED, KEPT: each said where it is
+ * Broken:  OUTSIDE, NOCLAIM, EARLY, BLIND, STALE, GUESS, UNMARKED, KEPT: each is described at its place
  */
 #ifndef FAULTS
 #define FAULTS   1
@@ -42,7 +42,7 @@ mtype:request = { NOTHING, WHOLE, PLANNED, CLAIMED, CHECKED, UNRECORDED,
 mtype:answer = { SILENCE, DONE, TAKEN, MOVED, REFUSED };
 mtype:index = { MISSING, INVALID, VALID };
 
-/* The database. Of what is not committed, others only notice that they have to wait: `writer` has the row, or its key. */
+/* The database. Others do not see an uncommitted write, but wait for it: `writer` has the row, or its key. */
 mtype:state state[NEWEST + 1] = ABSENT;
 byte token[NEWEST + 1] = NOBODY;
 byte writer[NEWEST + 1] = NOBODY;
@@ -50,10 +50,10 @@ byte counted;                    /* statements of 2 */
 bool begun;                      /* the mark at the one after them */
 byte effect[NEWEST + 1];         /* how often a transactional migration took effect */
 byte together, bare;             /* how often the statements of 2 did */
-mtype:index index = MISSING;     /* what a look-up finds of the bare one */
+mtype:index index = MISSING;     /* the result of a look-up of the bare one */
 byte lock = NOBODY;
 
-/* The sessions: which live, which have a client, and what is on the wire. */
+/* The sessions: which of them live, which have a client, and the messages on the wire. */
 bool alive[SESSIONS], linked[SESSIONS];
 mtype:request asked[SESSIONS] = NOTHING;
 mtype:answer answered[SESSIONS] = SILENCE;
@@ -65,11 +65,11 @@ byte faults = FAULTS;
 
 inline forget(s) { asked[s] = NOTHING; about[s] = 0; old[s] = 0; seen[s] = 0; marked[s] = false }
 
-inline die(s)                    /* what is not committed is rolled back, and the lock is free */
+inline die(s)                    /* an uncommitted write is rolled back, and the lock is free */
 {
 	d_step {
 		alive[s] = false; linked[s] = false; forget(s);
-#ifndef KEPT                     /* a lock that is a row of a table, say: nobody frees it */
+#ifndef KEPT                     /* a lock that is a row of a table, say: no process frees it */
 		if :: lock == s -> lock = NOBODY :: else fi;
 #endif
 		if :: writer[1] == s -> writer[1] = NOBODY :: else fi;
@@ -88,7 +88,7 @@ inline tell(what)
 	forget(me)
 }
 
-#ifdef STALE                     /* a takeover that only looks at the token, whatever was marked and counted since */
+#ifdef STALE                     /* to resume by the token alone, without a look at later marks and counts */
 #define as_read (state[2] == RUNNING && token[2] == old[me])
 #else
 #define as_read (state[2] == RUNNING && token[2] == old[me] && counted == seen[me] && begun == marked[me])
@@ -121,7 +121,7 @@ active [SESSIONS] proctype Session()
 {
 end:	do
 	:: atomic { alive[me] && !linked[me] -> die(me) }
-#ifdef NOLOCK                    /* a statement of its own: are the applied versions those that the plan was made for? */
+#ifdef NOLOCK                    /* a statement of its own: are the applied versions still those of the plan? */
 	:: atomic { asked[me] == WHOLE -> if :: as_planned -> asked[me] = PLANNED :: else -> tell(MOVED) fi }
 #endif
 #ifdef NOCLAIM                   /* the record is no key, and is written last */
@@ -147,12 +147,12 @@ end:	do
 	od
 }
 
-#define all_applied (state[files] == APPLIED)   /* in order, as commit() asserts: then all before it are */
+#define all_applied (state[files] == APPLIED)   /* in order, as commit() asserts: then all earlier ones are applied too */
 #define on (linked[s])
 
 inline unread() { owner = NOBODY; done = 0; doubt = false }
 
-/* What the history says to this image, in one statement. */
+/* Read the history, as far as this image knows its versions, in one statement. */
 inline look()
 {
 	m = 1;
@@ -166,10 +166,10 @@ inline look()
 	fi
 }
 
-/* Only once is it said who applied it; the token has served then. */
+/* Each version is reported once; the token is not needed afterwards. */
 inline report(n) { assert(token[n] == sign); token[n] = NOBODY; flying = 0; sign = NOBODY }
 
-/* What became of the step whose answer was lost: the row says it, by its token. */
+/* Find out whether the step whose answer was lost is done: its row has the token. */
 inline resolve()
 {
 	if
@@ -181,7 +181,7 @@ inline resolve()
 inline ask(request)
 {
 	if :: on -> asked[s] = request; about[s] = m :: else -> goto lost fi;
-	if                       /* an answer that is there may still be lost */
+	if                       /* an answer that has been sent may still be lost */
 	:: answered[s] != SILENCE -> reply = answered[s]; answered[s] = SILENCE
 	:: !on -> goto lost
 	fi
@@ -197,7 +197,7 @@ active [RUNNERS] proctype Runner()
 
 	d_step { r = _pid - SESSIONS; files = (r == RUNNERS - 1 -> 2 : NEWEST) };
 connect:
-	atomic {                 /* and look: most starts end here */
+	atomic {                 /* and look at the history: most starts end here */
 		assert(tries <= FAULTS);
 		s = r * (FAULTS + 1) + tries; tries++;
 		session_of[r] = s; alive[s] = true; linked[s] = true;
@@ -216,7 +216,7 @@ compare: /* under the lock: only this decides */
 #ifndef EARLY
 		look();
 #endif
-#ifdef GUESS                     /* a step whose answer was lost is taken for done */
+#ifdef GUESS                     /* a step whose answer was lost counts as done */
 		if :: flying == m -> m++ :: else fi;
 		flying = 0
 #else
@@ -225,7 +225,7 @@ compare: /* under the lock: only this decides */
 		}
 	:: atomic { !on -> goto lost }
 	fi;
-#if !defined(NOLOCK) && !defined(BLIND)   /* BLIND: whose row is taken over may be at work */
+#if !defined(NOLOCK) && !defined(BLIND)   /* BLIND: the runner of the resumed row may still be at work */
 	if
 	:: on && (owner == NOBODY || !alive[owner])
 	:: on && owner != NOBODY && alive[owner] -> (!on || !alive[owner]) -> goto compare
@@ -233,7 +233,7 @@ compare: /* under the lock: only this decides */
 	fi;
 #endif
 	atomic {
-#ifdef UNJUDGED                  /* a person looks at the database, and says --skip or --again of the row that was shown */
+#ifdef UNJUDGED                  /* a person looks at the database, and says --skip or --again for the row as shown */
 		if
 		:: doubt ->
 			if :: begun && token[2] == owner -> counted = counted + bare; begun = false :: else fi;
@@ -258,7 +258,7 @@ compare: /* under the lock: only this decides */
 			if :: done == 0 -> write_or_fail(TOGETHER); done = 1 :: else fi;
 			if
 			:: done == 1 ->
-#ifndef UNMARKED                 /* nothing says that it was begun: on resume it is run again */
+#ifndef UNMARKED                 /* no mark says that it was begun: a run that resumes runs it again */
 				write_or_fail(MARK);
 #endif
 				if :: doubt && index == VALID :: else -> write_or_fail(BARE) fi;
@@ -270,7 +270,7 @@ compare: /* under the lock: only this decides */
 		od
 	};
 failed:	atomic { die(s); flying = 0; sign = NOBODY };
-lost:	atomic {                 /* this run goes on; or its process is started again, which knows nothing; or never is */
+lost:	atomic {                 /* this run goes on; or its process is started again, and knows nothing; or it is never started again */
 		answered[s] = SILENCE; m = 0; unread(); reply = SILENCE;
 		if
 		:: true

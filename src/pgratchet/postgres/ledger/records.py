@@ -189,7 +189,7 @@ class Records(NamedTuple):
         return self.check + self._fenced(update, MARKED)
 
     def doubt(self, claim: Claim, error: str) -> str:
-        """Return the SQL that records the error of a step whose effect is not known.
+        """Return the SQL that records the error of a step that may have taken effect.
 
         State and mark stay as they are: the next run has to judge.
         """
@@ -271,7 +271,7 @@ class Records(NamedTuple):
 
 
 def _row(claim: Claim, writer: Writer) -> dict[str, str]:
-    """Return what every claimed row says of its file and of its runner, as SQL by column."""
+    """Return the values of a claimed row about its file and its runner, as SQL by column."""
     script = claim.step.script
     return _file(claim.step.migration) | {
         "statements_total": literal(script.statements),
