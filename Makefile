@@ -35,6 +35,8 @@ demo: $(VENV)/.demo
 	@$(RUN) examples/demo.py
 
 ready: $(VENV)/.dev $(SERVERS)/.installed
+	@# Otherwise all workers of the first run would compile the same modules at once.
+	@$(RUN) -m pytest --collect-only --quiet > /dev/null
 
 test: $(VENV)/.dev
 	$(TEST) -m "not third_party" $(ARGS)
