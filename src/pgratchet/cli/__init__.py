@@ -1,11 +1,10 @@
-"""The command line: arguments in, the migrator called, results rendered. It decides nothing."""
+"""The command line: it reads arguments, calls the migrator, and writes reports. It decides nothing."""
 
 import gc
 
-# Before the imports below: a start makes many objects that all stay, and would look through them for garbage
-# several times on its way.
+# Before the imports below: they make many objects, which all stay, and would search them for garbage several times.
 gc.set_threshold(50_000)
 
-from pgratchet.cli.program import main  # noqa: E402 - the line above is about this one
+from pgratchet.cli.program import main  # noqa: E402 - the line above must run first
 
 __all__ = ["main"]

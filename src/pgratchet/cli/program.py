@@ -1,5 +1,6 @@
 """The program: it builds commands, runs them, writes their reports and sets the exit code."""
 
+import gc
 import logging
 import signal
 import sys
@@ -143,6 +144,8 @@ def _start(
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    # All objects of the imports stay until the exit: otherwise the interpreter's last collections would search them.
+    gc.freeze()
     with streams.lasting():
         code = _exit_code(sys.argv[1:])
         if trouble := streams.lost(sys.stdout):
