@@ -134,7 +134,7 @@ def test_continuous_integration_is_one_executable_file_that_runs_everything() ->
         "ready --jobs=2",
         "lint types model --jobs=2 --output-sync",
         "test",
-        'test-14 test-18 ARGS="-m every_major"',
+        'test-14 test-18 ARGS="-m every_major" JOBS=3 --jobs=2 --output-sync',
     ]
 
 
