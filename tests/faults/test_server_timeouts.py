@@ -25,7 +25,7 @@ from tests.support import (
     waiters,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 SHORT = "200ms"
 LONG = "0.3"

@@ -6,7 +6,7 @@ import pytest
 
 from pgratchet import ForeignTableError, HistoryError, Migrator, State, UsageError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 Write = Callable[[Mapping[str, str]], Path]
 

@@ -25,7 +25,7 @@ from tests.support import (
     waiters,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 PROCEDURE = (
     "CREATE TABLE ledger (n int); CREATE PROCEDURE work() LANGUAGE plpgsql AS "
