@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -116,6 +117,29 @@ async def test_lasting_cancellation_does_not_reach_undisturbed_work() -> None:
     with anyio.fail_after(5):
         await cancelled(cancelled_for_good(work))
     assert cleaned
+
+
+async def test_a_cancellation_is_repeated_less_often_while_undisturbed_work_takes_its_time() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await undisturbed(asyncio.sleep(0.5))
+
+    began = time.process_time()
+    counter = asyncio.ensure_future(count())
+    await cancelled(cancelled_for_good(work))
+    counter.cancel()
+    assert time.process_time() - began < 0.25
+    assert turns > 5
 
 
 async def test_undisturbed_work_returns_its_result_and_raises_its_error() -> None:

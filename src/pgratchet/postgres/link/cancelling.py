@@ -15,6 +15,11 @@ T = TypeVar("T")
 TASK = "pgratchet run"
 """The name of the tasks in which a run works."""
 
+PROMPT_TURNS = 100
+PAUSE = 0.01
+"""A cancellation is repeated at so many turns of the loop; then after so many seconds, because work that it does not
+reach may take some, and others need the loop."""
+
 
 async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
     """Return the result of `work`, or raise its error; if this is cancelled, each later await of `work` is, too.
@@ -22,19 +27,21 @@ async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
     asyncio's own cancellation, as servers use it, comes once. A ROLLBACK that is awaited after it, asyncpg's at the
     end of a transaction() for example, would wait for ever on a network that is gone; and if the session is lost it
     would fail, with an error in the cancellation's place from which the run recovers, and goes on. So `work` has a task
-    of its own, which is cancelled again at each turn of the loop until it ends.
+    of its own, which is cancelled again, at first at each turn of the loop, until it ends.
     """
     returned: list[T] = []
     raised: list[BaseException] = []
     task = asyncio.create_task(_settle(work, returned, raised), name=TASK)
     cancellation: asyncio.CancelledError | None = None
+    turns = 0
     while not task.done():
         try:
             if cancellation is None:
                 await asyncio.wait({task})
             else:
                 task.cancel()
-                await asyncio.sleep(0)
+                turns += 1
+                await asyncio.wait({task}, timeout=0 if turns <= PROMPT_TURNS else PAUSE)
         except asyncio.CancelledError as error:
             # The first one: a scope of anyio's, or a timeout of asyncio's, recognises its own.
             cancellation = cancellation or error
