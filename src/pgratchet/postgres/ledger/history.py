@@ -271,7 +271,7 @@ class History(NamedTuple):
             needs = f"it needs {', '.join(found.missing)} on {self.table}"
             raise ServerError(f"{self._role} may not write the history: {needs}")
         if found.seal is None:
-            raise ServerError(f"the table {self.table} has been dropped while it was made")
+            raise ServerError(f"the table {self.table} has been dropped in the meantime")
         return found.seal
 
     def _untrusted(self, strange: Sequence[tuple[str, str]]) -> str:
@@ -279,9 +279,10 @@ class History(NamedTuple):
         return (
             f"the table {self.table} is not safe to use: "
             + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
-            + ", whose code would run with the rights of this run. If that is meant to be, name the role as trusted: "
+            + ", whose code would run with the rights of this run. If you trust that role, name it as trusted: "
             + " ".join(f"--trusted-owner {owner}" for owner in owners)
-            + f", or trusted_owners = {owners}. Otherwise find out who made it, and drop it or give it to another role"
+            + f", or trusted_owners = {owners}. Otherwise find out where it comes from, and drop it or give it to "
+            "another role"
         )
 
     async def ensure(
@@ -341,9 +342,9 @@ class History(NamedTuple):
             names = [name for name in COLUMNS if name in missing]
             lack = f"the table {self.table} lacks {', '.join(names)}, and {self._role} may not add that"
             if any(COLUMNS[name].essential for name in names):
-                raise ServerError(f"{lack}; nothing can be recorded safely before its owner does: {alter}")
+                raise ServerError(f"{lack}; nothing can be recorded safely before its owner runs: {alter}")
             if not missing.issubset(without):
-                _log.warning("%s; it is written without until its owner does: %s", lack, alter)
+                _log.warning("%s; it is written without that until its owner runs: %s", lack, alter)
             return seal
         as_owner = become(self.owner, local=True) if self.owner else ""
         await through_races(connection, f"{as_owner}{alter};", budget)
@@ -394,8 +395,8 @@ class History(NamedTuple):
     def unreadable(self) -> str:
         """The message for a value that Python cannot hold."""
         return (
-            f"the table {self.table} has a date before the year 1 or after 9999, or a number that is none, which "
-            "cannot be read; correct it"
+            f"the table {self.table} has a value that cannot be read: a date before the year 1 or after 9999, or a "
+            "text in place of a number; correct it"
         )
 
     async def relation(self, connection: Connection) -> tuple[str | None, set[str]]:

@@ -51,7 +51,7 @@ async def made_by(factory: Hidden[Factory], known: WeakSet[Any]) -> Any:
 def _awaitable(factory: Hidden[Factory], name: str) -> Hidden[Awaitable[Any]]:
     returned = Hidden(factory.reveal()())
     if not inspect.isawaitable(returned.reveal()):
-        raise UsageError(f"{name} returns a thing of the type {_type(returned)} at once; it must be {_WANTED}")
+        raise UsageError(f"{name} returns a value of the type {_type(returned)} at once; it must be {_WANTED}")
     return returned
 
 
@@ -61,7 +61,7 @@ async def _refuse_unusable(made: Hidden[Any], known: WeakSet[Any], name: str) ->
         await _give_back(made)
         raise UsageError(f"{name} returned a connection of a pool, which is not a run's to close; it must be {_WANTED}")
     if not issubclass(made.reveal().__class__, asyncpg.Connection):
-        raise UsageError(f"{name} returned a thing of the type {_type(made)}; it must be {_WANTED}")
+        raise UsageError(f"{name} returned a value of the type {_type(made)}; it must be {_WANTED}")
     if made.reveal() in known or made.reveal().is_closed():
         raise UsageError(f"{name} returned a connection that is used already, or closed; it must be {_WANTED}")
 
