@@ -92,7 +92,7 @@ def maintenance(maintenance_dsn: str) -> Iterator[Maintenance]:
 
 @pytest.fixture
 def dsn(maintenance_dsn: str, maintenance: Maintenance) -> Iterator[str]:
-    """The DSN of a fresh, empty database; it is dropped afterwards, whoever is still connected to it."""
+    """The DSN of a fresh, empty database; it is dropped afterwards, even if clients are still connected."""
     with a_database(maintenance_dsn, maintenance) as dsn:
         yield dsn
 

@@ -47,7 +47,7 @@ def live(options: dict[str, Any], path: Path, manner: Manner) -> None:
 
 
 def run_as_a_server(work: Callable[[], Awaitable[T]]) -> T:
-    """Return what the work returns. SIGTERM cancels it once, as uvicorn and gunicorn do a lifespan.
+    """Return the result of the work. SIGTERM cancels it once, as uvicorn and gunicorn do a lifespan.
 
     Raises InterruptedBySignalError when the work has ended of that, CancellationLostError when it has not.
     """

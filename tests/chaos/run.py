@@ -24,7 +24,7 @@ _stack = ExitStack()
 
 
 def run(seeds: Sequence[int], jobs: int, folder: Path) -> Iterator[Outcome]:
-    """Yield the outcome of each seed's trial, as they come; `folder` has what those with violations leave."""
+    """Yield the outcome of each seed's trial, as they come; `folder` has the evidence of trials with violations."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _begin) as pool:
         for future in as_completed([pool.submit(one, seed, folder) for seed in seeds]):
