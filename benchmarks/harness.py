@@ -102,7 +102,7 @@ Measure = Callable[[int], Iterable[Figure]]
 
 
 class SkippedError(Exception):
-    """The machine lacks what a benchmark needs."""
+    """The machine lacks a program that a benchmark needs."""
 
 
 def take_turns(runs: int, subjects: Mapping[K, Callable[[], float]]) -> dict[K, list[float]]:

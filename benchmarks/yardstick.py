@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main(  # noqa: PLR0913 - ten options are what the yardstick is about
+def main(  # noqa: PLR0913 - ten options are the point of the yardstick
     *,
     dsn: Annotated[str, typer.Option(metavar="URL", envvar="DATABASE_URL", help="The database.")],
     folder: Annotated[str | None, typer.Option("--dir", metavar="FOLDER", help="The files.")] = None,
