@@ -43,7 +43,7 @@ _TRUSTED = typer.Option(
     "--trusted-owner",
     metavar="ROLE",
     envvar="PGRATCHET_TRUSTED_OWNERS",
-    help="A role that may own the history and its triggers' functions; repeatable; in the variable, separate roles by blanks.",
+    help="A role that may own the history and functions of its triggers; repeatable; the variable has blanks between.",
 )
 
 
