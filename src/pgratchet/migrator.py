@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pgratchet.core import arguments
-from pgratchet.core.errors import BehindError, PgratchetError, UsageError
+from pgratchet.core.errors import BehindError, FilesError, PgratchetError, UsageError
 from pgratchet.core.events import Done, Event, Tell, failed
 from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import (
@@ -25,6 +25,7 @@ from pgratchet.core.model import (
     Kind,
     Lock,
     Plan,
+    Problem,
     Verdict,
 )
 from pgratchet.core.plan import planning
@@ -73,6 +74,10 @@ class Migrator:
     run trusts anyway: an owner of these runs code with the rights of the run (SECURITY.md).
     `journal` names a local file that gets a line for each finished step.
 
+    A folder without migrations is an error for every run that needs its files, and the readiness is failed: a package
+    or an image without its files would count as up to date. With `allow_empty` such a folder is a list of nothing.
+    `status`, `plan` and `repair` only warn.
+
     `direct_dsn` leads straight to the server if `dsn` leads to a pooler: sessions that take the lock use it.
     `lock` forces the way in which runners are kept apart: "session", one lock from the first step to the last;
     "transaction", one in each step's transaction, as a run does by itself if it finds a pooler; "none", for engines
@@ -99,6 +104,7 @@ class Migrator:
         statement_timeout: float | None = None,
         allow_late: bool = False,
         strict: bool = False,
+        allow_empty: bool = False,
         readers: Collection[str] = (),
         trusted_owners: Collection[str] = (),
         journal: str | os.PathLike[str] | None = None,
@@ -119,6 +125,7 @@ class Migrator:
             statement_timeout=statement_timeout,
             allow_late=allow_late,
             strict=strict,
+            allow_empty=allow_empty,
             readers=readers,
             trusted_owners=trusted_owners,
             journal=journal,
@@ -128,7 +135,7 @@ class Migrator:
         )
         if why:
             del migrations, layout, table, budget, lock_timeout, statement_timeout, allow_late, strict
-            del readers, trusted_owners, journal, lock, owner, listener
+            del allow_empty, readers, trusted_owners, journal, lock, owner, listener
             raise UsageError(why)
         if listener is not None:
             arguments.function("listener", listener, "a function that takes an event")
@@ -140,6 +147,7 @@ class Migrator:
         role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
         self.budget = arguments.limit("budget", budget)
+        self._allow_empty = arguments.switch("allow_empty", allow_empty)
         self._course = Course(layout.rank)
         self._applications = 0
         self._listener = listener
@@ -257,7 +265,7 @@ class Migrator:
         """
         to = discreet(to)
         version = self._version(to)
-        run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
+        run = Run(self._settings, await self._read_some(), Budget(self.budget), _silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -276,7 +284,7 @@ class Migrator:
         arguments.switch("dry_run", dry_run)
         arguments.switch("skip_failed", skip_failed)
         table = Table.parse(source, "source")
-        migrations = {migration.version: migration for migration in (await self._read()).migrations}
+        migrations = {migration.version: migration for migration in (await self._read_some()).migrations}
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
         work = partial(adopt, self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
@@ -314,11 +322,26 @@ class Migrator:
             raise UsageError(f"{what} is '{text:.40}', which is no version: {self._settings.layout.form}")
         return canonical
 
+    async def _read_some(self) -> Catalogue:
+        """Return the migrations; raises FilesError if there are none, unless that is allowed."""
+        catalogue = await self._parse()
+        if not catalogue.migrations and not self._allow_empty:
+            raise FilesError([await self._emptiness()])
+        return catalogue
+
     async def _read(self) -> Catalogue:
+        """Return the migrations; logs a warning if there are none, unless that is allowed."""
+        catalogue = await self._parse()
+        if not catalogue.migrations and not self._allow_empty:
+            _log.warning("%s", await self._emptiness())
+        return catalogue
+
+    async def _emptiness(self) -> Problem:
+        return await asyncio.to_thread(directory.emptiness, self.migrations, self._settings.layout.recognises)
+
+    async def _parse(self) -> Catalogue:
         parse, strict = self._settings.layout.parse, self._settings.strict
         catalogue = await asyncio.to_thread(lambda: parse(directory.read(self.migrations), strict=strict))
-        if not catalogue.migrations:
-            _log.warning("there is no migration in %s", self.migrations)
         for warning in catalogue.warnings:
             _log.warning("%s", warning)
         return catalogue
@@ -335,7 +358,7 @@ class Migrator:
                 telling.tell(event, self._listener)
 
             try:
-                run = Run(self._settings, await self._read(), Budget(self.budget), tell)
+                run = Run(self._settings, await self._read_some(), Budget(self.budget), tell)
                 finished = run.progress.finished
                 await cancelled_for_good(partial(work, run))
             except BaseException as error:

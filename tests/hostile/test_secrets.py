@@ -432,6 +432,7 @@ BAD: list[dict[str, Any]] = [
     {"statement_timeout": [DSN]},
     {"allow_late": DSN},
     {"strict": DSN},
+    {"allow_empty": DSN},
 ]
 
 

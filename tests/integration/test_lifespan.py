@@ -190,13 +190,6 @@ class TestTheHook:
         async with migrated(migrator):
             assert migrator.readiness.ready
 
-    async def test_the_hook_warns_of_a_folder_without_migrations(
-        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        folder = write({"readme.txt": "lost: the migrations"})
-        async with migrated(Migrator(dsn, folder)):
-            assert f"there is no migration in {folder}" in caplog.text
-
     async def test_the_hook_has_the_next_application_look_for_itself(self, migrator: Migrator) -> None:
         async with migrated(migrator), migrated(migrator):
             assert migrator.readiness.ready

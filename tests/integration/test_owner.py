@@ -164,9 +164,9 @@ async def test_an_owner_that_the_role_is_no_member_of_is_refused_with_the_grant_
             partial(Migrator, connect=partial(connect, as_role(dsn, login))),
         ):
             with pytest.raises(ServerError, match='GRANT "pg_monitor" TO the one that logs in'):
-                await migrator(migrations=write({}), owner="pg_monitor").up()
+                await migrator(migrations=write({"001_a.sql": ""}), owner="pg_monitor").up()
             with pytest.raises(ServerError, match="nobody here"):
-                await migrator(migrations=write({}), owner="nobody here").up()
+                await migrator(migrations=write({"001_a.sql": ""}), owner="nobody here").up()
 
 
 async def test_a_login_role_can_read_a_history_that_began_with_an_adoption_or_a_repair(dsn: str, write: Write) -> None:

@@ -99,6 +99,7 @@ with_everything = Migrator(
     statement_timeout=0,
     allow_late=True,
     strict=True,
+    allow_empty=True,
     readers=["web", "worker"],
     trusted_owners=["dba"],
     journal=Path(".migration_history"),

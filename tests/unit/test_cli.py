@@ -249,6 +249,7 @@ EVERYTHING = {
     "statement_timeout": 3.0,
     "allow_late": True,
     "strict": True,
+    "allow_empty": True,
     "readers": ["web", "worker"],
     "journal": "j.jsonl",
 }
@@ -256,7 +257,7 @@ EVERYTHING = {
 
 def test_every_setting_can_be_a_flag(fake: FakeMigrator) -> None:
     flags = "--dsn postgresql:///x --dir d --table a.b --budget 1.5 --lock-timeout 2 --statement-timeout 3 --allow-late"
-    more = "--strict --reader web --reader worker --journal j.jsonl"
+    more = "--strict --allow-empty --reader web --reader worker --journal j.jsonl"
     result = invoke("up", *flags.split(), *more.split())
 
     assert result.exit_code == 0
@@ -306,7 +307,10 @@ def test_the_three_ways_to_give_a_dsn_are_named_where_none_is_given(fake: FakeMi
     ("toml", "message"),
     [
         ("tabel = 1", "unknown setting 'tabel' under [tool.pgratchet] in pyproject.toml; did you mean 'table'?"),
-        ("xyz = 1", "unknown setting 'xyz' under [tool.pgratchet] in pyproject.toml; known are allow_late, budget,"),
+        (
+            "xyz = 1",
+            "unknown setting 'xyz' under [tool.pgratchet] in pyproject.toml; known are allow_empty, allow_late,",
+        ),
         ("strict = 1", "'strict' under [tool.pgratchet] in pyproject.toml must be true or false"),
         ("budget = true", "'budget' under [tool.pgratchet] in pyproject.toml must be a number of seconds"),
         ("budget = -1", "'budget' under [tool.pgratchet] in pyproject.toml must be a number of seconds"),

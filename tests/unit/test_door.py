@@ -46,6 +46,7 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("one of readers", "at least one"): [{"readers": [""]}],
     ("allow_late", A_SWITCH): SWITCHES,
     ("strict", A_SWITCH): SWITCHES,
+    ("allow_empty", A_SWITCH): SWITCHES,
     ("table", A_STRING): [None, 5, b"public.a", Path("a")],
     ("table", "write schema.name"): ["", "a.b.c", "."],
     ("lock", A_LOCK): ["", "advisory", "SESSION", 5, True, b"session", ["session"]],

@@ -23,6 +23,7 @@ _TABLE = _setting("TABLE", "NAME", "The history table; public.schema_migrations 
 _JSON = typer.Option("--json", help="Write one JSON document to stdout instead of lines.")
 _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
 _LATE = _setting("ALLOW_LATE", None, "Also apply pending versions below an applied one.")
+_EMPTY = _setting("ALLOW_EMPTY", None, "Accept a folder without migrations.")
 _STRICT = _setting("STRICT", None, "Refuse gaps between versions, and applied versions without a file.")
 _BUDGET = _setting("BUDGET", "SECONDS", "The most seconds to wait in total; no limit if not given.")
 _DIRECT = _setting("DIRECT_DSN", "URL", "The database without its pooler, for taking the lock.", parser=Hidden)
@@ -63,6 +64,7 @@ class Judging(Common, total=False):
 
     allow_late: Annotated[bool | None, _LATE]
     strict: Annotated[bool | None, _STRICT]
+    allow_empty: Annotated[bool | None, _EMPTY]
 
 
 class Waiting(Judging, total=False):

@@ -31,6 +31,7 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "statement_timeout": arguments.seconds,
     "allow_late": arguments.switch,
     "strict": arguments.switch,
+    "allow_empty": arguments.switch,
     "readers": sql.roles,
     "trusted_owners": sql.roles,
     "journal": arguments.path,

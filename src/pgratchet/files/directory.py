@@ -4,13 +4,14 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from pgratchet.core.errors import UsageError
-from pgratchet.core.model import File
+from pgratchet.core.model import File, Problem
 
 
 class Traversable(Protocol):
@@ -38,6 +39,15 @@ MIGRATION = re.compile(r"(?ais)(?![._]).*\.(?:sql|py)")
 
 LARGEST = 2 << 30
 """The largest size of a file, in bytes; PostgreSQL takes no statement of half that size."""
+
+DEEPEST = 3
+"""The number of levels below an empty folder in which its migrations are looked for."""
+
+MOST_FOLDERS = 500
+"""The most folders in which they are looked for."""
+
+MOST_SHOWN = 3
+"""The most folders that a message names."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -74,6 +84,43 @@ def read(location: Location) -> Iterator[File]:
         raise UsageError(_unreadable(location, error)) from None
     except ValueError as error:
         raise _impossible(location, error) from None
+
+
+def emptiness(location: Location, recognises: Callable[[Iterable[File]], bool]) -> Problem:
+    """Return the problem of a folder without migrations; it names folders below whose files `recognises` accepts."""
+    below = [str(folder) for folder in islice(_below(location), MOST_FOLDERS) if _holds(folder, recognises)]
+    allow = "or allow a folder without migrations (allow_empty, --allow-empty)"
+    if not below:
+        cure = f"name the folder that has them, put the files into the package or the image, {allow}"
+        return Problem(str(location), f"there is no migration in this folder{_relative(location)}", cure)
+    shown = ", ".join(below[:MOST_SHOWN])
+    more = f" and {len(below) - MOST_SHOWN} more" if len(below) > MOST_SHOWN else ""
+    message = f"there is no migration in this folder{_relative(location)}; there are some in {shown}{more}"
+    return Problem(str(location), message, f"only the files of one folder are read: name that one, {allow}")
+
+
+def _below(location: Location) -> Iterator[Traversable]:
+    """Yield the folders below a folder, the nearest first, by name; without hidden ones."""
+    level: list[Traversable] = [Path(location) if isinstance(location, str | os.PathLike) else location]
+    for _ in range(DEEPEST):
+        level = [folder for parent in level for folder in _folders(parent)]
+        yield from level
+
+
+def _folders(parent: Traversable) -> list[Traversable]:
+    try:
+        return sorted(
+            (each for each in parent.iterdir() if each.name[:1] != "." and each.is_dir()), key=lambda x: x.name
+        )
+    except OSError:
+        return []  # a folder that cannot be read may have no migrations, too
+
+
+def _holds(folder: Traversable, recognises: Callable[[Iterable[File]], bool]) -> bool:
+    try:
+        return recognises(read(folder))
+    except UsageError:
+        return False
 
 
 def content(path: str) -> bytes:
@@ -184,11 +231,14 @@ def _impossible(location: Location, error: ValueError) -> UsageError:
 
 
 def _unreadable(location: Location, error: OSError) -> str:
-    what = error.filename or location
+    return f"cannot read '{error.filename or location}'{_relative(location)}: {error.strerror}"
+
+
+def _relative(location: Location) -> str:
+    """Return the part of a sentence that says where a relative path begins; empty for every other location."""
     if not isinstance(location, str | os.PathLike) or os.path.isabs(location):  # noqa: PTH117 - a str is fine
-        return f"cannot read '{what}': {error.strerror}"
+        return ""
     try:
-        here = os.getcwd()  # noqa: PTH109 - the same
+        return f", relative to {os.getcwd()}"  # noqa: PTH109 - the same
     except OSError:
-        here = "a working directory that is gone"
-    return f"cannot read '{what}', relative to {here}: {error.strerror}"
+        return ", relative to a working directory that is gone"
