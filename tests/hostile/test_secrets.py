@@ -687,6 +687,7 @@ def by_another(tmp_path: Path) -> Iterator[Callable[[str, Path | None], list[lis
     """Returns what the library and the command line come to for somebody else, with another home."""
     parent = Path(tempfile.mkdtemp())  # that of tmp_path is not for others
     shutil.copytree(tmp_path, folder := parent / "migrations")
+    (folder / "001_a.sql").write_text("SELECT 1;")
     parent.chmod(0o755)
     folder.chmod(0o755)
     unwanted = ("USER", "LOGNAME", "LNAME", "USERNAME")
