@@ -42,7 +42,7 @@ def pgratchet_migrations(pytestconfig: pytest.Config) -> str | os.PathLike[str]:
 @pytest.fixture(scope="session")
 def pgratchet_layout() -> Any:
     """Return the layout: the names, the form and the versions of the files."""
-    from pgratchet.migrator import DEFAULT_LAYOUT  # noqa: PLC0415 - as above
+    from pgratchet.files.layouts import DEFAULT_LAYOUT  # noqa: PLC0415 - as above
 
     return DEFAULT_LAYOUT
 

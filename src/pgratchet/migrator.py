@@ -33,7 +33,7 @@ from pgratchet.core.readiness import Course, Readiness
 from pgratchet.files import directory
 from pgratchet.files.directory import Location
 from pgratchet.files.layout import Layout
-from pgratchet.files.layouts.own import own
+from pgratchet.files.layouts import DEFAULT_LAYOUT
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
@@ -50,7 +50,6 @@ from pgratchet.version import __version__
 
 T = TypeVar("T")
 
-DEFAULT_LAYOUT: Layout = own
 """The layout of a directory unless another one is given."""
 
 _log = logging.getLogger("pgratchet")

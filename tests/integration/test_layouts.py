@@ -27,7 +27,7 @@ from pgratchet import (
 )
 from pgratchet.files import parsing
 from pgratchet.files.layout import Layout
-from pgratchet.migrator import DEFAULT_LAYOUT
+from pgratchet.files.layouts import DEFAULT_LAYOUT
 from pgratchet.postgres.ledger.records import Applied
 from pgratchet.postgres.link.sql import Table
 from pgratchet.postgres.wire.message import Message

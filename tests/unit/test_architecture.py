@@ -227,8 +227,8 @@ def test_only_a_layout_takes_a_version_for_a_number() -> None:
     assert found == {"files.layouts.own"}
 
 
-def test_nothing_but_the_default_names_a_layout() -> None:
-    assert [name for name in modules() if "files.layouts.own" in inner_imports(name)] == ["migrator"]
+def test_only_the_list_of_layouts_names_one() -> None:
+    assert [name for name in modules() if "files.layouts.own" in inner_imports(name)] == ["files.layouts"]
 
 
 def test_the_library_neither_prints_nor_exits() -> None:

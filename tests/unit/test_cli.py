@@ -50,6 +50,7 @@ from pgratchet.core.model import (
     Step,
     Verdict,
 )
+from pgratchet.files.layouts.own import own
 
 DSN = "postgresql://somebody@nowhere/nothing"
 ARGUMENTS = {"new": ["add users"]}
@@ -243,6 +244,7 @@ def test_the_defaults_without_settings_are_the_librarys(fake: FakeMigrator) -> N
 
 
 EVERYTHING = {
+    "layout": "pgratchet",
     "table": "a.b",
     "budget": 1.5,
     "lock_timeout": 2.0,
@@ -257,11 +259,11 @@ EVERYTHING = {
 
 def test_every_setting_can_be_a_flag(fake: FakeMigrator) -> None:
     flags = "--dsn postgresql:///x --dir d --table a.b --budget 1.5 --lock-timeout 2 --statement-timeout 3 --allow-late"
-    more = "--strict --allow-empty --reader web --reader worker --journal j.jsonl"
+    more = "--layout pgratchet --strict --allow-empty --reader web --reader worker --journal j.jsonl"
     result = invoke("up", *flags.split(), *more.split())
 
     assert result.exit_code == 0
-    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING)]
+    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING | {"layout": own})]
 
 
 def test_every_setting_can_be_a_variable(fake: FakeMigrator) -> None:
@@ -269,7 +271,7 @@ def test_every_setting_can_be_a_variable(fake: FakeMigrator) -> None:
     result = invoke("up", env={f"PGRATCHET_{name.upper()}": str(value) for name, value in values.items()})
 
     assert result.exit_code == 0
-    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING)]
+    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING | {"layout": own})]
 
 
 def test_every_setting_can_stand_in_the_project(fake: FakeMigrator, tmp_path: Path) -> None:
@@ -279,7 +281,16 @@ def test_every_setting_can_stand_in_the_project(fake: FakeMigrator, tmp_path: Pa
     result = CliRunner().invoke(program.app, ["up"])
 
     assert result.exit_code == 0
-    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING)]
+    assert fake.made == [(("postgresql:///x", "d"), EVERYTHING | {"layout": own})]
+
+
+def test_a_layout_that_nobody_knows_is_refused_with_those_that_are_known(fake: FakeMigrator) -> None:
+    for arguments in (["up"], ["new", "add users"]):
+        result = invoke(*arguments, "--layout", "flyway")
+
+        assert result.exit_code == 2
+        assert "--layout (PGRATCHET_LAYOUT) is 'flyway'; it must be one of pgratchet" in result.stderr
+    assert fake.made == []
 
 
 def test_flags_come_before_variables_and_those_before_the_project(fake: FakeMigrator, tmp_path: Path) -> None:

@@ -336,4 +336,4 @@ def test_a_setting_of_the_project_that_a_flag_overrides_is_not_judged(tmp_path: 
 def test_every_setting_is_an_option_and_an_argument() -> None:
     options = Writing.__annotations__.keys() - {"json", "verbose"}
 
-    assert set(settings.SETTINGS) == options == PARAMETERS - {"connect", "layout", "listener", "migrations"} | {"dir"}
+    assert set(settings.SETTINGS) == options == PARAMETERS - {"connect", "listener", "migrations"} | {"dir"}

@@ -13,6 +13,7 @@ from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import Kind, Verdict
+from pgratchet.files.layouts import DEFAULT_LAYOUT
 
 To = Annotated[str | None, typer.Option(metavar="VERSION", help="The last version to apply.")]
 DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Revert every version above this one; 0 for all.")]
@@ -79,8 +80,9 @@ def plan(to: To = None, **flags: Unpack[Judging]) -> Report:
 
 def new(description: Description, *, python: Python = False, **flags: Unpack[Common]) -> Report:
     """Write the files of a new migration."""
-    folder = read(flags).get("dir", DEFAULT_DIR)
-    return reports.created(migrator.new(folder, description, Kind.PYTHON if python else Kind.SQL))
+    settings = read(flags)
+    folder, layout = settings.get("dir", DEFAULT_DIR), settings.get("layout", DEFAULT_LAYOUT)
+    return reports.created(migrator.new(folder, description, Kind.PYTHON if python else Kind.SQL, layout=layout))
 
 
 def adopt(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 import typer
 
 from pgratchet.core.masking import Hidden
+from pgratchet.files.layouts import DEFAULT_LAYOUT, LAYOUTS
 
 
 def _setting(name: str, metavar: str | None, text: str, **more: Any) -> Any:
@@ -19,6 +20,7 @@ _DSN = typer.Option(
     metavar="URL", envvar=["PGRATCHET_DSN", "DATABASE_URL"], help="postgresql://user:password@host/name", parser=Hidden
 )
 _DIR = _setting("DIR", "FOLDER", "The folder of migrations; migrations/versions if not given.")
+_LAYOUT = _setting("LAYOUT", "NAME", f"The form of files: {', '.join(LAYOUTS)}; {DEFAULT_LAYOUT.name} if not given.")
 _TABLE = _setting("TABLE", "NAME", "The history table; public.schema_migrations if not given.")
 _JSON = typer.Option("--json", help="Write one JSON document to stdout instead of lines.")
 _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
@@ -53,6 +55,7 @@ class Common(TypedDict, total=False):
 
     dsn: Annotated[Hidden[str] | None, _DSN]
     dir: Annotated[str | None, _DIR]
+    layout: Annotated[str | None, _LAYOUT]
     table: Annotated[str | None, _TABLE]
     trusted_owners: Annotated[list[str] | None, _TRUSTED]
     json: Annotated[bool | None, _JSON]

@@ -10,6 +10,7 @@ from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide, misplaced
 from pgratchet.core.model import Lock
 from pgratchet.files import directory
+from pgratchet.files.layouts import LAYOUTS
 from pgratchet.migrator import Migrator
 from pgratchet.postgres.link import dsn, sql
 
@@ -25,6 +26,7 @@ DSNS = ("dsn", "direct_dsn")
 
 CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "dir": arguments.path,
+    "layout": lambda what, value: arguments.choice(what, value, LAYOUTS),
     "table": lambda what, value: sql.Table.parse(value, what),
     "budget": arguments.seconds,
     "lock_timeout": arguments.seconds,
@@ -54,7 +56,7 @@ def open_migrator(flags: Mapping[str, Any]) -> Migrator:
 
 
 def read(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each given setting by its name in [tool.pgratchet]; DSNs are hidden.
+    """Return each given setting by its name in [tool.pgratchet]; DSNs are hidden, and the layout is the one named.
 
     Raises UsageError for a value that cannot be right; the message names its flag and variable, or its setting.
     """
@@ -64,6 +66,8 @@ def read(flags: Mapping[str, Any]) -> dict[str, Any]:
         _check(name, spelling(name) if name in given else _place(name), hide(value))
     for name in settings.keys() & set(DSNS):
         settings[name] = _sourced(settings[name], given_by(name, settings[name]) if name in given else _place(name))
+    if "layout" in settings:
+        settings["layout"] = LAYOUTS[settings["layout"]]
     return settings
 
 
