@@ -2,7 +2,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import FilesError, HistoryError, Migrator
+from pgratchet import FilesError, HistoryError, MigrationFailedError, Migrator
 from tests.support import Connection, Write, ask, column, deserted, exists, failure_of, history, states, tell, until
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +107,162 @@ async def test_a_python_migration_that_fails_says_where_and_is_rolled_back(
     assert len(await Migrator(dsn, folder).up()) == 2
 
 
+GROUPS = {
+    "a failed task of asyncio": ("group.create_task(child())", 9),
+    "a failed task beside a body that sleeps": ("group.create_task(child())\n    await asyncio.sleep(60)", 9),
+    "a failed task beside a query": (
+        "group.create_task(child())\n    await connection.execute('SELECT pg_sleep(60)')",
+        9,
+    ),
+    "a failed body": ("raise LookupError('the reason')", 14),
+}
+
+
+@pytest.mark.parametrize(("body", "line"), GROUPS.values(), ids=GROUPS.keys())
+async def test_a_task_group_that_fails_in_a_python_migration_is_a_failed_migration_with_the_reason(
+    dsn: str, write: Write, body: str, line: int
+) -> None:
+    code = f"""
+import asyncio
+
+
+async def child():
+    try:
+        await asyncio.sleep(0.05)
+    finally:
+        raise LookupError('the reason')
+
+
+async def up(connection):
+    async with asyncio.TaskGroup() as group:
+        {body.replace("    ", "        ")}
+
+
+async def down(connection): ...
+"""
+    folder = write({"001_a.py": code})
+    with anyio.fail_after(10):
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+    assert (failure.message, failure.line) == ("LookupError: the reason", line)
+    assert (await history(dsn))["1"]["error"] == f"LookupError: the reason, line {line}"
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+CANCELLED = {
+    "one that is raised": "raise asyncio.CancelledError('the reason')",
+    "one that is awaited": "task = asyncio.ensure_future(asyncio.sleep(60))\ntask.cancel('the reason')\nawait task",
+    "one of its own task": "asyncio.current_task().cancel('the reason')\nawait asyncio.sleep(60)",
+    "one in a query": "asyncio.current_task().cancel('the reason')\nawait connection.execute('SELECT pg_sleep(60)')",
+    "one in a group": "raise BaseExceptionGroup('x', [asyncio.CancelledError('the reason')])",
+}
+
+
+@pytest.mark.parametrize("body", CANCELLED.values(), ids=CANCELLED.keys())
+async def test_a_cancellation_of_a_python_migration_by_itself_is_a_failed_migration(
+    dsn: str, write: Write, body: str
+) -> None:
+    folder = write({"001_a.py": python(f"import asyncio\n{body}")})
+    with anyio.fail_after(10):
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+    assert failure.message == "CancelledError: the reason"
+    assert failure.hint
+    assert "nobody has cancelled the run" in failure.hint
+    assert (await history(dsn))["1"]["error"].startswith("CancelledError: the reason, line")
+    with pytest.raises(MigrationFailedError):
+        await Migrator(dsn, folder).rehearse()
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+async def test_a_cancellation_at_the_top_level_of_a_python_migration_is_a_failed_migration(
+    dsn: str, write: Write
+) -> None:
+    folder = write({"001_a.py": "import asyncio\nraise asyncio.CancelledError('x')\nasync def up(connection): pass\n"})
+    failure = (await failure_of(Migrator(dsn, folder))).failure
+    assert (failure.message, failure.line) == ("CancelledError: x", 2)
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
+async def test_a_python_migration_goes_on_after_failures_and_timeouts_that_it_handles(dsn: str, write: Write) -> None:
+    body = """
+import asyncio
+import contextlib
+async def child():
+    raise LookupError
+try:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child())
+        await asyncio.sleep(60)
+except* LookupError:
+    pass
+with contextlib.suppress(TimeoutError):
+    async with asyncio.timeout(0.01):
+        await asyncio.sleep(60)
+"""
+    with anyio.fail_after(10):
+        await Migrator(dsn, write({"001_a.py": python(f"{body}\nasyncio.current_task().cancel()")})).up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+INSIDE = {
+    "the only one in a group": (
+        "raise ExceptionGroup('x', [ExceptionGroup('y', [await thrown(connection)])])",
+        "division by zero",
+        "22012",
+        "division by zero (22012)",
+    ),
+    "several in a group": (
+        "both = ValueError('of a ' + 'row'), KeyError()\nraise ExceptionGroup('x', [await thrown(connection), *both])",
+        "ExceptionGroup: x (3 sub-exceptions): division by zero (22012); ValueError: of a row; KeyError",
+        None,
+        "ExceptionGroup: x: division by zero (22012); ValueError; KeyError",
+    ),
+    "one that has a cause": (
+        "raise RuntimeError('cannot fill it') from await thrown(connection)",
+        "RuntimeError: cannot fill it: division by zero (22012)",
+        None,
+        "RuntimeError: cannot fill it: division by zero (22012)",
+    ),
+    "one that is its own cause": (
+        "error = RuntimeError('x')\nraise error from error",
+        "RuntimeError: x",
+        None,
+        "RuntimeError: x",
+    ),
+    "an exit in a group": (
+        "raise BaseExceptionGroup('x', [SystemExit(3), GeneratorExit()])",
+        "BaseExceptionGroup: x (2 sub-exceptions): SystemExit: 3; GeneratorExit",
+        None,
+        "BaseExceptionGroup: x: SystemExit; GeneratorExit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE.values(), ids=INSIDE.keys())
+async def test_errors_inside_of_the_error_of_a_python_migration_are_told(
+    dsn: str, write: Write, case: tuple[str, str, str | None, str]
+) -> None:
+    body, message, sqlstate, kept = case
+    head = """async def thrown(connection):
+    try:
+        async with connection.transaction():
+            await connection.execute('SELECT 1/0')
+    except Exception as error:
+        return error
+"""
+    folder = write({"001_a.py": head + python(body)})
+    error = await failure_of(Migrator(dsn, folder))
+    assert (error.failure.message, error.failure.sqlstate) == (message, sqlstate)
+    assert message in str(error)
+    line = error.failure.line
+    assert line is not None
+    assert (await history(dsn))["1"]["error"] == f"{kept}, line {line}"
+    write({"001_a.py": python("pass")})
+    await Migrator(dsn, folder).up()
+
+
 @pytest.mark.parametrize("word", ["sys.exit(3)", "exit()"])
 async def test_a_python_migration_that_exits_fails_without_ending_the_process(
     dsn: str, write: Write, word: str
@@ -179,6 +335,16 @@ async def test_a_cancelled_python_migration_leaves_nothing_behind(dsn: str, writ
     assert not await exists(dsn, "a")
     write({"001_a.py": python("pass")})
     await Migrator(dsn, folder).up()
+
+
+async def test_a_python_migration_is_tried_again_after_a_temporary_error_in_a_group(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE SEQUENCE tries")
+    sql = "DO $$BEGIN IF nextval('tries') < 3 THEN RAISE 'x' USING ERRCODE = '40001'; END IF; END$$"
+    body = f"""import asyncio
+async with asyncio.TaskGroup() as group:
+    group.create_task(connection.execute({sql!r}))"""
+    await Migrator(dsn, write({"001_a.py": python(body)})).up()
+    assert await ask(dsn, "SELECT last_value FROM tries") == 3
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "55P03"])

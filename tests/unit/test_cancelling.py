@@ -6,7 +6,7 @@ from contextlib import suppress
 import anyio
 import pytest
 
-from pgratchet.postgres.link.cancelling import cancelled_for_good, shieldable, undisturbed
+from pgratchet.postgres.link.cancelling import OwnCancellationError, cancelled_for_good, shieldable, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_work_in_a_task_of_its_own_returns_its_result(around: Around) -> N
 
 
 @pytest.mark.parametrize("around", [cancelled_for_good, shieldable])
-@pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt])
 async def test_an_error_of_work_in_a_task_of_its_own_is_raised_as_it_is(
     around: Around, error: type[BaseException]
 ) -> None:
@@ -42,6 +42,72 @@ async def test_an_error_of_work_in_a_task_of_its_own_is_raised_as_it_is(
 
     with pytest.raises(error):
         await around(work)
+
+
+async def fail() -> None:
+    raise LookupError
+
+
+async def raise_a_cancellation() -> None:
+    raise asyncio.CancelledError("reason")
+
+
+async def await_a_cancelled_task() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel("reason")
+    await task
+
+
+async def cancel_itself() -> None:
+    (asyncio.current_task() or asyncio.ensure_future(fail())).cancel("reason")
+    await asyncio.sleep(60)
+
+
+OWN_CANCELLATIONS = [raise_a_cancellation, await_a_cancelled_task, cancel_itself]
+
+
+@pytest.mark.parametrize("work", OWN_CANCELLATIONS)
+async def test_a_cancellation_of_shieldable_work_by_itself_is_an_error(work: Callable[[], Awaitable[None]]) -> None:
+    with pytest.raises(OwnCancellationError) as caught:
+        await cancelled_for_good(lambda: shieldable(work))
+    assert caught.value.args == caught.value.cancellation.args == ("reason",)
+
+
+@pytest.mark.parametrize("work", OWN_CANCELLATIONS)
+async def test_a_cancellation_from_outside_stays_one_where_shieldable_work_cancels_itself_then(
+    work: Callable[[], Awaitable[None]],
+) -> None:
+    async def sleep_and_work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await work()
+
+    with anyio.fail_after(5):
+        await cancelled(cancelled_for_good(lambda: shieldable(sleep_and_work)))
+        await cancelled(shieldable(sleep_and_work))
+
+
+async def test_a_cancellation_that_shieldable_work_has_asked_for_ends_with_it() -> None:
+    async def work() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "done"
+
+    assert await cancelled_for_good(lambda: shieldable(work)) == "done"
+    await asyncio.sleep(0)
+
+
+async def test_a_failed_child_of_a_task_group_fails_shieldable_work() -> None:
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await cancelled_for_good(lambda: shieldable(work))
+    assert isinstance(caught.value.exceptions[0], LookupError)
+    await asyncio.sleep(0)
 
 
 async def test_work_that_suppresses_its_cancellation_is_cancelled_at_each_further_await() -> None:
@@ -143,9 +209,6 @@ async def test_a_cancellation_is_repeated_less_often_while_undisturbed_work_take
 
 
 async def test_undisturbed_work_returns_its_result_and_raises_its_error() -> None:
-    async def fail() -> None:
-        raise LookupError
-
     assert await undisturbed(asyncio.sleep(0, "done")) == "done"
     with pytest.raises(LookupError):
         await undisturbed(fail())

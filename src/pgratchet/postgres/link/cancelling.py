@@ -21,6 +21,17 @@ PAUSE = 0.01
 reach may take some, and others need the loop."""
 
 
+class OwnCancellationError(Exception):
+    """Code of others has ended with a CancelledError, the cause of this error, though nobody has cancelled it.
+
+    It has cancelled itself, or awaited a task that was cancelled.
+    """
+
+    def __init__(self, cancellation: asyncio.CancelledError) -> None:
+        super().__init__(*cancellation.args)
+        self.cancellation = cancellation
+
+
 async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
     """Return the result of `work`, or raise its error; if this is cancelled, each later await of `work` is, too.
 
@@ -53,12 +64,25 @@ async def cancelled_for_good(work: Callable[[], Awaitable[T]]) -> T:
 async def shieldable(work: Callable[[], Awaitable[T]]) -> T:
     """Return the result of `work`, or raise its error; inside of `cancelled_for_good` anyio's shields hold in `work`.
 
-    For code of others, such as a Python migration.
+    For code of others, such as a Python migration: `work` has a task of its own, with which a cancellation that it asks
+    for ends. Raises OwnCancellationError for a CancelledError of `work` that comes from no cancellation of this.
     """
     returned: list[T] = []
     raised: list[BaseException] = []
+    cancellations: list[asyncio.CancelledError] = []
+
+    async def settle() -> None:
+        try:
+            await _settle(work, returned, raised)
+        except asyncio.CancelledError as error:
+            cancellations.append(error)
+            raise
+
+    # If this is cancelled, the group raises that cancellation in the end.
     async with anyio.create_task_group() as group:
-        group.start_soon(_settle, work, returned, raised, name=TASK)
+        group.start_soon(settle, name=TASK)
+    for cancellation in cancellations:
+        raise OwnCancellationError(cancellation) from cancellation
     return _settled(returned, raised)
 
 

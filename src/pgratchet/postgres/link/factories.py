@@ -9,9 +9,10 @@ from weakref import WeakSet
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from pgratchet.core.causes import sole, told
 from pgratchet.core.errors import PgratchetError, ServerError, UsageError
 from pgratchet.core.masking import Hidden, discreet
-from pgratchet.postgres.link.cancelling import shieldable
+from pgratchet.postgres.link.cancelling import OwnCancellationError, shieldable
 
 Factory = Callable[[], Awaitable[Any]]
 
@@ -33,16 +34,18 @@ async def made_by(factory: Hidden[Factory], known: WeakSet[Any]) -> Any:
     name = f"the factory {_name(factory)}, given as connect,"
     try:
         made = Hidden(await shieldable(lambda: _awaitable(factory, name).reveal()))
-    except PgratchetError:
-        raise
-    except (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError) as error:
-        note = f"{name} raised it"
-        if note not in getattr(error, "__notes__", ()):  # it may be the same one each time
-            error.add_note(note)
-        raise
-    except Exception as error:
-        text = discreet(" ".join(str(error).split()))
-        raise ServerError(f"{name} raised {type(error).__name__}: {text}") from error
+    except (Exception, BaseExceptionGroup) as error:
+        whole = error.cancellation if isinstance(error, OwnCancellationError) else error
+        raised = sole(whole)
+        if isinstance(raised, PgratchetError):
+            raise raised from raised.__cause__
+        if isinstance(raised, asyncpg.PostgresError | asyncpg.TargetServerAttributeNotMatched | OSError):
+            note = f"{name} raised it"
+            if note not in getattr(raised, "__notes__", ()):  # it may be the same one each time
+                raised.add_note(note)
+            raise raised from raised.__cause__
+        text = discreet(" ".join(told(whole).split()))
+        raise ServerError(f"{name} raised {text}") from error
     await _refuse_unusable(made, known, name)
     known.add(made.reveal())
     return made.reveal()

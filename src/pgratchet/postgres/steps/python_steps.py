@@ -1,15 +1,17 @@
 """Python migrations: coroutine functions that get the run's own connection, inside the run's own transaction."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import cast
 
+from pgratchet.core.causes import sole
 from pgratchet.core.model import Step
 from pgratchet.postgres.ledger.records import DURABLE, Claim
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.cancelling import shieldable
+from pgratchet.postgres.link.cancelling import OwnCancellationError, shieldable
 from pgratchet.postgres.link.lending import lent
 from pgratchet.postgres.link.own import unsendable
 from pgratchet.postgres.link.session import Connection
@@ -19,13 +21,19 @@ from pgratchet.postgres.wire.sending import Wire
 
 Function = Callable[[Connection], Awaitable[object]]
 
+ERRORS = (Exception, SystemExit, BaseExceptionGroup)
+"""The errors of a migration itself; a cancellation is none."""
+
 
 def load(step: Step) -> Function:
     """Return the step's function, in which anyio's shields hold; running the file's top level may raise anything."""
     source = step.script.source
     module = ModuleType(f"pgratchet_migration_{step.migration.version}")
     module.__file__ = source.path
-    exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
+    try:
+        exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
+    except asyncio.CancelledError as error:
+        raise OwnCancellationError(error) from error
     function = cast("Function", getattr(module, step.direction))
     return lambda connection: shieldable(partial(function, connection))
 
@@ -55,11 +63,13 @@ def failing(wire: Wire, framing: Framing, claim: Claim) -> Iterator[None]:
         yield
     except StepError:
         raise
-    except (Exception, SystemExit) as error:
-        raised = unsendable(error) if wire.connection.is_closed() else error
+    except ERRORS as error:
+        reason = sole(error.cancellation if isinstance(error, OwnCancellationError) else error)
+        raised = unsendable(reason) if wire.connection.is_closed() else reason
         if raised is None:
             raise
-        raise StepError(from_python(claim, raised, framing.records.guards.raised(raised)), raised) from error
+        failure = from_python(claim, error, raised, framing.records.guards.raised(raised))
+        raise StepError(failure, raised) from error
 
 
 @asynccontextmanager
@@ -72,7 +82,7 @@ async def cleaned_after_error(wire: Wire, framing: Framing) -> AsyncIterator[Non
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception | SystemExit) and not wire.connection.is_closed():
+        if isinstance(error, ERRORS) and not wire.connection.is_closed():
             await wire.roll_back(framing.reset)
         elif framing.facts.pooled:
             wire.connection.terminate()

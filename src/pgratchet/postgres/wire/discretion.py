@@ -7,6 +7,7 @@ import re
 
 import asyncpg
 
+from pgratchet.core.causes import inner
 from pgratchet.core.model import Failure
 from pgratchet.core.printing import printable
 from pgratchet.postgres.link.own import UnreadableError
@@ -36,22 +37,38 @@ def recordable(failure: Failure, cause: BaseException, source: str) -> str:
 
 
 def _words(failure: Failure, cause: BaseException, source: str) -> str:
-    kind = type(cause).__name__
-    if isinstance(cause, UnreadableError):
-        return cause.SENTENCE
     if isinstance(cause, asyncpg.PostgresError):
-        return _of_server(failure, cause, source) or _CAPITAL.sub(" ", kind).lower()
-    said = failure.message.removeprefix(f"{kind}: ")
-    # A message that does not begin with the name of its exception is a sentence of ours.
-    return failure.message if said == failure.message or _is_literal(said, source) else kind
+        return _of_server(failure.message, cause, source)
+    if not failure.message.startswith(type(cause).__name__):
+        return failure.message  # a sentence of ours
+    texts = dict.fromkeys(_inside(each, source) for each in inner(cause))
+    return ": ".join(filter(None, (_of_python(cause, source), "; ".join(texts))))
 
 
-def _of_server(failure: Failure, error: asyncpg.PostgresError, source: str) -> str:
-    """Return the part of a message that may be recorded; empty if it may come from a function, as its context shows."""
-    message, kind = failure.message, (failure.sqlstate or "")[:2]
+def _inside(error: BaseException, source: str) -> str:
+    if isinstance(error, asyncpg.PostgresError):
+        code = f" ({error.sqlstate})" if error.sqlstate else ""
+        return _of_server(str(error.args[0] if error.args else error), error, source) + code
+    return _of_python(error, source)
+
+
+def _of_python(error: BaseException, source: str) -> str:
+    kind, said = type(error).__name__, error.message if isinstance(error, BaseExceptionGroup) else str(error)
+    return f"{kind}: {said}" if said and _is_literal(said, source) else kind
+
+
+def _of_server(message: str, error: asyncpg.PostgresError, source: str) -> str:
+    """Return the part of a message that may be recorded; the kind of the error if a function may have written it."""
+    if isinstance(error, UnreadableError):
+        return error.SENTENCE
+    return _words_of_server(message, error, source) or _CAPITAL.sub(" ", type(error).__name__).lower()
+
+
+def _words_of_server(message: str, error: asyncpg.PostgresError, source: str) -> str:
+    kind = (error.sqlstate or "")[:2]
     if _is_literal(message, source):
         return message
-    if failure.context or kind in _ANYBODYS or isinstance(error, asyncpg.UnknownPostgresError):
+    if error.context or kind in _ANYBODYS or isinstance(error, asyncpg.UnknownPostgresError):
         return ""
     if kind == _DATA:
         return _VALUE.split(message, maxsplit=1)[0].strip()

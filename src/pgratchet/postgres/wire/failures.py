@@ -1,11 +1,13 @@
 """Failures of steps, in terms of files: path, line, column, statement."""
 
+import asyncio
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
 
+from pgratchet.core.causes import told
 from pgratchet.core.model import Failure, Mode
 from pgratchet.core.printing import line_of
 from pgratchet.core.sql.statements import scan
@@ -16,6 +18,9 @@ from pgratchet.postgres.wire.message import Message, Part, part_at
 
 EXCERPT_LINES = 2
 """How many lines are shown before and after the one that failed."""
+
+
+SELF_CANCELLED = "nobody has cancelled the run: the migration cancelled itself, or awaited a task that was cancelled"
 
 
 class StepError(Exception):
@@ -110,16 +115,24 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: 
     )
 
 
-def from_python(claim: Claim, error: BaseException, raised: Guard | None = None) -> Failure:
-    """Return an exception of a Python step as a failure, at the innermost line of the migration's own file."""
-    path = claim.step.script.source.path
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    line = frames[-1].lineno if frames else None
-    text = claim.step.script.source.text
+def from_python(claim: Claim, error: BaseException, reason: BaseException, raised: Guard | None = None) -> Failure:
+    """Return an exception of a Python step as a failure, at the innermost line of the migration's own file.
+
+    `reason` is the error itself, or the only one inside of it.
+    """
+    path, text = claim.step.script.source.path, claim.step.script.source.text
+    # A task that is started from a library has no line of the file: then the group's own line counts.
+    line = _line(reason, path) or _line(error, path)
     offset = None if line is None else _start_of(text, line)
-    if isinstance(error, asyncpg.PostgresError):
-        return from_server(claim, error, Spot(offset), raised)
-    return at_spot(claim, Spot(offset), f"{type(error).__name__}: {error}")
+    if isinstance(reason, asyncpg.PostgresError):
+        return from_server(claim, reason, Spot(offset), raised)
+    hint = SELF_CANCELLED if isinstance(reason, asyncio.CancelledError) else None
+    return at_spot(claim, Spot(offset), told(reason))._replace(hint=hint)
+
+
+def _line(error: BaseException, path: str) -> int | None:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return frames[-1].lineno if frames else None
 
 
 def _start_of(text: str, line: int) -> int:
