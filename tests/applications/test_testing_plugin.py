@@ -211,7 +211,7 @@ def test_the_entry_point_leads_to_the_plugin() -> None:
     assert plugin.load().pytest_addoption
 
 
-def test_without_a_server_a_private_one_is_started_and_is_gone_afterwards(project: Project) -> None:
+def test_a_private_server_is_started_if_there_is_none_and_is_gone_afterwards(project: Project) -> None:
     tests = """
 def test_private(pgratchet_server, pgratchet_dsn):
     assert sql(pgratchet_server, "SHOW listen_addresses") == ""

@@ -671,7 +671,7 @@ def test_a_file_that_comes_in_between_without_locks_is_not_written_over(
     assert [path.name for path in tmp_path.iterdir()] == ["001_a.sql"]
 
 
-def test_where_no_number_is_left_nothing_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written_if_no_number_is_left(tmp_path: Path) -> None:
     (tmp_path / f"{'9' * 18}_last.sql").touch()
 
     with pytest.raises(UsageError, match=f"no version above {'9' * 18}"):

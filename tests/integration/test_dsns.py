@@ -149,7 +149,10 @@ class TestAService:
         file.write_text("[it]\npassword=100%s\n")
         assert address_of("postgresql://?service=it").get("password") == "100%s"
 
-    @pytest.mark.parametrize("text", ["", "[other]\n", "[it\n", "nonsense\n[it]\n", "[it]\nnonsense\n", b"\xff[it]\n"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[other]\n", "[it\n", "nonsense\n[it]\n", "[it]\nnonsense\n", "[it]\nport=1\nport=2\n", b"\xff[it]\n"],
+    )
     def test_a_service_that_is_not_there_is_an_error_and_no_other_database(self, file: Path, text: str | bytes) -> None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UsageError, match=r"dsn names the service 'it'.*services"):

@@ -154,7 +154,7 @@ async def test_the_gate_serves_nothing_until_the_schema_is_ready(dsn: str, write
             await anyio.to_thread.run_sync(client.__exit__, None, None, None)
 
 
-async def test_without_its_lifespan_an_application_serves_nothing(dsn: str, write: Write) -> None:
+async def test_an_application_serves_nothing_without_its_lifespan(dsn: str, write: Write) -> None:
     """As where it is mounted in another one, or asked by a test client that was not entered."""
     migrator = Migrator(dsn, write({"001_a.sql": "CREATE TABLE a ();"}))
     app = Starlette(routes=[Route("/", answer)], lifespan=migrated(migrator))

@@ -217,7 +217,7 @@ def test_a_pending_version_is_late_if_and_only_if_it_is_below_an_applied_one(wor
 
 @quick
 @given(worlds(unknown=True))
-def test_of_unedited_files_only_late_ones_are_refused(world: World) -> None:
+def test_a_directory_without_edits_is_refused_only_for_a_late_file(world: World) -> None:
     late = tuple(entry.version for entry in world.entries if entry.state is State.LATE)
     unknown = [entry for entry in world.entries if entry.state is State.UNKNOWN]
 

@@ -861,7 +861,7 @@ def test_an_error_of_the_work_comes_as_it_is() -> None:
         interruption.run(work)
 
 
-def test_where_the_loop_takes_no_handlers_an_interrupt_still_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_the_work_also_if_the_loop_takes_no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await anyio.sleep(10)

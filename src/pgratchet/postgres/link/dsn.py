@@ -99,7 +99,7 @@ _NOTHING_LOST = {
     ("sslcompression", "0"),
     ("sslsni", "1"),
 }
-"""Values of them that ask for what happens anyway."""
+"""Values of these parameters that change nothing."""
 
 _NO = {"0", "false", "off", "no"}
 
@@ -180,7 +180,7 @@ def address_of(dsn: Dsn, what: str = "the DSN") -> Address:
     given = hide(dsn)
     del dsn
     source = getattr(given.reveal(), "source", what)
-    # Not hidden by the type alone: it is the caller's, who may have no type checker.
+    # A caller without a type checker may pass anything.
     if not isinstance(given.reveal(), str):
         raise UsageError(f"{source} must be a string, and is of the type {type(given.reveal()).__name__}")
     url = Hidden(_trimmed(given.reveal()))
@@ -258,7 +258,7 @@ def _are_ports(ports: str) -> bool:
 
 
 def _parameters(url: str) -> dict[str, str]:
-    """Return what a URL says, by libpq's names: of two values for the same the later one, as libpq has it."""
+    """Return the parameters of a URL, by libpq's names. The later of two values wins, as in libpq."""
     parts = urlsplit(url)
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     hosts, ports = _hosts(parts.netloc)
@@ -292,8 +292,8 @@ def _service(parameters: Hidden[dict[str, str]], what: str) -> Hidden[dict[str, 
     if folder := os.environ.get("PGSYSCONFDIR"):
         paths.append(Path(folder, "pg_service.conf"))
     for path in paths:
-        # Values are taken as they are, and the first of two: as libpq does.
-        parser = Hidden(configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), strict=False))
+        # Raw: libpq knows no interpolation.
+        parser = Hidden(configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",)))
         if why := _unread(parser, path):
             raise UsageError(f"{what} names the service '{name}', and {path} cannot be read: {why}")
         if parser.reveal().has_section(name):
@@ -315,7 +315,7 @@ def _unread(parser: Hidden[configparser.RawConfigParser], path: Path) -> str:
         return "it is not UTF-8"
     except configparser.Error:
         # Its message quotes the line, in which a password may be.
-        return "it has a line that is neither [a name] nor name=value"
+        return "it has a line that is neither [a name] nor name=value, or says something twice"
     return ""
 
 

@@ -18,7 +18,7 @@ _TLS_FILES = {
     "sslkey": "postgresql.key",
     "sslcrl": "root.crl",
 }
-"""Where asyncpg looks in ~/.postgresql for what neither the DSN nor the environment names."""
+"""The files in ~/.postgresql that asyncpg reads if neither the DSN nor the environment names others."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _HOME = "make it readable, set HOME to a directory that this process may read, or name other files in the DSN"
@@ -35,11 +35,11 @@ _NOT_READ = (
     asyncpg.InterfaceError,
     configparser.Error,
 )
-"""What asyncpg raises for a DSN or a service file that it cannot read, some of which quote from it."""
+"""Errors of asyncpg about a DSN or a service file that it cannot read; some quote from it."""
 
 
 def refusal(address: Address, error: Exception) -> str | None:
-    """Say what has to change in the DSN or on this machine; None where an error of connecting is the server's."""
+    """Return the change that the DSN or this machine needs; None if an error of connecting is the server's."""
     match error:
         case asyncpg.InvalidPasswordError():
             return _password_file(address)
@@ -58,7 +58,7 @@ def refusal(address: Address, error: Exception) -> str | None:
 
 
 def _is_nameless(address: Address) -> bool:
-    """Say whether nobody says who is to log in: getpass does it in asyncpg, and raises what differs by release."""
+    """Return whether the user of the login is unknown. asyncpg asks getpass, whose errors differ by release."""
     if address.get("user") or os.environ.get("PGUSER"):
         return False
     try:
@@ -69,7 +69,7 @@ def _is_nameless(address: Address) -> bool:
 
 
 def _has_tls(address: Address) -> bool:
-    """Say whether asyncpg looks for files for TLS, which it does before it connects."""
+    """Return whether asyncpg looks for files for TLS; it does so before it connects."""
     if mode := address.get("sslmode") or os.environ.get("PGSSLMODE"):
         return mode != "disable"
     hosts = address.get("host") or os.environ.get("PGHOST", "")
@@ -79,8 +79,8 @@ def _has_tls(address: Address) -> bool:
 def ways_without_home(address: Address) -> Sequence[ssl.SSLContext | bool]:
     """Return the ways of TLS, in order, that libpq would try without the files of a home that cannot be read.
 
-    asyncpg fails there; libpq passes over such files. None where the DSN or the environment names files, or asks for
-    the server's certificate to be checked.
+    asyncpg fails there; libpq ignores such files. Empty if the DSN or the environment names files, or asks for a check
+    of the server's certificate.
     """
     mode = address.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     named = any(address.get(setting) or os.environ.get(f"PG{setting.upper()}") for setting in _TLS_FILES)
@@ -100,7 +100,7 @@ def _trouble_at_home(name: str) -> str | None:
 
 
 def _tls_files(address: Address) -> Iterator[str]:
-    """Yield what is wrong with each file for TLS that asyncpg cannot read."""
+    """Yield a sentence about each file for TLS that asyncpg cannot read."""
     for setting, usual in _TLS_FILES.items():
         if path := address.get(setting) or os.environ.get(f"PG{setting.upper()}"):
             if trouble := _trouble(path):
@@ -110,7 +110,7 @@ def _tls_files(address: Address) -> Iterator[str]:
 
 
 def _password_file(address: Address) -> str | None:
-    """Say why asyncpg has found no password, where nobody gives it one and its file cannot be read."""
+    """Return the reason why asyncpg has no password, if none is given and the password file cannot be read."""
     if address.get("password") or os.environ.get("PGPASSWORD"):
         return None
     if path := address.get("passfile") or os.environ.get("PGPASSFILE"):
@@ -132,7 +132,7 @@ def _home() -> Path | None:
 
 
 def _trouble(path: str, *passed_over: type[OSError]) -> str | None:
-    """Say why a file cannot be read; it is not opened, as that may block."""
+    """Return the reason why a file cannot be read. It is not opened, because that may block."""
     try:
         Path(path).stat()
     except passed_over:
