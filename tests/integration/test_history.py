@@ -15,11 +15,13 @@ from pgratchet import (
     BudgetExceededError,
     ForeignTableError,
     HistoryError,
+    MigrationFailedError,
     Migrator,
     ServerError,
     Verdict,
     __version__,
 )
+from pgratchet.cli import reports
 from pgratchet.core.model import RecordState
 from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.ledger.history import History
@@ -187,6 +189,32 @@ class TestARow:
             assert caught.value.versions == ("2",)
         assert not await exists(dsn, "two")
         assert [step.version for step in await Migrator(dsn, folder, allow_late=True).up()] == ["2"]
+
+    async def test_a_new_file_in_the_place_of_one_that_failed_is_late_and_has_no_failure(
+        self, dsn: str, write: Write
+    ) -> None:
+        folder = write({"001_one.sql": "SELECT 1;", "002_two.sql": "SELECT nothing;"})
+        with pytest.raises(MigrationFailedError):
+            await Migrator(dsn, folder).up()
+        (folder / "002_two.sql").unlink()
+        await Migrator(dsn, write({"003_three.sql": "SELECT 3;"})).up()
+        write({"002_other.sql": "CREATE TABLE two ();"})
+        for verb in (Migrator.up, Migrator.check, Migrator.rehearse):
+            with pytest.raises(HistoryError, match=r"002_other\.sql is pending, but later versions are applied"):
+                await verb(Migrator(dsn, folder))
+        assert [entry.state for entry in await Migrator(dsn, folder).status()] == ["applied", "late", "applied"]
+        told = reports.status(await Migrator(dsn, folder).status())
+        assert "nothing" not in str(told)
+        assert [step.version for step in await Migrator(dsn, folder, allow_late=True).up()] == ["2"]
+
+    async def test_a_failed_file_that_was_fixed_is_pending_again(self, dsn: str, write: Write) -> None:
+        folder = write({"001_one.sql": "SELECT nothing;"})
+        with pytest.raises(MigrationFailedError):
+            await Migrator(dsn, folder).up()
+        assert [entry.state for entry in await Migrator(dsn, folder).status()] == ["failed"]
+        write({"001_one.sql": "SELECT 1;"})
+        assert [entry.state for entry in await Migrator(dsn, folder).status()] == ["pending"]
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]
 
     async def test_a_row_without_a_file_lets_an_older_image_start(self, dsn: str, write: Write) -> None:
         folder = write({"001_one.sql": "SELECT 1;", "003_three.sql": "SELECT 3;"})

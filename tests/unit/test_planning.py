@@ -126,6 +126,38 @@ def test_a_file_without_a_row_is_late_below_an_applied_version(newer: RecordStat
     assert first.state is expected
 
 
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("of_the_file", [{}, {"name": "another"}, {"checksum": "other"}], ids=str)
+def test_a_failed_version_is_late_below_an_applied_one(of_the_file: dict[str, str], done: int) -> None:
+    failed = row(1, RecordState.FAILED, statements_done=done, **of_the_file)
+    compared = compare([migration(1), migration(2)], [failed, row(2)])
+
+    assert [entry.state for entry in compared] == [State.LATE, State.APPLIED]
+    with pytest.raises(HistoryError, match="later versions are applied"):
+        judge(compared)
+    assert judge(compared, allow_late=True) == ()
+    assert planning.missing(compared) == ("1",)
+
+
+def test_a_person_has_judged_only_the_file_of_that_name() -> None:
+    reset = row(1, RecordState.PENDING, name="another", reason="cleaned up")
+
+    assert [entry.state for entry in compare([migration(1), migration(2)], [reset, row(2)])] == [
+        State.LATE,
+        State.APPLIED,
+    ]
+
+
+@pytest.mark.parametrize("other", [{"name": "another"}, {"checksum": "other"}], ids=str)
+def test_the_failure_of_an_earlier_file_is_not_charged_to_the_present_one(other: dict[str, Any]) -> None:
+    failed = row(1, RecordState.FAILED, error="syntax error")
+    (same,), (new,) = compare([migration(1)], [failed]), compare([migration(1)], [failed._replace(**other)])
+    (begun,) = compare([migration(1)], [failed._replace(statements_done=1, **other)])
+
+    assert [entry.state for entry in (same, new, begun)] == [State.FAILED, State.PENDING, State.FAILED]
+    assert [planning.failure_of(entry) for entry in (same, new, begun)] == ["syntax error", None, "syntax error"]
+
+
 def test_a_file_above_all_that_is_applied_is_pending() -> None:
     assert [entry.state for entry in entries([1, 2, 3], [1, 2])] == [State.APPLIED, State.APPLIED, State.PENDING]
 

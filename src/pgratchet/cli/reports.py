@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, State
+from pgratchet.core.plan import planning
 from pgratchet.core.printing import printable
 
 NEVER = "-"
@@ -65,7 +66,7 @@ def status(entries: Sequence[Entry]) -> Report:
     """Report a table of all versions, the errors of failed ones, the reasons of repairs, and a count of states."""
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
-    errors = [f"{entry.version} {entry.state}: {entry.row.error}" for entry in entries if entry.row and entry.row.error]
+    errors = [f"{entry.version} {entry.state}: {error}" for entry in entries if (error := planning.failure_of(entry))]
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         if entry.row and entry.row.reason:
@@ -151,7 +152,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "path": entry.migration.up.path if entry.migration else None,
         "when": when.isoformat() if when else None,
         "by": _by(entry),
-        "error": entry.row.error if entry.row else None,
+        "error": planning.failure_of(entry),
         "reason": entry.row.reason if entry.row else None,
         "statements_done": entry.row.statements_done if entry.row else None,
         "statements_total": entry.row.statements_total if entry.row else None,

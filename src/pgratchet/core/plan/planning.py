@@ -46,7 +46,8 @@ def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank
     """Return one entry for each version that is on disk or in the history, in the order of their ranks.
 
     A row without a rank comes behind everything that was applied before it, and makes no file late. There is no entry
-    for a row that left nothing behind and has no file: its file was renumbered, or given up.
+    for a row that left nothing behind and has no file: its file was renumbered, or given up. A file below an applied
+    version is late also if an attempt has failed, but not if a person has judged that it is to run again.
     """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in history}
@@ -61,9 +62,11 @@ def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank
     entries = []
     for version in order:
         migration, row = files.get(version), rows.get(version)
-        if migration is not None and row is None:
-            state = State.LATE if newest is not None and migration.rank < newest else State.PENDING
-        elif row is not None and (migration or row.state is RecordState.APPLIED or halfway.is_begun(row)):
+        if migration is not None and newest is not None and migration.rank < newest and _may_be_late(migration, row):
+            state = State.LATE
+        elif row is None:
+            state = State.PENDING
+        elif migration or row.state is RecordState.APPLIED or halfway.is_begun(row):
             state = _recorded_state(migration, row)
         else:
             continue
@@ -94,9 +97,30 @@ def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
         return State.RUNNING
     if migration is None:
         return State.UNKNOWN
-    if row.state in (RecordState.FAILED, RecordState.PENDING):
-        return State(row.state)
+    if row.state is RecordState.FAILED:
+        return State.FAILED if _is_about(row, migration) else State.PENDING
+    if row.state is RecordState.PENDING:
+        return State.PENDING
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
+
+
+def _may_be_late(migration: Migration, row: HistoryRow | None) -> bool:
+    """Say whether a version is to run, and no person has judged that this very migration is to run again."""
+    if row is None or row.state is RecordState.FAILED:
+        return True
+    return row.state is RecordState.PENDING and row.name != migration.name
+
+
+def failure_of(entry: Entry) -> str | None:
+    """Return the error of the last attempt at a version; None if it was another file that has left nothing behind."""
+    _, state, migration, row = entry
+    if row is None or (state in (State.PENDING, State.LATE) and migration and not _is_about(row, migration)):
+        return None
+    return row.error
+
+
+def _is_about(row: HistoryRow, migration: Migration) -> bool:
+    return halfway.is_begun(row) or (row.name, row.checksum) == (migration.name, migration.checksum)
 
 
 def looked(entries: Iterable[Entry]) -> Looked:
