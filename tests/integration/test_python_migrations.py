@@ -1,8 +1,14 @@
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import anyio
 import asyncpg
 import pytest
 
 from pgratchet import FilesError, HistoryError, MigrationFailedError, Migrator
+from tests.conftest import writing
 from tests.support import Connection, Write, ask, column, deserted, exists, failure_of, history, states, tell, until
 
 pytestmark = pytest.mark.anyio
@@ -409,6 +415,110 @@ await connection.add_listener("news", callback=print)
         later = "await connection.execute(\"NOTIFY news, 'later'; DO $$BEGIN RAISE NOTICE 'later'; END$$\")"
         await Migrator(dsn, write({"001_a.py": python(body), "002_b.py": python(later)})).up()
         assert "later" not in capsys.readouterr().out
+
+
+LIKE_IMPORTED = """from __future__ import annotations
+
+import importlib.resources
+import inspect
+import pickle
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import _more
+from ._helpers import create
+from ._more import VALUE as value
+
+
+@dataclass
+class Row:
+    number: int
+
+
+async def up(connection):
+    from ._late import LATE
+
+    module = sys.modules[__name__]
+    assert module.__dict__ is globals()
+    assert pickle.loads(pickle.dumps(Row(value))) == Row(_more.VALUE) == Row(LATE)
+    assert typing.get_type_hints(Row) == {"number": int}
+    assert (__spec__.name, __spec__.parent, __spec__.origin) == (__name__, __package__, __file__)
+    assert "number: int" in inspect.getsource(Row)
+    assert (importlib.resources.files(__package__) / "_helpers.py").read_text() == __text__("_helpers.py")
+    await create(connection, f"t_{Path(__file__).stem}")
+    await connection.execute("SELECT pg_sleep(0.05)")
+
+
+async def down(connection):
+    await connection.execute(f"DROP TABLE t_{Path(__file__).stem}")
+
+
+def __text__(name):
+    return Path(__file__).with_name(name).read_text()
+"""
+HELPERS = {
+    "_helpers.py": "async def create(connection, name): await connection.execute(f'CREATE TABLE {name} ()')\n",
+    "_more.py": "VALUE = 1\n",
+    "_late.py": "from ._more import VALUE as LATE\n",
+}
+
+
+class TestTheModuleOfAMigration:
+    @pytest.fixture(autouse=True)
+    def nothing_stays(self) -> Iterator[None]:
+        before = set(sys.modules)
+        yield
+        assert not [name for name in set(sys.modules) - before if "migrations" in name or "_helpers" in name]
+
+    async def test_a_python_migration_is_like_an_imported_module(self, dsn: str, write: Write) -> None:
+        migrator = Migrator(dsn, write({"001_a.py": LIKE_IMPORTED, "002_b.py": LIKE_IMPORTED, **HELPERS}))
+        await migrator.rehearse()
+        assert len(await migrator.up()) == 2
+        await migrator.redo()
+        assert await exists(dsn, "t_001_a")
+        assert await exists(dsn, "t_002_b")
+
+    async def test_a_relative_folder_is_found_by_its_migrations(
+        self, dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(write({"001_a.py": LIKE_IMPORTED, **HELPERS}))
+        await Migrator(dsn, ".").up()
+        monkeypatch.chdir("..")
+        await Migrator(dsn, "migrations").redo()
+
+    async def test_a_python_migration_in_an_archive_imports_what_lies_beside_it(self, dsn: str, tmp_path: Path) -> None:
+        code = "from ._more import VALUE\nimport inspect\n" + python("assert 'VALUE' in inspect.getsource(up)")
+        with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as archive:
+            for name, text in {"001_a.py": code, **HELPERS}.items():
+                archive.writestr(f"package/versions/{name}", text)
+        await Migrator(dsn, zipfile.Path(tmp_path / "wheel.zip", "package/versions/")).up()
+        assert await states(dsn) == {"1": "applied"}
+
+    async def test_runs_at_the_same_time_share_no_module(self, dsn: str, tmp_path: Path) -> None:
+        folders = []
+        for number in (1, 2):
+            changed = HELPERS | {"_more.py": f"VALUE = {number}\n"}
+            body = (
+                f"from ._more import VALUE\nassert VALUE == {number}\nawait connection.execute('SELECT pg_sleep(.2)')"
+            )
+            code = python(f"{body}\nfrom . import _more\nassert _more.VALUE == {number}")
+            folders.append(writing(tmp_path / f"{number}")({"001_a.py": code, **changed}))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Migrator(dsn, folders[0]).up)
+            tasks.start_soon(Migrator(dsn, folders[0]).up)
+            tasks.start_soon(Migrator(dsn, folders[1], table="others").up)
+
+    async def test_a_new_helper_is_found_after_an_error(self, dsn: str, write: Write) -> None:
+        folder = write({"001_a.py": "from . import _helpers\n" + python("raise LookupError")})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert (failure.message.partition(":")[0], failure.line) == ("ImportError", 1)
+        write(HELPERS)
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert failure.message == "LookupError"
+        write({"001_a.py": "from . import _helpers\n" + python("pass")})
+        await Migrator(dsn, folder).up()
 
 
 @pytest.mark.parametrize("kind", ["timestamptz", "int4", "text"])

@@ -1,10 +1,8 @@
 """Python migrations: coroutine functions that get the run's own connection, inside the run's own transaction."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from types import ModuleType
 from typing import cast
 
 from pgratchet.core.causes import sole
@@ -15,6 +13,7 @@ from pgratchet.postgres.link.cancelling import OwnCancellationError, shieldable
 from pgratchet.postgres.link.lending import lent
 from pgratchet.postgres.link.own import unsendable
 from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.steps.modules import imported
 from pgratchet.postgres.wire.failures import StepError, from_python
 from pgratchet.postgres.wire.message import Framing
 from pgratchet.postgres.wire.sending import Wire
@@ -25,24 +24,18 @@ ERRORS = (Exception, SystemExit, BaseExceptionGroup)
 """The errors of a migration itself; a cancellation is none."""
 
 
-def load(step: Step) -> Function:
-    """Return the step's function, in which anyio's shields hold; running the file's top level may raise anything."""
-    source = step.script.source
-    module = ModuleType(f"pgratchet_migration_{step.migration.version}")
-    module.__file__ = source.path
-    try:
-        exec(compile(source.text, source.path, "exec"), module.__dict__)  # noqa: S102 - running the file is the job
-    except asyncio.CancelledError as error:
-        raise OwnCancellationError(error) from error
-    function = cast("Function", getattr(module, step.direction))
-    return lambda connection: shieldable(partial(function, connection))
+@contextmanager
+def loaded(step: Step) -> Iterator[Function]:
+    """Yield the step's function, in which anyio's shields hold; running the file's top level may raise anything."""
+    with imported(step.script.source) as module:
+        function = cast("Function", getattr(module, step.direction))
+        yield lambda connection: shieldable(partial(function, connection))
 
 
 async def run_function(wire: Wire, framing: Framing, claim: Claim) -> None:
     """Run one Python step, claimed and recorded in its own transaction; raises StepError with the error it raised."""
     connection = wire.connection
-    with failing(wire, framing, claim):
-        function = load(claim.step)
+    with failing(wire, framing, claim), loaded(claim.step) as function:
         # asyncpg opens the transaction itself: it would not know of a BEGIN of ours, and a transaction() in the
         # migration would then not be a savepoint.
         async with (

@@ -61,8 +61,9 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     if claim.step.migration.kind is Kind.PYTHON:
         await wire.send(Message(opening))
-        async with lent(wire.connection):
-            await python_steps.load(claim.step)(wire.connection)
+        with python_steps.loaded(claim.step) as function:
+            async with lent(wire.connection):
+                await function(wire.connection)
         await wire.send(Message(closing))
         return
     limits = framing.limits.of(claim.step.script.source.options)
