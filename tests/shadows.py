@@ -104,11 +104,11 @@ class Statements:
             return through
 
         def sending(send: Callable[..., Any]) -> Callable[..., Any]:
-            async def through(wire: Wire, message: Message, *more: object, **options: object) -> None:
+            async def through(wire: Wire, message: Message, *more: object, **options: object) -> object:
                 self.note(_ours(message))
                 inside.append(message.text)
                 try:
-                    await send(wire, message, *more, **options)
+                    return await send(wire, message, *more, **options)
                 finally:
                     inside.remove(message.text)
 

@@ -214,7 +214,8 @@ class TestWhatWasFinished:
     @pytest.fixture
     async def files(self, lazy: str) -> dict[str, str]:
         await tell(lazy, "DROP TABLE IF EXISTS lsn, busy, schema_migrations; CREATE TABLE busy ()")
-        files = {f"{n:03}_n.sql": self.NOTE for n in range(2, 8)}
+        files = {f"{n:03}_t.sql": f"CREATE TABLE IF NOT EXISTS t{n} ();" for n in range(3, 12, 2)}
+        files |= {f"{n:03}_n.sql": self.NOTE for n in range(2, 13, 2)}
         return files | {"001_t.sql": "CREATE TABLE lsn (at pg_lsn, mode text);"}
 
     async def test_finished_steps_are_durable_at_the_end(self, lazy: str, write: Write, files: dict[str, str]) -> None:
@@ -223,19 +224,19 @@ class TestWhatWasFinished:
             assert await connection.fetchval(self.FLUSHED, 6)
         assert await column(lazy, "SELECT mode FROM lsn ORDER BY at") == ["off"] * 5 + ["on"]
 
-    @pytest.mark.parametrize("end", ["SELECT 1/0;", "SELEC", "COMMIT;"])
+    @pytest.mark.parametrize("end", ["SELECT 1/0;", "SELEC", "COMMIT;", "CREATE TABLE lsn ();"])
     async def test_finished_steps_are_durable_when_the_next_one_fails(
         self, lazy: str, write: Write, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, end: str
     ) -> None:
         monkeypatch.setattr("pgratchet.core.sql.scripts._forbidden_controls", lambda *_: [])
         async with connected(lazy) as connection:
-            await failure_of(Migrator(lazy, write(files | {"005_n.sql": end})))
+            await failure_of(Migrator(lazy, write(files | {"007_t.sql": end})))
             assert await connection.fetchval(self.FLUSHED, 3)
 
     async def test_finished_steps_are_durable_when_the_next_one_waits_in_vain(
         self, lazy: str, write: Write, files: dict[str, str]
     ) -> None:
-        folder = write(files | {"005_n.sql": "LOCK TABLE busy;"})
+        folder = write(files | {"007_t.sql": "ALTER TABLE busy RENAME TO idle;"})
         async with connected(lazy) as connection, connected(lazy) as other:
             await other.execute("BEGIN; LOCK TABLE busy")
             with anyio.fail_after(10), pytest.raises(BudgetExceededError):
@@ -610,6 +611,74 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
     return any(what in message for message in messages(caplog))
+
+
+SEEN = "CREATE TABLE seen (step int, at timestamptz DEFAULT now(), clock timestamptz DEFAULT clock_timestamp());"
+
+
+class TestTheClock:
+    """PostgreSQL starts now() once for each message."""
+
+    @pytest.mark.parametrize(
+        ("between", "second"),
+        [
+            ("CREATE TABLE t ();", "INSERT INTO seen VALUES (2);"),
+            ("SELECT 1;", "INSERT INTO seen VALUES (2);"),
+            ("CREATE TABLE t ();", "CREATE TABLE u AS SELECT now();INSERT INTO seen VALUES (2);"),
+            (
+                "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'INSERT INTO seen VALUES (2) RETURNING 1';",
+                "ALTER TABLE seen ADD COLUMN x int DEFAULT f();",
+            ),
+        ],
+    )
+    async def test_now_is_later_than_the_commit_of_the_steps_before(
+        self, dsn: str, write: Write, between: str, second: str
+    ) -> None:
+        if "DEFAULT f()" in second:
+            # The table that is rewritten cannot be the one that is written to.
+            second = f"CREATE TABLE t (); {second}".replace("TABLE seen ADD", "TABLE old ADD")
+            between += "CREATE TABLE old AS SELECT 1 AS id;"
+        first = f"{SEEN} INSERT INTO seen VALUES (1); SELECT pg_sleep(0.05);"
+
+        await Migrator(dsn, write({"001_a.sql": first, "002_b.sql": between, "003_c.sql": second})).up()
+
+        later = "SELECT min(at) FILTER (WHERE step = 2) > max(clock) FILTER (WHERE step = 1) + '50 ms' FROM seen"
+        assert await ask(dsn, later)
+
+    async def test_a_versioning_trigger_accepts_a_fresh_install(self, dsn: str, write: Write) -> None:
+        rows = (
+            "CREATE TABLE t (id int, since timestamptz);"
+            "CREATE FUNCTION versioned() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+            "IF OLD.since >= now() THEN RAISE 'of the same moment'; END IF; NEW.since = now(); RETURN NEW; END$$;"
+            "CREATE TRIGGER versioned BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION versioned();"
+        )
+        files = {
+            "001_a.sql": rows,
+            "002_b.sql": "INSERT INTO t VALUES (1, now());",
+            "003_c.sql": "UPDATE t SET id = 2;",
+            "004_d.sql": "DO $$BEGIN UPDATE t SET id = 3; END$$;",
+        }
+        assert len(await Migrator(dsn, write(files)).up()) == 4
+
+    @pytest.mark.parametrize("there", [True, False])
+    async def test_an_event_trigger_sees_each_step_at_a_time_of_its_own(
+        self, dsn: str, write: Write, *, there: bool
+    ) -> None:
+        trigger = (
+            "CREATE TABLE log (at timestamptz);"
+            "CREATE FUNCTION log() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO log VALUES (now()); "
+            "END$$;"
+            "CREATE EVENT TRIGGER log ON ddl_command_end WHEN TAG IN ('CREATE SEQUENCE') EXECUTE FUNCTION log();"
+        )
+        files = {f"{number:03}_s.sql": f"CREATE SEQUENCE s{number};" for number in range(2, 6)}
+        if there:
+            await tell(dsn, trigger)
+        else:
+            files["001_a.sql"] = trigger
+
+        await Migrator(dsn, write(files)).up()
+
+        assert await ask(dsn, "SELECT count(DISTINCT at) = 4 AND count(*) = 4 FROM log")
 
 
 class TestLimits:

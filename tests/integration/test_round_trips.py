@@ -61,3 +61,11 @@ async def test_another_migration_takes_no_round_trip_of_its_own(between: Proxy, 
     assert len(await Migrator(between.dsn, write(tables(10))).up()) == 9
 
     assert between.flights - first <= first
+
+
+async def test_a_migration_that_writes_rows_takes_one_round_trip(between: Proxy, write: Write) -> None:
+    rows = {f"{index:04}_rows.sql": f"INSERT INTO t1 DEFAULT VALUES; -- {index}" for index in range(2, 101)}
+
+    assert len(await Migrator(between.dsn, write(tables(1) | rows)).up()) == 100
+
+    assert between.flights <= 120

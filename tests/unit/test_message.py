@@ -26,6 +26,10 @@ def step_of_size(length: int) -> Step:
     return claim("-" * length).step
 
 
+def sizes(*steps: Step, event_triggers: bool = False) -> list[int]:
+    return [len(group) for group in share(steps, event_triggers=event_triggers)]
+
+
 def composed(texts: Iterable[str], *, markers: bool = True) -> list[Message]:
     frames = [Frame(claim(text, str(number)), HEAD, TAIL) for number, text in enumerate(texts, 1)]
     return list(compose(frames, "here" if markers else None))
@@ -152,21 +156,41 @@ def test_positions_in_a_later_chunk_count_from_its_beginning(chunk: int) -> None
 
 
 def test_small_scripts_share_messages_up_to_a_number_and_a_size() -> None:
-    small = [claim("SELECT 1;", str(number)).step for number in range(MOST_STEPS * 2 + 1)]
+    small = [claim("CREATE TABLE t ();", str(number)).step for number in range(MOST_STEPS * 2 + 1)]
+    groups = list(share(small, event_triggers=False))
 
-    assert [len(group) for group in share(small)] == [MOST_STEPS, MOST_STEPS, 1]
-    assert [claim.step for group in share(small) for claim in group] == small
+    assert [len(group) for group in groups] == [MOST_STEPS, MOST_STEPS, 1]
+    assert [claim.step for group in groups for claim in group] == small
 
 
 def test_large_scripts_do_not_share() -> None:
     half, whole = step_of_size(CHUNK // 2), step_of_size(CHUNK + 1)
 
-    assert [len(group) for group in share([half, half, half])] == [2, 1]
-    assert [len(group) for group in share([half, whole, half])] == [1, 1, 1]
+    assert sizes(half, half, half) == [2, 1]
+    assert sizes(half, whole, half) == [1, 1, 1]
 
 
 def test_no_scripts_make_no_group() -> None:
-    assert list(share([])) == []
+    assert list(share([], event_triggers=False)) == []
+
+
+TABLE, ROWS = claim("CREATE TABLE t ();").step, claim("INSERT INTO t DEFAULT VALUES;").step
+
+
+def test_a_script_that_may_read_the_clock_begins_a_message() -> None:
+    assert sizes(TABLE, TABLE, ROWS, TABLE, ROWS, ROWS, TABLE) == [2, 2, 1, 2]
+
+
+def test_no_script_shares_where_event_triggers_are_enabled() -> None:
+    assert sizes(TABLE, TABLE, event_triggers=True) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f();", "DO $$BEGIN CREATE EXTENSION x; END$$;"],
+)
+def test_no_script_shares_behind_one_that_may_make_an_event_trigger(sql: str) -> None:
+    assert sizes(TABLE, claim(sql).step, TABLE, TABLE) == [1, 1, 2]
 
 
 @pytest.mark.parametrize("markers", [True, False])

@@ -46,9 +46,9 @@ class Locked(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A step was sent to the server. Short steps share a message: the events of all `together` come at once.
+    """A step was sent to the server. Steps of short DDL share a message: the events of all `together` come at once.
 
-    The server runs them one after the other, and begins with the first.
+    The server runs them one after the other, and begins with the first, which may hold any statement.
     """
 
     version: str

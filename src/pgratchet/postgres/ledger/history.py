@@ -183,8 +183,7 @@ class History(NamedTuple):
         self, connection: Connection, versions: Sequence[str] | None, patience: float | None = None
     ) -> tuple[HistoryRow, ...]:
         """Return the rows of `versions`, None for all, as `read` does; call this only where the table `is_safe`."""
-        # As JSON a row has its columns by name, and its dates in ISO format, in any number of them and of any type.
-        query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text FROM {self.table.quoted} AS history"
+        query = self._as_json
         if versions is not None:
             query += f" WHERE version {EQ} ANY ($1::pg_catalog.text[])"
         try:
@@ -193,12 +192,28 @@ class History(NamedTuple):
                 records = await own.fetch(connection, query, *arguments, patience=patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-        rows = [json.loads(text, parse_int=str) for (text,) in records]
-        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        columns = _columns(text for (text,) in records)
         if columns and not columns.keys() >= set(REQUIRED):
             raise ForeignTableError(self.described(*await self.relation(connection)))
         try:
             return _rows(columns)
+        except ValueError:
+            raise ServerError(self.unreadable) from None
+
+    @property
+    def _as_json(self) -> str:
+        """A query for all rows: as JSON a row has its columns by name, of any type, and its dates in ISO format."""
+        return f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text AS row FROM {self.table.quoted} AS history"
+
+    def reading(self, versions: Iterable[str]) -> str:
+        """Return the COPY whose result `was_read` takes: the rows of these versions, where the table `is_safe`."""
+        these = ", ".join(map(literal, versions))
+        return f"COPY ({self._as_json} WHERE version {EQ} ANY (ARRAY[{these}])) {own.AS_CSV}"
+
+    def was_read(self, columns: dict[str, Texts]) -> tuple[HistoryRow, ...]:
+        """Return the rows that `reading` has read; raises ServerError if a value cannot be read."""
+        try:
+            return _rows(_columns(filter(None, columns.get("row", ()))))
         except ValueError:
             raise ServerError(self.unreadable) from None
 
@@ -440,6 +455,12 @@ def _values_or_none(type_: Type, texts: Texts) -> list[Any]:
             return None
 
     return list(map(value, texts))
+
+
+def _columns(rows: Iterable[str]) -> dict[str, Texts]:
+    """Return the columns of rows as JSON."""
+    read = [json.loads(text, parse_int=str) for text in rows]
+    return {name: [row[name] for row in read] for name in read[0]} if read else {}
 
 
 def _rows(texts: dict[str, Texts], values: Callable[[Type, Texts], list[Any]] = _values) -> tuple[HistoryRow, ...]:

@@ -14,6 +14,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
 from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
+from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
@@ -24,7 +25,7 @@ from pgratchet.postgres.steps import python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable
 from pgratchet.postgres.wire.failures import OvertakenError, StepError
-from pgratchet.postgres.wire.message import Framing, Message, Part, share
+from pgratchet.postgres.wire.message import EVENT_TRIGGERS, Framing, Message, Part, share
 from pgratchet.postgres.wire.progress import Group, Progress
 from pgratchet.postgres.wire.sending import Wire
 
@@ -53,14 +54,24 @@ class Execution:
         """
         self._framing = self._framing._replace(records=records)
         alone = records.lock is not Lock.SESSION
-        self._groups = deque(_one_by_one(steps, applied) if alone else share(steps))
+        event_triggers = self._framing.facts.event_triggers
+        self._groups = deque(_one_by_one(steps, applied) if alone else share(steps, event_triggers=event_triggers))
         with self._wire.listening():
             while self._groups:
+                last = self._groups[0][-1].step
                 try:
                     await retry(self._run_first, Tries(), self._before_retry, _repeatable)
                 except StepError as error:
                     await self._record_failure(self._groups[0][0], error)
                     raise MigrationFailedError(error.failure, self._progress.finished) from error.cause
+                if may_make_event_triggers(last.script):
+                    await self._part_if_event_triggers()
+
+    async def _part_if_event_triggers(self) -> None:
+        """Let each step that is left have a message of its own if the steps before have made an event trigger."""
+        shared = any(len(group) > 1 for group in self._groups)
+        if shared and await own.fetchval(self._wire.connection, f"SELECT {EVENT_TRIGGERS}"):
+            self._groups = deque((claim,) for group in self._groups for claim in group)
 
     async def _run_first(self) -> None:
         """Run the first group, or a part of it, and take the steps that are done out of the groups.
@@ -111,7 +122,7 @@ class Execution:
         for message in messages:
             sent += message.parts
             try:
-                await self._wire.send(message, meanwhile)
+                read = await self._wire.send(message, meanwhile)
             except asyncpg.PostgresError as error:
                 await self._after_error(message, sent, error)
                 return
@@ -120,9 +131,8 @@ class Execution:
         if len(group) > 1:
             # Of steps that shared a message only the history knows how long each took.
             seconds.clear()
-            with suppress(ServerError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                versions = [claim.step.migration.version for claim in group]
-                rows = await History(self._framing.records.table).read_some(self._wire.connection, versions)
+            with suppress(ServerError):
+                rows = History(self._framing.records.table).was_read(read)
                 seconds = {row.version: _seconds(row) for row in rows}
         for claim in group:
             report(self._progress, claim.step, seconds.get(claim.step.migration.version))

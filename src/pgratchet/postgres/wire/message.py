@@ -4,6 +4,7 @@ The SQL around a script makes it one transaction that is claimed and recorded, a
 """
 
 import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -12,12 +13,14 @@ from uuid import uuid4
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
+from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
 from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, parameters_sql
-from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, Limits, become, identifier, literal, milliseconds
+from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, NE, Limits, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
 END = "\n;"
@@ -26,6 +29,9 @@ END = "\n;"
 MOST_STEPS = 50
 MOST_CHARACTERS = CHUNK
 """Limits of a message that several steps share."""
+
+_TO_CLIENT = re.compile(r"\bSTD(?:IN|OUT)\b", re.IGNORECASE)
+"""In each COPY that sends data to the client."""
 
 # RESET ALL skips a setting that is at its default, such as a search_path that is at it until COMMIT only.
 CLEAN = (
@@ -52,6 +58,9 @@ _STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
 
 # Not session_user: SET SESSION AUTHORIZATION changes that, and other sessions still see the login role.
 _LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
+EVENT_TRIGGERS = f"EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtenabled {NE} 'D' AND evtevent {NE} 'login')"
+"""The condition that DDL may run code of users."""
+
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
        ({_LOGIN}) AS login,
@@ -62,6 +71,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
         FROM pg_catalog.pg_settings
         WHERE name {EQ} ANY ('{{{{lock_timeout,transaction_timeout}}}}'::pg_catalog.text[])) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql') AS plpgsql,
+       {EVENT_TRIGGERS} AS event_triggers,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') {EQ} 'on' AS read_only,
        {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
@@ -79,10 +89,14 @@ class Part(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A text that is sent at once, and its parts that come from files: none if all of it is ours."""
+    """A text that is sent at once, and its parts that come from files: none if all of it is ours.
+
+    If it `reads`, its last statement is a COPY `AS_CSV`, the only one to the client.
+    """
 
     text: str
     parts: tuple[Part, ...] = ()
+    reads: bool = False
 
 
 class Frame(NamedTuple):
@@ -109,6 +123,7 @@ class Facts(NamedTuple):
     application: str
     prepared: bool
     plpgsql: bool
+    event_triggers: bool
     now: datetime
     writer: Writer
 
@@ -145,6 +160,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
         application=row["application"],
         prepared=row["prepared"],
         plpgsql=row["plpgsql"],
+        event_triggers=row["event_triggers"],
         now=datetime.fromisoformat(row["now"]),
         writer=Writer(printable(runner), started, tool_version),
     )
@@ -212,7 +228,14 @@ class Framing(NamedTuple):
                 + self.opening(claim)
             )
             frames.append(Frame(claim, head, f"{self.closing(claim, durable=durable)}COMMIT;{self.reset}"))
-        return compose(frames, self.marker)
+        messages = compose(frames, self.marker)
+        if len(group) == 1 or _TO_CLIENT.search(group[0].step.script.source.text):
+            yield from messages
+            return
+        # The rows say how long each step took; to read them in a message of their own costs round trips.
+        reading = History(self.records.table).reading(claim.step.migration.version for claim in group)
+        for message in messages:
+            yield message._replace(text=message.text + reading, reads=True)
 
     @property
     def _before_a_snapshot(self) -> str:
@@ -253,8 +276,12 @@ class Framing(NamedTuple):
         return f"BEGIN;{self.ourselves}{DURABLE}{sql}COMMIT;{self.reset}"
 
 
-def share(steps: Iterable[Step]) -> Iterator[Group]:
-    """Yield the steps in order, claimed; neighbours are a group if they may share a message."""
+def share(steps: Iterable[Step], *, event_triggers: bool) -> Iterator[Group]:
+    """Yield the steps in order, claimed; neighbours are a group if they may share a message.
+
+    The transactions of a message share now(). A step that may read it, or write rows, therefore begins a message; with
+    event triggers any DDL may.
+    """
     group: list[Claim] = []
     size = 0
     for step in steps:
@@ -262,12 +289,13 @@ def share(steps: Iterable[Step]) -> Iterator[Group]:
         may_share = (
             step.direction is Direction.UP and step.migration.kind is Kind.SQL and step.script.mode is Mode.TRANSACTION
         )
-        if group and (not may_share or len(group) == MOST_STEPS or size + length > MOST_CHARACTERS):
+        is_full = len(group) == MOST_STEPS or size + length > MOST_CHARACTERS
+        if group and (is_full or not may_share or event_triggers or not is_inert(step.script)):
             yield tuple(group)
             group, size = [], 0
         group.append(Claim(step, uuid4().hex))
         size += length
-        if not may_share:
+        if not may_share or may_make_event_triggers(step.script):
             yield tuple(group)
             group, size = [], 0
     if group:

@@ -13,6 +13,7 @@ import asyncpg
 
 from pgratchet.core.events import Retried, StatementFinished, Tell
 from pgratchet.core.model import Segment, Step
+from pgratchet.postgres.ledger.history import Texts
 from pgratchet.postgres.ledger.lock import HOLDERS
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, backoff, retry
@@ -99,18 +100,21 @@ class Wire:
         done = segment.first + segment.statements - 1
         self._tell(StatementFinished(version, name, step.direction, done, total))
 
-    async def send(self, message: Message, meanwhile: Meanwhile | None = None) -> None:
-        """Run a message of the simple protocol; `meanwhile` runs while the server is at work on it.
+    async def send(self, message: Message, meanwhile: Meanwhile | None = None) -> dict[str, Texts]:
+        """Run a message of the simple protocol, and return the columns that it reads.
 
-        Raises ConnectionLostError if the session is lost.
+        `meanwhile` runs while the server is at work on it. Raises ConnectionLostError if the session is lost.
         """
         self._marked.extend(part for part in message.parts if part.marked)
         try:
+            if message.reads:
+                return await self.watch(partial(own.copied, self.connection, message.text), meanwhile)
             await self.watch(partial(own.execute, self.connection, message.text), meanwhile)
         except asyncpg.PostgresError as error:
             if self.connection.is_closed():
                 raise lost(error) from error
             raise
+        return {}
 
     async def send_apart(self, message: Message) -> None:
         """Run a message of ours, in a new session if this one has ended."""
