@@ -1,7 +1,9 @@
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -611,6 +613,74 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
     return any(what in message for message in messages(caplog))
+
+
+class TestAMessageThatTheServerRefusesAsAWhole:
+    """It converts and reads all of a message before it runs any of it, and names no position."""
+
+    @pytest.fixture
+    async def latin(self, dsn: str) -> AsyncIterator[str]:
+        name = f"latin_{uuid4().hex}"
+        await tell(dsn, f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+        yield urlsplit(dsn)._replace(path=f"/{name}").geturl()
+        await tell(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+    TABLES: ClassVar = {f"{n:03}_t.sql": f"CREATE TABLE t{n} (t text);" for n in (1, 2, 4)}
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "CREATE TABLE t3 (t text);\nCOMMENT ON TABLE t3 IS '\u2603';",
+            'CREATE TABLE t3 (t text);\n-- \u2603\nCREATE TABLE t5 (); CREATE TABLE "\u2603" ();',
+            "CREATE TABLE t3 (t text);\nCREATE TABLE t5 (\n  t text DEFAULT '\u00e9\u2603' -- \u2603\n);",
+        ],
+    )
+    async def test_the_file_with_the_character_fails_and_those_before_it_are_applied(
+        self, latin: str, write: Write, sql: str
+    ) -> None:
+        folder = write(self.TABLES | {"003_c.sql": sql})
+
+        error = await failure_of(Migrator(latin, folder))
+
+        line = next(n for n, text in enumerate(sql.split("\n"), 1) if "\u2603" in text and not text.startswith("--"))
+        assert (error.failure.version, error.failure.sqlstate, error.failure.line) == ("3", "22P05", line)
+        assert error.failure.path.endswith("003_c.sql")
+        assert await states(latin) == {"1": "applied", "2": "applied", "3": "failed"}
+        write({"003_c.sql": "CREATE TABLE t3 ();"})
+        assert [step.version for step in await Migrator(latin, folder).up()] == ["3", "4"]
+
+    async def test_a_title_that_cannot_be_converted_fails_its_own_file(self, latin: str, write: Write) -> None:
+        files = {"001_gr\u00f6\u00dfe.sql": "CREATE TABLE t1 ();", "002_\u7528\u6237.sql": "CREATE TABLE t2 ();"}
+
+        error = await failure_of(Migrator(latin, write(files)))
+
+        assert (error.failure.version, error.failure.line) == ("2", None)
+        assert "rename the file" in (error.failure.hint or "")
+        assert (await states(latin))["1"] == "applied"
+        renamed = write({"002_users.sql": "CREATE TABLE t2 ();"})
+        await anyio.Path(error.failure.path).unlink()
+        assert [step.version for step in await Migrator(latin, renamed).up()] == ["2"]
+
+    async def test_the_statement_of_a_long_file_is_found_by_the_character(self, latin: str, write: Write) -> None:
+        lines = [f"SELECT {n};\n" for n in range(1, 401)]
+        lines[320] = "SELECT '\u2603';\n"
+
+        error = await failure_of(Migrator(latin, write({"001_a.sql": "".join(lines)})))
+
+        assert (error.failure.line, error.failure.statement) == (321, 321)
+
+    async def test_a_string_that_is_no_text_fails_the_file_that_holds_it(self, dsn: str, write: Write) -> None:
+        sql = "CREATE TABLE t3 (t text);\nCOMMENT ON TABLE t3 IS E'\\xff';\nSELECT 1;"
+
+        error = await failure_of(Migrator(dsn, write(self.TABLES | {"003_c.sql": sql})))
+
+        assert (error.failure.version, error.failure.sqlstate, error.failure.line) == ("3", "22021", None)
+        assert await states(dsn) == {"1": "applied", "2": "applied", "3": "failed"}
+
+    async def test_an_error_of_a_value_is_at_its_statement(self, dsn: str, write: Write) -> None:
+        sql = "SELECT 1;\nSELECT convert_to(chr(9731), 'LATIN1');\nSELECT 3;"
+        error = await failure_of(Migrator(dsn, write({"001_a.sql": sql})))
+        assert (error.failure.sqlstate, error.failure.line) == ("22P05", 2)
 
 
 SEEN = "CREATE TABLE seen (step int, at timestamptz DEFAULT now(), clock timestamptz DEFAULT clock_timestamp());"

@@ -147,7 +147,7 @@ class Execution:
         """Take the steps that are done out of the first group; raises StepError if the first of the others failed."""
         await self._wire.roll_back(self._framing.reset)
         await resolve(self._wire.connection, self._framing.records, self._progress, self._wire.budget)
-        self._groups.popleft()
+        group = self._groups.popleft()
         rest = self._progress.unanswered
         if not rest and isinstance(error, UnreadableError):
             # It was about a notice, or about a setting that is reset by now.
@@ -160,6 +160,10 @@ class Execution:
             # A syntax error: the server reads a message as a whole before it runs any of it.
             cut = rest.index(culprit.claim)
             self._groups.extendleft((rest[cut:], rest[:cut]))
+            return
+        if failures.may_be_of_any(error) and len(rest) == len(group) > 1 and self._wire.marks == 0:
+            # Nothing says which step it is about: the server reads and converts a message as a whole, too.
+            self._groups.extendleft((claim,) for claim in reversed(rest))
             return
         self._groups.extendleft(group for group in (rest[1:], rest[:1]) if group)
         reached = failures.reached(sent, rest[0], self._wire.marks)

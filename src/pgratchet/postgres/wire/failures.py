@@ -1,6 +1,7 @@
 """Failures of steps, in terms of files: path, line, column, statement."""
 
 import asyncio
+import re
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +16,12 @@ from pgratchet.postgres.ledger.lock import BusyError
 from pgratchet.postgres.ledger.records import Claim, Records
 from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.wire.message import Message, Part, part_at
+
+_OF_CHARACTERS = {"22021", "22P05"}
+_OF_A_MESSAGE = _OF_CHARACTERS | {"42601", "54000", "54001", "53200", "08P01"}
+"""SQLSTATEs of errors that a message as a whole may raise before any of it runs: conversion, lexing, its size."""
+
+_BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 
 EXCERPT_LINES = 2
 """How many lines are shown before and after the one that failed."""
@@ -62,6 +69,11 @@ def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:
     return None if error.position is None else part_at(message, int(error.position))
 
 
+def may_be_of_any(error: asyncpg.PostgresError) -> bool:
+    """Return whether an error may be about any part of a message, if no part of it has run."""
+    return error.position is None and not error.context and error.sqlstate in _OF_A_MESSAGE
+
+
 def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -> Spot:
     """Return the place of an error: its own position, or else the part that execution had `reached`."""
     part = owner(message, error)
@@ -69,7 +81,34 @@ def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -
         return _inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
     if reached is None:
         return Spot()
-    return Spot(reached.segment.start, reached.segment.first if reached.segment.statements == 1 else None)
+    if may_be_of_any(error) and error.sqlstate in _OF_CHARACTERS:
+        mine = [part for part in message.parts if part.claim is reached.claim]
+        if mine[:1] == [reached]:
+            return _of_character(mine, _character(error))
+    return _beginning(reached)
+
+
+def _beginning(part: Part) -> Spot:
+    return Spot(part.segment.start, part.segment.first if part.segment.statements == 1 else None)
+
+
+def _of_character(parts: Sequence[Part], character: str) -> Spot:
+    """Return the place of a character that the server has refused before it ran any of a step's parts, or the first.
+
+    The place is unknown if the character is, or if it stands in the title of the file.
+    """
+    for part in parts if character else ():
+        if (found := part.claim.step.script.text_of(part.segment).find(character)) >= 0:
+            return _inside(part, part.segment.start + found)
+    if character in parts[0].claim.step.migration.name and (character or len(parts) > 1):
+        return Spot()
+    return _beginning(parts[0])
+
+
+def _character(error: asyncpg.PostgresError) -> str:
+    """Return the character that an error names by its bytes, empty if it names none."""
+    named = _BYTES.search(str(error.args[0]) if error.args else "")
+    return bytes.fromhex(named[0].replace("0x", "")).decode(errors="ignore") if named else ""
 
 
 def reached(sent: Sequence[Part], claim: Claim, marks: int) -> Part | None:
@@ -105,6 +144,8 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: 
     if raised is not None:
         message = str(raised)
         hint = "a migration must not end its transaction, release locks, or write to the history"
+    elif spot.offset is None and (character := _character(error)) and character in claim.step.migration.name:
+        hint = "the title of the file has a character that the encoding of the database lacks: rename the file"
     elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
         hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
     return at_spot(claim, spot, message)._replace(
