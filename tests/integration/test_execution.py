@@ -8,7 +8,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from pgratchet import BudgetExceededError, Failure, Migrator, State, embedded
+from pgratchet import BudgetExceededError, Failure, Lock, Migrator, State, embedded
 from tests.support import (
     PASS_GATE,
     Write,
@@ -360,14 +360,61 @@ class TestThePlaceOfAnError:
         assert "function f()" in failure.context
         assert (failure.line, failure.statement) == (3, 2)
 
+    @pytest.mark.parametrize(
+        ("sql", "refused", "code"),
+        [
+            ("CREATE TABLE p (n int) PARTITION BY RANGE (n);", "REINDEX TABLE p;", "25001"),
+            ("CREATE PROCEDURE p() LANGUAGE plpgsql AS $$BEGIN COMMIT; END$$;", "CALL p();", "2D000"),
+            ("CREATE TABLE p ();", "DO $$BEGIN DROP TABLE p; COMMIT; END$$;", "2D000"),
+        ],
+    )
     async def test_an_error_of_a_statement_that_refuses_transactions_comes_with_the_cure(
-        self, dsn: str, write: Write
+        self, dsn: str, write: Write, sql: str, refused: str, code: str
     ) -> None:
-        sql = "CREATE TABLE p (n int) PARTITION BY RANGE (n); REINDEX TABLE p;"
-        failure = (await failure_of(Migrator(dsn, write({"001_p.sql": sql})))).failure
-        assert failure.sqlstate == "25001"
+        folder = write({"001_p.sql": f"{sql}\n{refused}"})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert failure.sqlstate == code
         assert failure.hint is not None
         assert "no-transaction" in failure.hint
+        write({"001_p.sql": sql, "002_q.sql": f"-- pgratchet: no-transaction\n{refused}"})
+        await Migrator(dsn, folder).up()
+
+
+SETTINGS_OF_NEW_SESSIONS = {
+    "of the database": "ALTER DATABASE {database} SET search_path TO hello;",
+    "of the role there": "ALTER ROLE CURRENT_USER IN DATABASE {database} SET search_path = hello, public;",
+    "by a DO": "DO $$BEGIN EXECUTE format('alter database %I set search_path to hello', current_database()); END$$;",
+    "with comments": "ALTER /* it */ DATABASE -- this\n {database} SET search_path TO hello;",
+    "without a transaction": "-- pgratchet: no-transaction\nALTER DATABASE {database} SET search_path TO hello;",
+}
+
+
+@pytest.mark.parametrize("lock", [None, "session", "transaction", "none"])
+@pytest.mark.parametrize("sql", SETTINGS_OF_NEW_SESSIONS.values(), ids=SETTINGS_OF_NEW_SESSIONS.keys())
+@pytest.mark.parametrize("by_release", [False, True], ids=["at once", "release by release"])
+async def test_settings_of_new_sessions_hold_for_the_next_file(
+    dsn: str, write: Write, sql: str, lock: Lock | None, *, by_release: bool
+) -> None:
+    if sql.startswith("--") and lock in {"transaction", "none"}:
+        pytest.skip("such a file needs the lock of a session")
+    first = sql.format(database=await ask(dsn, "SELECT current_database()"))
+    files = {"001_a.sql": first, "002_b.sql": "CREATE SCHEMA hello;", "003_c.sql": "CREATE TABLE c ();"}
+    migrator = Migrator(dsn, write(files), lock=lock)
+    before = await migrator.up("1") if by_release else ()
+    report = (*before, *await migrator.up())
+    assert [step.version for step in report] == ["1", "2", "3"]
+    assert await ask(dsn, "SELECT schemaname FROM pg_tables WHERE tablename = 'c'") == "hello"
+    assert await ask(dsn, "SELECT schemaname FROM pg_tables WHERE tablename = 'schema_migrations'") == "public"
+
+
+async def test_a_python_migration_may_change_the_settings_of_new_sessions(dsn: str, write: Write) -> None:
+    body = """
+    name = await connection.fetchval("SELECT quote_ident(current_database())")
+    await connection.execute(f"ALTER DATABASE {name} SET search_path TO hello")
+"""
+    files = {"001_a.py": f"async def up(connection):\n{body}", "002_b.sql": "CREATE SCHEMA hello; CREATE TABLE c ();"}
+    await Migrator(dsn, write(files)).up()
+    assert await ask(dsn, "SELECT to_regclass('public.c')") is None
 
 
 class TestALargeFile:

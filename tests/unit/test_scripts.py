@@ -5,7 +5,7 @@ import pytest
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Direction, Kind, Mode, Options, Problem, Script, Source
 from pgratchet.core.sql import scripts
-from pgratchet.core.sql.scripts import MOST_MARKERS, compile_script, digests
+from pgratchet.core.sql.scripts import MOST_MARKERS, changes_new_sessions, compile_script, digests
 
 PATH = "migrations/001_first.sql"
 CONCURRENTLY = "CREATE INDEX CONCURRENTLY i ON t (a)"
@@ -402,6 +402,24 @@ def test_a_python_migration_without_down_is_refused_only_on_the_way_down() -> No
 
     assert python(text)
     assert python_problem_of(text, Direction.DOWN).message == "no function 'down'"
+
+
+@pytest.mark.parametrize(
+    ("sql", "changes"),
+    [
+        ("ALTER DATABASE app SET search_path TO hello;", True),
+        ("alter\n-- now\nrole/**/app reset all;", True),
+        ("ALTER USER app IN DATABASE app SET work_mem = '1MB';", True),
+        ("SELECT 1; DO $$BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET x.y TO 1'; END$$;", True),
+        ("ALTER EXTENSION timescaledb UPDATE;", True),
+        ("ALTER ROLE app NOLOGIN; SET search_path TO hello;", False),
+        ("ALTER DATABASE app OWNER TO app;", False),
+        ("ALTER TABLE database SET (fillfactor = 10);", False),
+    ],
+)
+def test_a_script_that_may_change_new_sessions_is_known_by_its_text(sql: str, changes: bool) -> None:  # noqa: FBT001 - a case
+    script = compile_script(Source("x.sql", sql), Kind.SQL, Direction.UP)
+    assert changes_new_sessions(script) is changes
 
 
 def test_a_python_migration_cannot_do_without_a_transaction() -> None:

@@ -14,7 +14,7 @@ from pgratchet.core.model import Catalogue, Direction, Entry, Failure
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
-from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, open_session
+from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, OutdatedSessionError, open_session
 from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.observing import Observer, all_applied
 from pgratchet.runs.settings import Settings
@@ -152,7 +152,7 @@ class Run:
 async def through_losses(
     work: Callable[[Connection], Awaitable[None]], connect: Connect, budget: Budget, progress: Progress
 ) -> None:
-    """Do `work` in a session; if the session is lost, do it again in a new one, while the budget lasts.
+    """Do `work` in a session; if the session is lost or outdated, do it again in a new one, while the budget lasts.
 
     Raises MigrationFailedError for a step that has lost its session too often, NotPrimaryError if the first server
     takes no changes.
@@ -164,6 +164,8 @@ async def through_losses(
         try:
             async with open_session(connect, budget) as connection:
                 return await work(connection)
+        except OutdatedSessionError:
+            _log.info("a migration may have changed the settings of new sessions: the run goes on in one")
         except NotPrimaryError as error:
             # At the first contact the address is wrong. After a loss this is a failover, and the standby may become the
             # primary soon.

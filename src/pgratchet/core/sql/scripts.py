@@ -5,6 +5,7 @@ A file that is unfit to run is refused here, before a run sends anything.
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ CHUNK = 1 << 20
 """Scripts longer than four of these (characters) are cut by size, and sent in several messages."""
 
 _PAIRS = {(opener, closer) for opener in ("BEGIN", "START TRANSACTION") for closer in ("COMMIT", "END")}
+_GAP = r"(?:\s|--[^\n]*\n|/\*[^*]*\*/)+"
+_CHANGES_NEW_SESSIONS = re.compile(
+    rf"(?ai)\bALTER{_GAP}(?:(?:DATABASE|ROLE|USER)\b[^;]*?\b(?:SET|RESET)|EXTENSION\b[^;]*?\bUPDATE)\b"
+)
 _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 
@@ -218,6 +223,14 @@ def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode
             group = None
     if group is not None:
         yield group
+
+
+def changes_new_sessions(script: Script) -> bool:
+    """Say whether a script may change what only new sessions have: defaults of a role or database, loaded libraries.
+
+    By its text alone, also in the middle of a string: the name of the database is often put in by a DO.
+    """
+    return _CHANGES_NEW_SESSIONS.search(script.source.text) is not None
 
 
 def digests(script: Script) -> Iterator[str]:

@@ -69,6 +69,10 @@ class NotPrimaryError(ServerError):
     """The server is a standby, or read-only; during a failover that may pass."""
 
 
+class OutdatedSessionError(Exception):
+    """A migration may have changed what only a new session has, and others are to follow it."""
+
+
 def connector(address: Address, owner: str | None = None, *, sessions: bool = False) -> Connect:
     """Return a factory of connections to `address` that are ready for a run, as the role `owner` if one is given.
 

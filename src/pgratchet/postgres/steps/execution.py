@@ -15,12 +15,13 @@ from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, Pgr
 from pgratchet.core.events import Started
 from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.core.sql.inert import may_make_event_triggers
+from pgratchet.core.sql.scripts import changes_new_sessions
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, retry
 from pgratchet.postgres.link.own import UnreadableError
-from pgratchet.postgres.link.session import Connection, describe
+from pgratchet.postgres.link.session import Connection, OutdatedSessionError, describe
 from pgratchet.postgres.steps import python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable
@@ -50,7 +51,7 @@ class Execution:
         """Run the steps; raises MigrationFailedError for the first that fails, and does not run those after it.
 
         `applied` are the versions that were applied when the steps were planned. Raises OvertakenError if others are
-        by now, BusyError if another runner has the lock.
+        by now, BusyError if another runner has the lock, OutdatedSessionError if the rest needs a new session.
         """
         self._framing = self._framing._replace(records=records)
         alone = records.lock is not Lock.SESSION
@@ -58,7 +59,7 @@ class Execution:
         self._groups = deque(_one_by_one(steps, applied) if alone else share(steps, event_triggers=event_triggers))
         with self._wire.listening():
             while self._groups:
-                last = self._groups[0][-1].step
+                last, finished = self._groups[0][-1].step, len(self._progress.finished)
                 try:
                     await retry(self._run_first, Tries(), self._before_retry, _repeatable)
                 except StepError as error:
@@ -66,6 +67,10 @@ class Execution:
                     raise MigrationFailedError(error.failure, self._progress.finished) from error.cause
                 if may_make_event_triggers(last.script):
                     await self._part_if_event_triggers()
+                done = (step.version for step in self._progress.finished[finished:])
+                if self._groups and last.migration.version in done and changes_new_sessions(last.script):
+                    # Otherwise a new database, built at once, would differ from one that was built release by release.
+                    raise OutdatedSessionError
 
     async def _part_if_event_triggers(self) -> None:
         """Let each step that is left have a message of its own if the steps before have made an event trigger."""

@@ -21,13 +21,9 @@ from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.sql import milliseconds
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
-from pgratchet.postgres.wire.failures import Spot, StepError, from_message, from_server
+from pgratchet.postgres.wire.failures import REFUSALS, Spot, StepError, from_message, from_server
 from pgratchet.postgres.wire.message import END, Framing, Message, Part
 from pgratchet.postgres.wire.sending import Wire
-
-_REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
-"""Errors of statements that refuse a transaction although their words do not show it: REINDEX of a partitioned table,
-CALL of a procedure that commits."""
 
 
 def first_bare(steps: Iterable[Step]) -> tuple[str, str] | None:
@@ -131,7 +127,7 @@ class _Script:
         place = f"statement {segment.first} of {self._claim.step.script.source.path}"
         try:
             await self._wire.retried(place, lambda: self._wire.send(message))
-        except _REFUSALS:
+        except REFUSALS:
             return False
         except asyncpg.PostgresError as error:
             if not (isinstance(error, UnreadableError) and await self._is_counted(segment)):

@@ -27,6 +27,10 @@ EXCERPT_LINES = 2
 """How many lines are shown before and after the one that failed."""
 
 
+REFUSALS = (asyncpg.ActiveSQLTransactionError, asyncpg.InvalidTransactionTerminationError)
+"""Errors of statements that refuse a transaction although their words do not show it: REINDEX of a partitioned table,
+CALL of a procedure that commits."""
+
 SELF_CANCELLED = "nobody has cancelled the run: the migration cancelled itself, or awaited a task that was cancelled"
 
 
@@ -146,8 +150,8 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: 
         hint = "a migration must not end its transaction, release locks, or write to the history"
     elif spot.offset is None and (character := _character(error)) and character in claim.step.migration.name:
         hint = "the title of the file has a character that the encoding of the database lacks: rename the file"
-    elif isinstance(error, asyncpg.ActiveSQLTransactionError) and claim.step.script.mode is Mode.TRANSACTION:
-        hint = "move the statement to a file of its own, with a first line '-- pgratchet: no-transaction'"
+    elif isinstance(error, REFUSALS) and claim.step.script.mode is Mode.TRANSACTION:
+        hint = "move the statement to an SQL file of its own, with a first line '-- pgratchet: no-transaction'"
     return at_spot(claim, spot, message)._replace(
         sqlstate=error.sqlstate,
         detail=error.detail,

@@ -14,7 +14,7 @@ from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
 from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
-from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS
+from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS, changes_new_sessions
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
@@ -295,7 +295,7 @@ def share(steps: Iterable[Step], *, event_triggers: bool) -> Iterator[Group]:
             group, size = [], 0
         group.append(Claim(step, uuid4().hex))
         size += length
-        if not may_share or may_make_event_triggers(step.script):
+        if not may_share or may_make_event_triggers(step.script) or changes_new_sessions(step.script):
             yield tuple(group)
             group, size = [], 0
     if group:
