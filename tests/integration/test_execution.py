@@ -662,6 +662,55 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
     return any(what in message for message in messages(caplog))
 
 
+TWO = "CREATE TABLE x ();\nCREATE TABLE y ();\n"
+
+
+class TestMarkersWithoutPlpgsql:
+    """A marker is one statement in PL/pgSQL; it must not fail the script that it stands in."""
+
+    async def test_a_role_without_the_right_to_plpgsql_applies_files(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC")
+        folder = write({"001_a.sql": TWO, "002_b.sql": "SELECT 1;\nSELECT nope;"})
+        async with a_role(dsn, "") as role:
+            await tell(dsn, f"GRANT ALL ON SCHEMA public TO {role}")
+            failure = (await failure_of(Migrator(as_role(dsn, role), folder))).failure
+            assert (failure.version, failure.line, failure.sqlstate) == ("2", 2, "42703")
+            write({"002_b.sql": "SELECT 1; SELECT 2;"})
+            assert len(await Migrator(as_role(dsn, role), folder).up()) == 1
+
+    async def test_an_owner_without_the_right_to_plpgsql_applies_files(self, dsn: str, write: Write) -> None:
+        await tell(dsn, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC")
+        async with a_role(dsn, "") as role:
+            await tell(dsn, f"GRANT ALL ON SCHEMA public TO {role}")
+            assert len(await Migrator(dsn, write({"001_a.sql": TWO}), owner=role).up()) == 1
+
+    @pytest.mark.parametrize(
+        "taking",
+        [
+            "DROP EXTENSION plpgsql;",
+            "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC; SET ROLE pg_monitor; RESET ROLE;",
+            "REVOKE ALL ON LANGUAGE plpgsql FROM PUBLIC; SET SESSION AUTHORIZATION pg_monitor; RESET SESSION AUTHORIZATION;",
+            "SET search_path = ''; SET client_min_messages = error; SET search_path = public;",
+        ],
+    )
+    @pytest.mark.parametrize("apart", [False, True])
+    async def test_a_script_may_take_plpgsql_away(self, dsn: str, write: Write, taking: str, *, apart: bool) -> None:
+        files = {"001_a.sql": "CREATE TABLE a ();", "003_c.sql": TWO}
+        files |= {"002_b.sql": taking} if apart else {"002_b.sql": f"{taking} CREATE TABLE b ();"}
+        migrator = Migrator(dsn, write(files))
+
+        assert len(await migrator.rehearse()) == 3
+        assert [step.version for step in await migrator.up()] == ["1", "2", "3"]
+
+    async def test_an_error_about_plpgsql_of_the_script_fails_it(self, dsn: str, write: Write) -> None:
+        sql = "DROP EXTENSION plpgsql;\nDO LANGUAGE plpgsql $$BEGIN END$$;"
+        folder = write({"001_a.sql": TWO, "002_b.sql": sql})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert (failure.version, failure.sqlstate) == ("2", "42704")
+        write({"002_b.sql": "DROP EXTENSION plpgsql;"})
+        assert len(await Migrator(dsn, folder).up()) == 1
+
+
 class TestAMessageThatTheServerRefusesAsAWhole:
     """It converts and reads all of a message before it runs any of it, and names no position."""
 

@@ -8,7 +8,7 @@ from pgratchet.core.sql import scripts
 from pgratchet.core.sql.scripts import CHUNK, compile_script
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.wire import message
-from pgratchet.postgres.wire.failures import Spot, from_server, owner, spot
+from pgratchet.postgres.wire.failures import Spot, from_server, is_of_plpgsql, owner, spot
 from pgratchet.postgres.wire.message import END, MOST_STEPS, Frame, Message, Part, compose, mark, part_at, share
 
 HEAD = "BEGIN;INSERT INTO history;"
@@ -276,3 +276,22 @@ def test_a_failure_has_all_that_the_server_says() -> None:
     assert (failure.version, failure.name, failure.direction) == ("7", "x", Direction.UP)
     assert (failure.message, failure.sqlstate) == ("no such table", "42P01")
     assert (failure.detail, failure.hint, failure.context) == ("a detail", "a hint", "PL/pgSQL function f()")
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "expected"),
+    [
+        ("42501", "permission denied for language plpgsql", True),
+        ("42704", "Sprache »plpgsql« existiert nicht", True),
+        ("58P01", 'could not access file "$libdir/plpgsql": No such file or directory', True),
+        ("XX000", 'could not load library "/lib/plpgsql.so": undefined symbol: x', True),
+        ("42501", "permission denied for table t", False),
+        ("2BP01", "cannot drop extension plpgsql because other objects depend on it", False),
+    ],
+)
+def test_the_error_of_a_marker_is_told_from_others(sqlstate: str, message: str, *, expected: bool) -> None:
+    error = server_error(message=message, sqlstate=sqlstate)
+
+    assert is_of_plpgsql(error) is expected
+    error.position = "7"
+    assert not is_of_plpgsql(error)

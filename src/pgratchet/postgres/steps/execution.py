@@ -150,12 +150,19 @@ class Execution:
 
     async def _after_error(self, message: Message, sent: Sequence[Part], error: asyncpg.PostgresError) -> None:
         """Take the steps that are done out of the first group; raises StepError if the first of the others failed."""
+        without_marks = self._framing.facts.plpgsql and failures.is_of_plpgsql(error)
+        if without_marks:
+            # A script has taken the language away, or its role has no right to it.
+            self._framing, self._next = self._framing.without_plpgsql(), None
         await self._wire.roll_back(self._framing.reset)
         await resolve(self._wire.connection, self._framing.records, self._progress, self._wire.budget)
         group = self._groups.popleft()
         rest = self._progress.unanswered
-        if not rest and isinstance(error, UnreadableError):
-            # It was about a notice, or about a setting that is reset by now.
+        if rest and without_marks:
+            self._groups.appendleft(rest)
+            return
+        if not rest and (without_marks or isinstance(error, UnreadableError)):
+            # It was about a notice, or about the reset, which has succeeded by now.
             _log.warning("%s", describe(error))
             return
         if not rest:

@@ -29,6 +29,16 @@ async def rehearse(wire: Wire, framing: Framing, history: History, progress: Pro
         raise UsageError(
             f"{path} cannot be rehearsed: it runs outside a transaction ({why}), and could not be rolled back"
         )
+    try:
+        await _rehearse(wire, framing, history, progress, steps)
+    except MigrationFailedError as error:
+        if not (framing.facts.plpgsql and failures.is_of_plpgsql(error.__cause__)):
+            raise
+        # A marker may have failed, of which only a rehearsal without markers knows.
+        await _rehearse(wire, framing.without_plpgsql(), history, progress, steps)
+
+
+async def _rehearse(wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]) -> None:
     connection = wire.connection
     transaction = connection.transaction(isolation="read_committed")
     await transaction.start()

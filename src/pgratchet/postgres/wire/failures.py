@@ -21,6 +21,8 @@ _OF_CHARACTERS = {"22021", "22P05"}
 _OF_A_MESSAGE = _OF_CHARACTERS | {"42601", "54000", "54001", "53200", "08P01"}
 """SQLSTATEs of errors that a message as a whole may raise before any of it runs: conversion, lexing, its size."""
 
+_OF_A_LANGUAGE = {"42501", "42704", "42883", "0A000"}
+
 _BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 
 EXCERPT_LINES = 2
@@ -76,6 +78,14 @@ def owner(message: Message, error: asyncpg.PostgresError) -> Part | None:
 def may_be_of_any(error: asyncpg.PostgresError) -> bool:
     """Return whether an error may be about any part of a message, if no part of it has run."""
     return error.position is None and not error.context and error.sqlstate in _OF_A_MESSAGE
+
+
+def is_of_plpgsql(error: BaseException | None) -> bool:
+    """Return whether an error may be that of a marker: the language, or its library, is gone or not allowed."""
+    if not isinstance(error, asyncpg.PostgresError) or error.position is not None or error.context:
+        return False
+    code = error.sqlstate or ""
+    return (code in _OF_A_LANGUAGE or code[:2] in {"58", "XX"}) and "plpgsql" in str(error.args[0])
 
 
 def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -> Spot:

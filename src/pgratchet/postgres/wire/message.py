@@ -70,7 +70,8 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        (SELECT pg_catalog.bool_and(reset_val {EQ} CASE WHEN name {EQ} 'lock_timeout' THEN '1000' ELSE '0' END)
         FROM pg_catalog.pg_settings
         WHERE name {EQ} ANY ('{{{{lock_timeout,transaction_timeout}}}}'::pg_catalog.text[])) AS prepared,
-       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql') AS plpgsql,
+       EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql'
+               AND pg_catalog.has_language_privilege({{role}}, oid, 'USAGE')) AS plpgsql,
        {EVENT_TRIGGERS} AS event_triggers,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') {EQ} 'on' AS read_only,
@@ -112,7 +113,8 @@ class Facts(NamedTuple):
 
     A `prepared` session has our settings as its defaults: RESET ALL restores them. In a `pooled` one each transaction
     may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
-    the former if it needs a grant to read the history, as beside an owner. `writer` is how rows name this run.
+    the former if it needs a grant to read the history, as beside an owner. `plpgsql` is true if the role that the
+    scripts run as may use it. `writer` is how rows name this run.
     """
 
     pid: int
@@ -133,7 +135,10 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
 
     Raises ServerError if nothing can be changed in it, or the lock is not held after all.
     """
-    (row,) = await own.fetch(connection, _FACTS.format(held=held or "true"))
+    name = f"{literal(owner)}::pg_catalog.name" if owner else "current_user"
+    # An owner that does not exist is an error of its own, later.
+    role = f"(SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {EQ} {name})"
+    (row,) = await own.fetch(connection, _FACTS.format(held=held or "true", role=role))
     if not row["held"]:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
@@ -169,9 +174,9 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
 class Framing(NamedTuple):
     """The SQL around the steps of one run, in one session.
 
-    `marker` is the notice after each part of a message, None if the server lacks PL/pgSQL. `ourselves` restores, until
-    COMMIT, the role and the search_path, which a script may have changed. `clean` removes everything that a script may
-    have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
+    `marker` is the notice after each part of a message, None if the scripts may not use PL/pgSQL. `ourselves` restores,
+    until COMMIT, the role and the search_path, which a script may have changed. `clean` removes everything that a
+    script may have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
     """
 
     records: Records
@@ -212,6 +217,10 @@ class Framing(NamedTuple):
             reset=f"BEGIN;{clean}COMMIT;",
             local_settings=local_settings,
         )
+
+    def without_plpgsql(self) -> "Framing":
+        """Return the framing for a session in which no PL/pgSQL runs any more."""
+        return self.of(self.records, self.limits, self.facts._replace(plpgsql=False), self.owner)
 
     def messages(self, group: Group) -> Iterator[Message]:
         """Return the messages that run the steps of a group, each step in a transaction of its own.
