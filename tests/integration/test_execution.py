@@ -662,6 +662,7 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
     return any(what in message for message in messages(caplog))
 
 
+REVOKE = "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC"
 TWO = "CREATE TABLE x ();\nCREATE TABLE y ();\n"
 
 
@@ -669,7 +670,7 @@ class TestMarkersWithoutPlpgsql:
     """A marker is one statement in PL/pgSQL; it must not fail the script that it stands in."""
 
     async def test_a_role_without_the_right_to_plpgsql_applies_files(self, dsn: str, write: Write) -> None:
-        await tell(dsn, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC")
+        await tell(dsn, REVOKE)
         folder = write({"001_a.sql": TWO, "002_b.sql": "SELECT 1;\nSELECT nope;"})
         async with a_role(dsn, "") as role:
             await tell(dsn, f"GRANT ALL ON SCHEMA public TO {role}")
@@ -679,7 +680,7 @@ class TestMarkersWithoutPlpgsql:
             assert len(await Migrator(as_role(dsn, role), folder).up()) == 1
 
     async def test_an_owner_without_the_right_to_plpgsql_applies_files(self, dsn: str, write: Write) -> None:
-        await tell(dsn, "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC")
+        await tell(dsn, REVOKE)
         async with a_role(dsn, "") as role:
             await tell(dsn, f"GRANT ALL ON SCHEMA public TO {role}")
             assert len(await Migrator(dsn, write({"001_a.sql": TWO}), owner=role).up()) == 1
@@ -688,8 +689,8 @@ class TestMarkersWithoutPlpgsql:
         "taking",
         [
             "DROP EXTENSION plpgsql;",
-            "REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC; SET ROLE pg_monitor; RESET ROLE;",
-            "REVOKE ALL ON LANGUAGE plpgsql FROM PUBLIC; SET SESSION AUTHORIZATION pg_monitor; RESET SESSION AUTHORIZATION;",
+            f"{REVOKE}; SET ROLE pg_monitor; RESET ROLE;",
+            f"{REVOKE}; SET SESSION AUTHORIZATION pg_monitor; RESET SESSION AUTHORIZATION;",
             "SET search_path = ''; SET client_min_messages = error; SET search_path = public;",
         ],
     )
