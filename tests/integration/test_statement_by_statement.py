@@ -42,6 +42,37 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 COUNTED = "SELECT nextval('runs');"
 
 
+class TestLineEndings:
+    @pytest.mark.parametrize("head", ["", "-- pgratchet: no-transaction\n"])
+    async def test_strings_and_functions_have_the_line_endings_of_the_file(
+        self, dsn: str, write: Write, head: str
+    ) -> None:
+        text = head + (
+            "CREATE TABLE t AS SELECT 'a\nb' AS text;\n"
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$\n SELECT 1\n$$;\n"
+            "COMMENT ON TABLE t IS E'x\n';\n"
+        )
+        await Migrator(dsn, write({"001_a.sql": text.replace("\n", "\r\n").encode()})).up()
+
+        assert await ask(dsn, "SELECT text FROM t") == "a\r\nb"
+        assert await ask(dsn, "SELECT prosrc FROM pg_proc WHERE proname = 'f'") == "\r\n SELECT 1\r\n"
+        assert await ask(dsn, "SELECT obj_description('t'::regclass)") == "x\r\n"
+
+    @pytest.mark.parametrize("endings", [("\n", "\r\n"), ("\r\n", "\n")])
+    async def test_a_half_done_file_is_finished_with_other_line_endings(
+        self, dsn: str, write: Write, endings: tuple[str, str]
+    ) -> None:
+        text = "-- pgratchet: no-transaction\nCREATE TABLE t AS\n SELECT 'a\nb' AS text;\nSELECT\n nope FROM t;\n"
+        before, after = endings
+        folder = write({"001_a.sql": text.replace("\n", before).encode()})
+        failure = (await failure_of(Migrator(dsn, folder))).failure
+        assert (failure.statement, failure.line, failure.column) == (2, 6, 2)
+        assert (6, " nope FROM t;") in failure.excerpt
+
+        write({"001_a.sql": text.replace("nope", "text").replace("\n", after).encode()})
+        assert len(await Migrator(dsn, folder).up()) == 1
+
+
 class TestAFile:
     async def test_a_file_that_only_builds_an_index_concurrently_needs_no_directive(
         self, dsn: str, write: Write

@@ -42,8 +42,15 @@ def test_a_checksum_is_sha256_of_the_content() -> None:
     [b"SELECT 1;\r\nSELECT 2;\r\n", BYTE_ORDER_MARK + b"SELECT 1;\nSELECT 2;\n", b"SELECT 1;\r\nSELECT 2;\n"],
     ids=["CRLF", "BOM", "mixed"],
 )
-def test_line_endings_and_a_byte_order_mark_change_nothing(content: bytes) -> None:
-    assert read_sql(content) == read_sql("SELECT 1;\nSELECT 2;\n")
+def test_line_endings_and_a_byte_order_mark_do_not_change_the_checksum(content: bytes) -> None:
+    assert read_sql(content).checksum == read_sql("SELECT 1;\nSELECT 2;\n").checksum
+
+
+def test_sql_keeps_its_line_endings_and_python_reads_all_as_lf() -> None:
+    text = "x\r\ny\r\n"
+
+    assert read_sql(BYTE_ORDER_MARK + text.encode()).source.text == text
+    assert content_of(text, Kind.PYTHON).source.text == "x\ny\n"
 
 
 @pytest.mark.parametrize("content", ["SELECT 2;\n", "SELECT 1; \n", "SELECT 1;", "-- a\nSELECT 1;\n"])

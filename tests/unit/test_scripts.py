@@ -363,6 +363,13 @@ def test_digests_stand_for_everything_up_to_a_statement() -> None:
     assert len(set(first)) == 3
 
 
+def test_digests_ignore_line_endings() -> None:
+    text = "SELECT 'a\nb';\nSELECT -- c\n 2;\n"
+    windows = text.replace("\n", "\r\n")
+
+    assert list(digests(compiled(windows, no_transaction=True))) == list(digests(compiled(text, no_transaction=True)))
+
+
 def test_digests_know_where_a_statement_ends() -> None:
     one = list(digests(compiled("SELECT 12; SELECT 3", no_transaction=True)))
     other = list(digests(compiled("SELECT 12S; ELECT 3", no_transaction=True)))

@@ -110,7 +110,7 @@ class Options(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The text of one file: LF line endings, no byte order mark."""
+    """The text of one file without its byte order mark: SQL with the line endings of the file, Python with LF."""
 
     path: str
     text: str

@@ -49,16 +49,16 @@ class Content(NamedTuple):
 
 
 def read(file: File, kind: Kind, version: str, layout: Layout) -> Content:
-    """Return the file's text with LF line endings and no byte order mark, and its checksum.
+    """Return the file's text without its byte order mark, and its checksum.
 
-    The checksum is SHA-256, in hex, over exactly that text in UTF-8: a checkout with other line endings is
-    the same migration. The text is empty where the file is not valid UTF-8.
+    The checksum is SHA-256, in hex, over that text in UTF-8 with LF line endings: a checkout with other line endings
+    is the same migration. SQL keeps its own, as in psql, because they are data in strings and functions; Python reads
+    all as LF. The text is empty where the file is not valid UTF-8.
     """
     body = file.content.removeprefix(BYTE_ORDER_MARK)
-    if b"\r\n" in body:
-        body = body.replace(b"\r\n", b"\n")
-    checksum = hashlib.sha256(body).hexdigest()
-    text = _decode(body, file.path)
+    plain = body.replace(b"\r\n", b"\n") if b"\r\n" in body else body
+    checksum = hashlib.sha256(plain).hexdigest()
+    text = _decode(body if kind is Kind.SQL else plain, file.path)
     if isinstance(text, Problem):
         return Content(Source(file.path, ""), checksum, (text,))
     end = _end_of_head(text, kind)

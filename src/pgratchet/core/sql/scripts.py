@@ -234,10 +234,13 @@ def changes_new_sessions(script: Script) -> bool:
 
 
 def digests(script: Script) -> Iterator[str]:
-    """Yield, for each statement of a script that runs statement by statement, the digest of all statements up to it."""
+    """Yield, for each statement of a script that runs statement by statement, the digest of all statements up to it.
+
+    Line endings do not matter: another checkout of the file is the same script.
+    """
     text, running = script.source.text, hashlib.sha256()
     for segment in script.segments:
-        running.update(text[segment.start : segment.end].encode() + b"\0")
+        running.update(text[segment.start : segment.end].replace("\r\n", "\n").encode() + b"\0")
         yield running.hexdigest()
 
 

@@ -223,4 +223,4 @@ def at_spot(claim: Claim, spot: Spot, message: str) -> Failure:
 def _excerpt(text: str, line: int) -> tuple[tuple[int, str], ...]:
     first = max(1, line - EXCERPT_LINES)
     lines = text.split("\n")[first - 1 : line + EXCERPT_LINES]
-    return tuple(enumerate(lines, first))
+    return tuple(enumerate((each.removesuffix("\r") for each in lines), first))
