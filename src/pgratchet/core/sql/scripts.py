@@ -13,6 +13,7 @@ from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
 from pgratchet.core.sql.classification import HARMLESS
+from pgratchet.core.sql.dialects import foreign
 from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
@@ -38,7 +39,7 @@ def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     if "\\restrict" in source.text or "\\unrestrict" in source.text:
         source = _without_restrict(source)
     reading = _read(source)
-    problems = list(reading.problems)
+    problems = [*reading.problems, *foreign(source, direction)]
     begin, absorbed = "", set[int]()
     if reading.controls:
         if not source.options.no_transaction:
