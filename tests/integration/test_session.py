@@ -16,8 +16,9 @@ from pgratchet import BudgetExceededError, ConnectionLostError, Migrator, Server
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.dsn import address_of
-from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, connector, open_session, prepared
+from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, _told, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
+from tests.faults.refusing import refusing
 from tests.support import Connection, Write, ask, column, connect, deserted, exists, sessions, states, tell
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
@@ -31,6 +32,8 @@ SHOWN = {
     "idle_session_timeout": "0ms",
 }
 
+
+UNITS = {"client_connection_check_interval": "ms", "tcp_keepalives_idle": "s", "idle_session_timeout": "ms"}
 
 POOLERS_NOT_YET = (
     "the database system is starting up",
@@ -246,6 +249,45 @@ async def test_a_server_without_some_of_our_settings_gets_the_others(
     await Migrator(dsn, write({"001_a.sql": look})).up()
     assert await column(dsn, "SELECT v FROM seen") == ["500ms"]
     assert await exists(dsn, "seen")
+
+
+FILES = {
+    "001_a.sql": "CREATE TABLE a AS SELECT name, setting FROM pg_settings;",
+    "002_b.py": "async def up(connection): await connection.execute('CREATE TABLE b ()')\n",
+    "003_c.sql": "-- pgratchet: no-transaction\nCREATE INDEX CONCURRENTLY ON a (name);\nVACUUM a;",
+    "004_d.sql": "CREATE TABLE d ();",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("client_connection_check_interval", "22023"),
+        ("client_connection_check_interval", "55P02"),
+        ("client_connection_check_interval", "42501"),
+        ("tcp_user_timeout", "22023"),
+        ("lock_timeout", "42501"),
+        ("statement_timeout", "55P02"),
+        ("application_name", "42501"),
+    ],
+)
+@pytest.mark.parametrize("by_factory", [False, True], ids=["a DSN", "a factory"])
+async def test_a_server_that_refuses_one_of_our_settings_gets_the_others(  # noqa: PLR0913 - fixtures and cases
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, name: str, code: str, *, by_factory: bool
+) -> None:
+    _told.clear()
+    async with refusing(dsn, name, code) as refused:
+        how: Any = {"connect": partial(asyncpg.connect, refused)} if by_factory else {"dsn": refused}
+        with caplog.at_level(logging.WARNING, "pgratchet"):
+            assert len(await Migrator(migrations=write(FILES), **how).up()) == 4
+            await Migrator(migrations=write({"005_e.sql": "CREATE TABLE e ();"}), lock="transaction", **how).up()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.startswith(f"the server refuses the setting {name}: refused ({code}); ")
+    expected = {"client_connection_check_interval": "500", "tcp_keepalives_idle": "5", "lock_timeout": "5000"}
+    expected.pop(name, None)
+    others = {"client_connection_check_interval", "tcp_keepalives_idle", "idle_session_timeout"} - {name}
+    for other in others:
+        assert f"{await ask(dsn, 'SELECT setting FROM a WHERE name = $1', other)}{UNITS[other]}" == SHOWN[other]
 
 
 async def test_a_start_with_nothing_pending_is_one_connection(dsn: str, write: Write) -> None:

@@ -10,7 +10,7 @@ from pgratchet.core.plan.halfway import refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.session import parameters_sql
+from pgratchet.postgres.link.session import APPLICATION, set_parameters
 from pgratchet.postgres.link.sql import become
 from pgratchet.postgres.steps import execution, rehearsal, statement_by_statement
 from pgratchet.postgres.wire import backends
@@ -81,8 +81,10 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
     known = await facts(
         connection, lock.HELD.format(key=key) if by is Lock.SESSION else None, owner, settings.tool_version
     )
-    if not (known.prepared or known.pooled):
-        await own.execute(connection, parameters_sql())
+    if not known.prepared:
+        # In a pooler's session only for this statement: it shows which ones the server refuses.
+        name = known.application or APPLICATION
+        known = known._replace(refused=await set_parameters(connection, local=known.pooled, name=name))
     if owner not in (None, known.role) and not known.pooled:
         await own.execute(connection, become(owner))
     blockers = Blockers(settings.direct, key, None if by is Lock.TRANSACTION or known.pooled else known.pid)

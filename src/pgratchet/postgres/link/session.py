@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
@@ -60,7 +60,22 @@ APPLICATION = "pgratchet"
 """The name of a session whose DSN gives it no name."""
 
 _UNCONNECTED = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError)
-_UNKNOWN_PARAMETER = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError)
+_REFUSED = (
+    asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.InsufficientPrivilegeError,
+)
+"""The errors of a server that knows a parameter and refuses it: for its platform, its engine or the role."""
+
+_UNFIT_PARAMETER = (asyncpg.UndefinedObjectError, asyncpg.ProtocolViolationError, *_REFUSED)
+_LOSSES = {
+    "client_connection_check_interval": "the lock of a killed runner stays until its statement ends",
+    "tcp": "the lock of a runner whose machine has vanished stays for as long as the server's own settings say",
+    "lock_timeout": "a read of the history, or a migration, may wait for a lock as long as the server's setting says",
+    "application_name": "other sessions do not see what this one is",
+}
+_LOSS = "the server's own setting may end a long migration"
+_refused = WeakKeyDictionary[Connection, frozenset[str]]()
 _log = logging.getLogger("pgratchet")
 _told = set[str]()
 
@@ -93,14 +108,10 @@ def connector(address: Address, owner: str | None = None, *, sessions: bool = Fa
         try:
             try:
                 return await _open(address, opened, parameters)
-            except _UNKNOWN_PARAMETER:
-                # A pooler passes on few startup parameters, and older servers do not know them all. Nor is it told the
+            except _UNFIT_PARAMETER:
+                # A pooler passes on few startup parameters, and not every server takes them all. Nor is it told the
                 # name, which would stay with its session for clients that have none.
                 pass
-            except asyncpg.InsufficientPrivilegeError as error:
-                if not_member := _not_member(owner, error):
-                    raise not_member from error
-                raise
             connection = await _open(address, opened, {})
             await _prepare(connection, owner, name, sessions=sessions)
         except (ServerError, UsageError) as error:
@@ -202,11 +213,51 @@ def _refit(connection: Connection) -> None:
             plug.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
-def parameters_sql(*, local: bool = False) -> str:
-    """Return the statement that gives a session, or its transaction, those of our parameters that its server knows."""
+async def set_parameters(
+    connection: Connection, *, local: bool = False, name: str = "", here: str = ""
+) -> frozenset[str]:
+    """Give a session, or this transaction only, our parameters and a name, and return those that the server refuses.
+
+    A refused one is left out from then on, and the lost guarantee is logged once. `here` is a condition in SQL.
+    """
+    left = frozenset(PARAMETERS | LATER_PARAMETERS | ({"application_name": name} if name else {}))
+    try:
+        await own.execute(connection, parameters_sql(refused(connection), local=local, name=name) + here)
+    except _REFUSED:
+        for parameter in sorted(left - refused(connection)):
+            try:
+                await own.execute(connection, parameters_sql(left - {parameter}, local=local, name=name) + here)
+            except _REFUSED as error:
+                _refused[connection] = refused(connection) | {parameter}
+                _tell_loss(parameter, error)
+    return refused(connection)
+
+
+def refused(connection: Connection) -> frozenset[str]:
+    """Return the names of the parameters that the server of a session has refused."""
+    return _refused.get(connection, frozenset())
+
+
+def _tell_loss(parameter: str, error: Exception) -> None:
+    if parameter not in _told:
+        _told.add(parameter)
+        loss = _LOSSES.get(parameter) or _LOSSES.get(parameter.partition("_")[0], _LOSS)
+        _log.warning("the server refuses the setting %s: %s; %s", parameter, describe(error), loss)
+
+
+def parameters_sql(refused: Collection[str] = (), *, local: bool = False, name: str = "") -> str:
+    """Return the statement that gives a session, or its transaction, those of our parameters that its server knows.
+
+    Also a name if one is given, but none of the `refused`.
+    """
+    all_of_them = PARAMETERS | LATER_PARAMETERS | ({"application_name": name} if name else {})
     wanted = ", ".join(
-        f"({literal(name)}, {literal(value)})" for name, value in (PARAMETERS | LATER_PARAMETERS).items()
+        f"({literal(parameter)}, {literal(value)})"
+        for parameter, value in all_of_them.items()
+        if parameter not in refused
     )
+    if not wanted:
+        return "SELECT"
     return (
         f"SELECT pg_catalog.set_config(s.name, wanted.value, {str(local).lower()}) FROM pg_catalog.pg_settings s "
         f"JOIN (VALUES {wanted}) AS wanted(name, value) ON wanted.name {EQ} s.name"
@@ -226,14 +277,10 @@ def _not_member(owner: str | None, error: Exception) -> ServerError | None:
 async def _prepare(connection: Connection, owner: str | None, name: str, *, sessions: bool) -> None:
     """Give a session our parameters, its role and its name, unless a pooler lets another server process answer."""
     here = "" if sessions else f" WHERE pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}"
-    more = {"application_name": name, "role": owner or ""}
-    sql = "".join(
-        f";SELECT pg_catalog.set_config({literal(parameter)}, {literal(value)}, false){here}"
-        for parameter, value in more.items()
-        if value
-    )
     try:
-        await own.execute(connection, parameters_sql() + here + sql)
+        await set_parameters(connection, name=name, here=here)
+        if owner is not None:
+            await own.execute(connection, f"SELECT pg_catalog.set_config('role', {literal(owner)}, false){here}")
     except BaseException as error:
         connection.terminate()
         if isinstance(error, Exception) and (not_member := _not_member(owner, error)):

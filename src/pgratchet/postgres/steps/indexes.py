@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.session import Connection, refused
 from pgratchet.postgres.link.sql import CONCAT, EQ, MATCHES, NE, literal
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.message import Message
@@ -105,7 +105,10 @@ async def leftovers(connection: Connection) -> list[str]:
 
 async def suspend(connection: Connection, *timeouts: str) -> dict[str, str]:
     """Lift time limits of the session, and return their values, by name."""
-    return {row["name"]: row["value"] for row in await own.fetch(connection, _SUSPEND, timeouts)}
+    return {
+        row["name"]: row["value"]
+        for row in await own.fetch(connection, _SUSPEND, sorted({*timeouts} - refused(connection)))
+    }
 
 
 async def restore(connection: Connection, was: dict[str, str]) -> None:

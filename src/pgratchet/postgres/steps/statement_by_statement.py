@@ -97,7 +97,7 @@ class _Script:
             raise other_session(step, was, now)
 
     def _recording(self, sql: str) -> str:
-        return f"SET lock_timeout = {self._lock_timeout};{self._framing.recording(sql)}"
+        return self._framing.setting("SET", "lock_timeout", self._lock_timeout) + self._framing.recording(sql)
 
     async def _bare(self, segment: Segment, before: str, after: str, count: str) -> None:
         """Run a statement outside a transaction: mark it as begun, run it, count it."""
@@ -112,7 +112,7 @@ class _Script:
 
     def _noting(self, sql: str, note: str) -> str:
         """Return a transaction of our own that notes the state of the session before it runs `sql`."""
-        limit = f"SET LOCAL lock_timeout = {self._lock_timeout};"
+        limit = self._framing.setting("SET LOCAL", "lock_timeout", self._lock_timeout)
         return f"BEGIN;{note}{limit}{self._framing.ourselves}{sql}COMMIT"
 
     async def _together(self, segment: Segment, before: str, count: str) -> bool:

@@ -19,7 +19,7 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
-from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, parameters_sql
+from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, parameters_sql, refused
 from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, NE, Limits, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
@@ -114,7 +114,8 @@ class Facts(NamedTuple):
     A `prepared` session has our settings as its defaults: RESET ALL restores them. In a `pooled` one each transaction
     may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
     the former if it needs a grant to read the history, as beside an owner. `plpgsql` is true if the role that the
-    scripts run as may use it. `writer` is how rows name this run.
+    scripts run as may use it. `writer` is how rows name this run. The server has `refused` some of our settings, by
+    name.
     """
 
     pid: int
@@ -128,6 +129,7 @@ class Facts(NamedTuple):
     event_triggers: bool
     now: datetime
     writer: Writer
+    refused: frozenset[str]
 
 
 async def facts(connection: Connection, held: str | None, owner: str | None, tool_version: str) -> Facts:
@@ -168,6 +170,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
         event_triggers=row["event_triggers"],
         now=datetime.fromisoformat(row["now"]),
         writer=Writer(printable(runner), started, tool_version),
+        refused=refused(connection),
     )
 
 
@@ -198,11 +201,13 @@ class Framing(NamedTuple):
         settings = local_settings = ""
         if facts.pooled:
             # A session of ours has them from its start.
-            local_settings = f"{parameters_sql(local=True)};" + (become(owner, local=True) if owner else "")
+            local_settings = f"{parameters_sql(facts.refused, local=True)};" + (
+                become(owner, local=True) if owner else ""
+            )
             clean = _UNLOCK + (_OF_A_POOLER if facts.plpgsql else "") + CLEAN
         else:
             if not facts.prepared:
-                settings = f"{parameters_sql()};SET application_name = {literal(facts.application)};"
+                settings = f"{parameters_sql(facts.refused, name=facts.application)};"
             clean = _OF_A_SESSION + CLEAN + settings + (become(owner) if owner else "")
         return cls(
             records,
@@ -275,10 +280,14 @@ class Framing(NamedTuple):
         )
         shown = printable(name).encode()[:LONGEST_NAME].decode(errors="ignore")
         return (
-            f"{scope} lock_timeout = {milliseconds(limits.lock_timeout)};"
-            f"{scope} statement_timeout = {milliseconds(limits.statement_timeout)};"
-            f"{scope} application_name = {literal(shown)};"
+            self.setting(scope, "lock_timeout", milliseconds(limits.lock_timeout))
+            + self.setting(scope, "statement_timeout", milliseconds(limits.statement_timeout))
+            + self.setting(scope, "application_name", literal(shown))
         )
+
+    def setting(self, scope: Literal["SET", "SET LOCAL"], name: str, value: object) -> str:
+        """Return the SQL that sets a parameter of ours; empty if the server refuses that."""
+        return "" if name in self.facts.refused else f"{scope} {name} = {value};"
 
     def recording(self, sql: str) -> str:
         """Return statements of ours as a transaction of their own, in a session without traces of a script."""
