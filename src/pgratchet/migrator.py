@@ -293,7 +293,8 @@ class Migrator:
         """Record a person's verdict about a version that no run can judge, and return both sides of it after that.
 
         `applied` and `not-applied` are about the whole migration: it counts as done, or nothing of it is there. `again`
-        and `skip` are about the one statement in doubt: it did not take effect, or it did. The row keeps the reason.
+        and `skip` are about the one statement in doubt: it did not take effect, or it did. `accept` is about the
+        edited file of an applied version: its checksum replaces the one in the history. The row keeps the reason.
         Raises UsageError for an unknown verdict, HistoryError if the verdict does not fit the version, or a session is
         at work on it.
         """

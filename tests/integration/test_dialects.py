@@ -17,7 +17,7 @@ async def test_neither_half_of_a_file_of_another_tool_runs(dsn: str, write: Writ
         with pytest.raises(FilesError) as caught:
             await verb(Migrator(dsn, folder))
         assert [problem.line for problem in caught.value.problems] == [3]
-    assert not await exists(dsn, HISTORY)
+    assert not await exists(dsn, "users")
 
     write({"001_a.sql": "CREATE TABLE users (id int);", "001_a.down.sql": "DROP TABLE users;"})
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1"]

@@ -149,6 +149,48 @@ async def test_a_repair_records_what_was_done_by_hand(dsn: str, write: Write) ->
     await Migrator(dsn, folder).check()
 
 
+async def test_a_repair_accepts_the_edited_file_of_an_applied_version(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT 1;"})
+    await Migrator(dsn, folder).up()
+    before = await history(dsn)
+    write({"001_a.sql": "-- a table\nCREATE TABLE a ();", "003_c.sql": "SELECT 1;"})
+    with pytest.raises(HistoryError, match="pgratchet repair 1 --accept --reason"):
+        await Migrator(dsn, folder).up()
+
+    entry = await Migrator(dsn, folder).repair(1, Verdict.ACCEPT, "only a comment")
+    assert entry.state is State.APPLIED
+    assert entry.migration is not None
+    after = await history(dsn)
+    assert after["1"]["reason"].startswith("only a comment (accept, ")
+    changed = {name for name in before["1"].keys() if after["1"][name] != before["1"][name]}
+    assert changed == {"checksum", "reason"}
+    assert after["1"]["checksum"] == entry.migration.checksum
+    assert after["2"] == before["2"]
+    assert [step.version for step in await Migrator(dsn, folder).up()] == ["3"]
+    await Migrator(dsn, folder).check()
+
+
+async def test_a_repair_accepts_only_an_edited_file_of_an_applied_version(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT 1;"})
+    await Migrator(dsn, folder).up(1)
+    for version, why in ((1, "nothing differs"), (2, "not applied")):
+        with pytest.raises(HistoryError, match=why):
+            await Migrator(dsn, folder).repair(version, Verdict.ACCEPT, "why")
+    with pytest.raises(UsageError, match="no version 7"):
+        await Migrator(dsn, folder).repair(7, Verdict.ACCEPT, "why")
+    (folder / "001_a.sql").unlink()
+    with pytest.raises(HistoryError, match="no file here"):
+        await Migrator(dsn, folder).repair(1, Verdict.ACCEPT, "why")
+    write({"001_a.sql": "SELECT nothing;"})
+    await Migrator(dsn, folder).repair(1, Verdict.NOT_APPLIED, "undone")
+    await failure_of(Migrator(dsn, folder))
+    with pytest.raises(HistoryError, match="not applied"):
+        await Migrator(dsn, folder).repair(1, Verdict.ACCEPT, "why")
+    write({"001_a.sql": "CREATE TABLE IF NOT EXISTS a ();"})
+    await Migrator(dsn, folder).up()
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
 async def test_a_repair_puts_back_a_version_that_was_applied_below_newer_ones(dsn: str, write: Write) -> None:
     folder = write({"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "SELECT 1;"})
     await Migrator(dsn, folder).up()
@@ -252,7 +294,7 @@ async def test_a_repair_is_no_failure_to_waiters(dsn: str, write: Write) -> None
 @pytest.mark.parametrize("verdict", ["Applied", "", "postgresql://app:hunter2@db/app", None])
 async def test_an_invalid_verdict_is_refused_and_not_repeated(dsn: str, write: Write, verdict: Any) -> None:
     migrator = Migrator(dsn, write({"001_a.sql": "SELECT 1"}))
-    with pytest.raises(UsageError, match="one of applied, not-applied, again, skip") as refused:
+    with pytest.raises(UsageError, match="one of applied, not-applied, again, skip, accept") as refused:
         await migrator.repair(1, verdict, "by hand")
     assert "hunter2" not in str(refused.value)
     assert (await migrator.repair(1, Verdict.APPLIED, "by hand")).version == "1"

@@ -32,6 +32,7 @@ Applied = Annotated[bool, typer.Option("--applied", help="The whole migration to
 NotApplied = Annotated[bool, typer.Option("--not-applied", help="Nothing of it took effect: run it from its start.")]
 Again = Annotated[bool, typer.Option("--again", help="The statement in doubt had no effect: go on with it.")]
 Skip = Annotated[bool, typer.Option("--skip", help="The statement in doubt took effect: go on after it.")]
+Accept = Annotated[bool, typer.Option("--accept", help="The edited file of an applied version is right as it is.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason; the history keeps it.")]
 
 
@@ -105,10 +106,11 @@ def repair(  # noqa: PLR0913 - one option for each verdict
     not_applied: NotApplied = False,
     again: Again = False,
     skip: Skip = False,
+    accept: Accept = False,
     **flags: Unpack[Locking],
 ) -> Report:
     """Settle a version that no run can judge."""
-    given = zip(Verdict, (applied, not_applied, again, skip), strict=True)
+    given = zip(Verdict, (applied, not_applied, again, skip, accept), strict=True)
     verdicts = [verdict for verdict, is_given in given if is_given]
     if len(verdicts) != 1:
         raise UsageError(f"give one of {', '.join(f'--{verdict}' for verdict in Verdict)}")

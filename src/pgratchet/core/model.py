@@ -71,12 +71,13 @@ class RecordState(StrEnum):
 
 
 class Verdict(StrEnum):
-    """A person's decision about a version that no run can decide: about all of it, or about the statement in doubt."""
+    """A person's decision that no run can take: about a whole version, its statement in doubt, or its edited file."""
 
     APPLIED = "applied"
     NOT_APPLIED = "not-applied"
     AGAIN = "again"
     SKIP = "skip"
+    ACCEPT = "accept"
 
 
 class File(NamedTuple):

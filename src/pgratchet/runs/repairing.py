@@ -1,7 +1,7 @@
 """Repair: a person's verdict about a version that no run can judge, recorded with its reason."""
 
 from pgratchet.core.errors import HistoryError, UsageError
-from pgratchet.core.model import Catalogue, Entry, Lock, State
+from pgratchet.core.model import Catalogue, Entry, Lock, State, Verdict
 from pgratchet.core.plan.verdicts import Judgement, settle
 from pgratchet.core.printing import printable
 from pgratchet.postgres.ledger import lock
@@ -65,4 +65,7 @@ async def _record(  # noqa: PLR0913, PLR0917 - the place, and all parts of the r
     writer = known.writer
     when = f"{known.now:%Y-%m-%d %H:%M:%S%z}"
     reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")
-    await own.execute(connection, records.settle(entry, settled, writer, reason))
+    if judgement.verdict is Verdict.ACCEPT and entry.row is not None and entry.migration is not None:
+        await own.execute(connection, records.accept(entry.row, entry.migration, reason))
+    else:
+        await own.execute(connection, records.settle(entry, settled, writer, reason))

@@ -161,7 +161,10 @@ def refuse_disagreement(
                 warnings.append(_no_file(row))
         elif migration is not None and state is State.CHANGED:
             when = f" on {row.finished_at:%Y-%m-%d %H:%M:%S%z}" if row and row.finished_at else ""
-            cure = "restore the file and put the change into a new migration"
+            cure = (
+                "restore the file and put the change into a new migration, or accept the file as it is: "
+                f"pgratchet repair {version} --accept --reason ..."
+            )
             wrong.append((version, f"{migration.up.path} was edited after it had been applied{when}; {cure}"))
         elif migration is not None and state is State.LATE and not allow_late:
             cure = "give it a number above them, or allow late migrations"

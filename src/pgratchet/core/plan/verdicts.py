@@ -37,6 +37,8 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
             return Settled(RecordState.PENDING)
         case Verdict.AGAIN | Verdict.SKIP:
             return _statement(entry, row, verdict)
+        case Verdict.ACCEPT:
+            return _accepted(entry, row)
 
 
 def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settled:
@@ -52,6 +54,16 @@ def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settle
     if verdict is Verdict.SKIP:
         return Settled(row.state, row.statements_done + 1, at.counted)
     return Settled(row.state, row.statements_done, at.unmarked)
+
+
+def _accepted(entry: Entry, row: HistoryRow | None) -> Settled:
+    if row is None or row.state is not RecordState.APPLIED:
+        raise _pointless(entry, "it is not applied: the next run takes its file as it is")
+    if entry.migration is None:
+        raise _pointless(entry, "it has no file here to accept")
+    if entry.migration.checksum == row.checksum:
+        raise _pointless(entry, "its file is the one that was applied: nothing differs")
+    return Settled(row.state, row.statements_done, row.cursor)
 
 
 def _pointless(entry: Entry, why: str) -> HistoryError:

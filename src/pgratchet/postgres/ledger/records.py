@@ -239,6 +239,12 @@ class Records(NamedTuple):
             return self._fenced(self._insert(values, replaces=False), proof)
         return self._fenced(self._update(values, f"version {EQ} {literal(row.version)} AND {_as_read(row)}"), proof)
 
+    def accept(self, row: HistoryRow, migration: Migration, reason: str) -> str:
+        """Return the SQL that records a file as that of an applied version, on a row that has not changed since."""
+        where = f"version {EQ} {literal(row.version)} AND {_as_read(row)} AND checksum {EQ} {literal(row.checksum)}"
+        update = self._update(_file(migration) | {"reason": literal(reason)}, where)
+        return self._fenced(update, f"checksum {EQ} {literal(migration.checksum)}")
+
     def _insert(self, row: dict[str, str], *, replaces: bool) -> str:
         """Return the SQL that inserts a row, in place of one that an earlier attempt has left if it `replaces` that.
 
