@@ -363,6 +363,53 @@ def test_digests_stand_for_everything_up_to_a_statement() -> None:
     assert len(set(first)) == 3
 
 
+@pytest.mark.parametrize("no_transaction", [False, True])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET standard_conforming_strings = off",
+        "set local Standard_Conforming_Strings to 'false'",
+        "SELECT pg_catalog.set_config('standard_conforming_strings', 'off', false)",
+    ],
+)
+@pytest.mark.parametrize("string", [r"'it\'s; text'", r"'C:\\dir'"])
+def test_a_setting_that_changes_backslashes_is_refused_with_its_line(
+    setting: str, string: str, *, no_transaction: bool
+) -> None:
+    with pytest.raises(FilesError) as caught:
+        compiled(f"SELECT 1;\n{setting};\nSELECT 2, {string};\nSELECT 3;", no_transaction=no_transaction)
+
+    (problem,) = caught.value.problems
+    assert (problem.line, "standard_conforming_strings = off" in problem.message) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SET standard_conforming_strings = off; SELECT E'a\\n', $$\\$$, 'plain';",
+        "SET standard_conforming_strings = on; SELECT '\\';",
+        "SELECT '\\'; SET standard_conforming_strings = off;",
+        "CREATE FUNCTION f() RETURNS int SET standard_conforming_strings = off RETURN 1; SELECT '\\';",
+        "SET client_encoding = 'UTF8'; SET NAMES 'utf-8'; SET client_encoding TO DEFAULT; SELECT 'é';",
+        "SELECT 'é'; SET client_encoding = 'LATIN1'; SELECT 'e';",
+    ],
+)
+@pytest.mark.parametrize("no_transaction", [False, True])
+def test_a_setting_that_changes_nothing_behind_it_is_accepted(text: str, *, no_transaction: bool) -> None:
+    assert compiled(text, no_transaction=no_transaction).statements > 1
+
+
+@pytest.mark.parametrize(
+    "setting", ["SET client_encoding = 'LATIN1'", "SET NAMES 'EUC_JP'", "set client_encoding to win1252"]
+)
+def test_another_encoding_is_refused_where_it_would_change_the_text(setting: str) -> None:
+    text = f"{setting};\nSELECT 'é';"
+
+    assert compiled(text).statements == 2
+    with pytest.raises(FilesError, match="client_encoding"):
+        compiled(text, no_transaction=True)
+
+
 def test_digests_ignore_line_endings() -> None:
     text = "SELECT 'a\nb';\nSELECT -- c\n 2;\n"
     windows = text.replace("\n", "\r\n")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pgratchet.core.errors import ScriptError
-from pgratchet.core.sql.statements import StatementKind, head, scan, skip, tokens
+from pgratchet.core.sql.statements import StatementKind, head, mentions, scan, skip, tokens
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("split_cases.json").read_text("utf-8"))
 
@@ -19,6 +19,15 @@ def texts(sql: str) -> list[str]:
 def words(sql: str, limit: int = 16) -> tuple[str, ...]:
     (statement,) = scan(sql)
     return head(sql, statement.start, statement.end, limit)
+
+
+@pytest.mark.parametrize("at", [0, 1, (1 << 20) - 3, 1 << 20, 3 << 20])
+def test_a_word_is_found_in_any_case_and_at_any_place(at: int) -> None:
+    text = "x" * at + "client_Encoding" + "x" * 99
+
+    assert mentions(text, "OTHER", "CLIENT_ENCODING")
+    assert not mentions(text, "OTHER")
+    assert not mentions("", "OTHER")
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])

@@ -7,7 +7,7 @@ unknown statement is not on the list.
 import re
 
 from pgratchet.core.model import Script
-from pgratchet.core.sql.statements import scan, tokens
+from pgratchet.core.sql.statements import mentions, scan, tokens
 
 _NAME = r'(?:[A-Z_][A-Z0-9_$]*|")'
 _NAMES = rf"{_NAME}(?: \. {_NAME})*"
@@ -103,7 +103,8 @@ def is_inert(script: Script) -> bool:
 
 def may_make_event_triggers(script: Script) -> bool:
     """Return whether a script may leave an event trigger behind, itself or by an extension, as its words show."""
-    return _EVENT_TRIGGERS.search(script.source.text) is not None
+    text = script.source.text
+    return mentions(text, "EVENT", "EXTENSION") and _EVENT_TRIGGERS.search(text) is not None
 
 
 def _is_inert(text: str, start: int, end: int) -> bool:

@@ -14,6 +14,7 @@ from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment
 from pgratchet.core.printing import line_of
 from pgratchet.core.sql.classification import HARMLESS
 from pgratchet.core.sql.dialects import foreign
+from pgratchet.core.sql.misread import misread
 from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
@@ -49,6 +50,8 @@ def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     by_statement = source.options.no_transaction or (len(reading.refusals) == reading.total > 0)
     if reading.refusals and not by_statement:
         problems.append(_mixed(source, reading.refusals, total))
+    # Where backslashes mean something else, so may all that was read behind them.
+    problems = list(misread(source, at_once=not by_statement and len(source.text) <= 4 * CHUNK)) or problems
     if problems:
         raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
     mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
