@@ -244,7 +244,7 @@ class Migrator:
         entries = await cancelled_for_good(run.look)
         plan = planning.plan_up(entries, version)
         warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
-        return plan._replace(warnings=warnings)
+        return plan._replace(warnings=warnings + plan.warnings)
 
     async def status(self) -> tuple[Entry, ...]:
         """Return both sides of every version, in order; disagreements are states here, not errors."""

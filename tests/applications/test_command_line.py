@@ -327,11 +327,15 @@ def test_adopt_says_what_it_would_do_and_does_it_when_told(pgratchet: Run, dsn: 
     assert asyncio.run(support.states(dsn, "public.pgratchet_migrations")) == {"1": "applied"}
 
 
-def test_new_writes_files_that_up_applies(run: Run, dsn: str) -> None:
+def test_new_writes_files_that_up_applies_once_they_are_written(run: Run, dsn: str, tmp_path: Path) -> None:
     created = run("new", "add orders")
+    refused = run("up", DATABASE_URL=dsn)
+    with (tmp_path / "migrations/versions/001_add_orders.sql").open("a") as file:
+        file.write("CREATE TABLE orders ();\n")
     applied = run("up", DATABASE_URL=dsn)
 
-    assert (created.returncode, applied.returncode) == (0, 0)
+    assert (created.returncode, refused.returncode, applied.returncode) == (0, 4, 0)
+    assert "write its SQL" in refused.stderr
     assert applied.stdout.startswith("applied 1 add_orders ")
 
 

@@ -162,7 +162,7 @@ async def test_a_repair_accepts_the_edited_file_of_an_applied_version(dsn: str, 
     assert entry.migration is not None
     after = await history(dsn)
     assert after["1"]["reason"].startswith("only a comment (accept, ")
-    changed = {name for name in before["1"].keys() if after["1"][name] != before["1"][name]}
+    changed = {name for name in dict(before["1"]) if after["1"][name] != before["1"][name]}
     assert changed == {"checksum", "reason"}
     assert after["1"]["checksum"] == entry.migration.checksum
     assert after["2"] == before["2"]

@@ -102,12 +102,16 @@ class Problem(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The options that the directives in a file's head set. Timeouts are in seconds, 0 means none."""
+    """The options that the directives in a file's head set. Timeouts are in seconds, 0 means none.
+
+    An `empty` file has no statement on purpose.
+    """
 
     no_transaction: bool = False
     lock_timeout: float | None = None
     statement_timeout: float | None = None
     compatible_with: str | None = None
+    empty: bool = False
 
 
 class Source(NamedTuple):

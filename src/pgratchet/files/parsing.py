@@ -9,14 +9,14 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from pgratchet.core.arguments import LONGEST_SECONDS
+from pgratchet.core.drafts import COMMENT
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
 from pgratchet.files.layout import Layout
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-COMMENT = {Kind.SQL: "--", Kind.PYTHON: "#"}
-DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with")
+DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with", "empty")
 SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
@@ -153,6 +153,10 @@ def _apply(options: Options, colon: str, text: str, version: str, layout: Layout
     match key:
         case "no-transaction" if not equals:
             return options._replace(no_transaction=True)
+        case "empty" if not equals:
+            return options._replace(empty=True)
+        case "empty":
+            raise ValueError("empty takes no value", "write 'pgratchet: empty'")
         case "no-transaction":
             raise ValueError("no-transaction takes no value", "write 'pgratchet: no-transaction'")
         case "lock-timeout":

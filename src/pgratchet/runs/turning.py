@@ -1,5 +1,6 @@
 """The work of a run while it may change the schema. Most starts need none of this."""
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from pgratchet.postgres.wire.failures import OvertakenError
 from pgratchet.postgres.wire.message import Framing, facts
 from pgratchet.postgres.wire.sending import Blockers, Wire
 from pgratchet.runs.turn import Turn
+
+_log = logging.getLogger("pgratchet")
 
 MOST_CONTRADICTIONS = 5
 """How often the server may say that the history has changed, while each look at it reads the same."""
@@ -45,11 +48,14 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
             waited |= await backends.until_gone(runner, turn.budget, f"{row.version} {row.name} is half done")
         if waited:
             continue
-        steps = phases[0].plan(entries).steps
+        steps, warnings = phases[0].plan(entries)
         observer.raise_new_failure(step.migration.version for step in steps)
         if records.lock is not Lock.SESSION:
             _refuse_bare(steps)
         refuse_unrecoverable(steps)
+        if not overtaken:
+            for warning in warnings:
+                _log.warning("%s", warning)
         applied = [entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED]
         try:
             await executing.carry_out(turn.lock.records, steps, applied)

@@ -317,6 +317,7 @@ def _place(entries: Sequence[Entry], to: str) -> int:
 def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
     steps: list[Step] = []
     problems: list[Problem] = []
+    warnings: list[str] = []
     for entry in entries:
         version, _, migration, row = entry
         # Not above: the modules that split SQL compile many patterns, and most starts find nothing to plan.
@@ -334,6 +335,9 @@ def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
         except FilesError as error:
             problems += error.problems
         else:
+            if migration.kind is Kind.SQL and not (script.statements or source.options.empty):
+                said = "it has no statement, and does nothing; '-- pgratchet: empty' says that this is meant"
+                warnings.append(printable(f"{source.path}: {said}"))
             done, over = halfway.resumed(entry, direction, script) if row else (0, None)
             left = row is not None and row.state in (RecordState.FAILED, RecordState.PENDING)
             steps.append(Step(migration, direction, script, done, over, replaces=left and over is None))
@@ -345,4 +349,4 @@ def _plan(entries: Iterable[Entry], direction: Direction) -> Plan:
                 problems += error.problems
     if problems:
         raise FilesError(problems)
-    return Plan(tuple(steps))
+    return Plan(tuple(steps), tuple(warnings))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from pgratchet.core.drafts import is_draft
 from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
@@ -35,6 +36,10 @@ _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     """Return the script of a source; raises FilesError with all reasons why it is unfit to run."""
+    if direction is Direction.UP and is_draft(kind, source.text):
+        language, mark = ("its SQL", "--") if kind is Kind.SQL else ("its functions", "#")
+        cure = f"write {language}, or '{mark} pgratchet: empty' if it is to do nothing"
+        raise FilesError([Problem(source.path, "nobody has written it yet: it is as `new` made it", cure, 1)])
     if kind is Kind.PYTHON:
         return _compile_python(source, direction)
     if "\\restrict" in source.text or "\\unrestrict" in source.text:
@@ -47,6 +52,9 @@ def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
             begin, absorbed = _opening(source.text, reading)
         problems += _forbidden_controls(source, reading, absorbed)
     total = reading.total - len(absorbed)
+    if source.options.empty and total:
+        cure = "remove the directive, or the statements"
+        problems.append(Problem(source.path, "it says that it is empty, and has statements", cure))
     by_statement = source.options.no_transaction or (len(reading.refusals) == reading.total > 0)
     if reading.refusals and not by_statement:
         problems.append(_mixed(source, reading.refusals, total))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import NamedTuple
 
+from pgratchet.core.drafts import draft, is_draft
 from pgratchet.core.errors import FilesError, UsageError
 from pgratchet.core.model import Catalogue, Direction, File, Kind, Migration, Problem, Rank
 from pgratchet.core.printing import one_line
@@ -28,17 +29,6 @@ LONGEST_TITLE = 100
 
 _NAME = re.compile(r"(?P<digits>[0-9]{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
 _DIRECTION = re.compile(r"\.(?:up|down)$", re.IGNORECASE)
-
-
-_PYTHON = '''
-
-async def up(connection):
-    """Runs inside a transaction; `connection` is asyncpg's."""
-
-
-async def down(connection):
-    """Undoes what `up` did."""
-'''
 
 
 class _Read(NamedTuple):
@@ -92,6 +82,8 @@ class OwnLayout:
             up = ups[version]
             way_down = up if up.kind is Kind.PYTHON else downs.get(version)
             down = way_down and way_down.content.source
+            if down is not None and up.kind is Kind.SQL and is_draft(Kind.SQL, down.text):
+                down = None  # nobody has written it yet, and it would revert nothing
             source, checksum, _ = up.content
             migrations.append(Migration(version, (int(version),), up.title, up.kind, checksum, source, down))
         return Catalogue(tuple(migrations), tuple(gaps))
@@ -124,11 +116,10 @@ class OwnLayout:
         if kind is Kind.PYTHON:
             # Python looks for the file's encoding in its first two lines, in any comment (PEP 263).
             text = re.sub("coding(?=[:=])", "coding ", text)
-        mark = parsing.COMMENT[kind]
-        head = f"{mark} Migration: {text}\n{mark} Version: {digits}\n{mark} Date: {now:%Y-%m-%d}\n\n"
+        content = draft(kind, text, digits, f"{now:%Y-%m-%d}")
         if kind is Kind.PYTHON:
-            return {f"{digits}_{title}.py": head.rstrip() + "\n" + _PYTHON}
-        return {f"{digits}_{title}.sql": head, f"{digits}_{title}.down.sql": head}
+            return {f"{digits}_{title}.py": content}
+        return {f"{digits}_{title}.sql": content, f"{digits}_{title}.down.sql": content}
 
 
 own = OwnLayout()
