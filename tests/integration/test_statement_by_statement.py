@@ -105,6 +105,24 @@ class TestAFile:
         assert [row["done"] for row in rows] == [1, 2, 4]
         assert len({row["id"] for row in rows}) == 3
 
+    async def test_a_statement_is_undone_when_its_count_is_refused(self, dsn: str, write: Write) -> None:
+        folder = write({"001_a.sql": "SELECT 1;", "002_b.sql": HEAD + "CREATE TABLE b (); CREATE TABLE c ();"})
+        await Migrator(dsn, folder).up(to=1)
+        await tell(
+            dsn,
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON schema_migrations FOR EACH ROW "
+            "WHEN (NEW.statements_done = 2) EXECUTE FUNCTION refuse()",
+        )
+
+        error = await failure_of(Migrator(dsn, folder))
+
+        assert error.failure.sqlstate == "P0001"
+        assert [await exists(dsn, table) for table in "bc"] == [True, False]
+        assert (await history(dsn))["2"]["statements_done"] == 1
+        await tell(dsn, "DROP TRIGGER refuse ON schema_migrations")
+        assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
+
     async def test_a_file_shows_how_far_it_is(self, dsn: str, write: Write) -> None:
         sql = HEAD + "CREATE TABLE a (); CREATE TABLE b ();" + PASS_GATE + "CREATE TABLE c ();"
         migrator = Migrator(dsn, write({"001_a.sql": sql}), lock_timeout=0)
