@@ -2,11 +2,19 @@
 
 from itertools import pairwise
 
+import asyncpg
 import pytest
 
-from pgratchet import HistoryError, Migrator, RecordState, Verdict
+from pgratchet import Direction, HistoryError, Migrator, RecordState, Verdict
+from pgratchet.core.model import Lock, Step
+from pgratchet.core.sql.scripts import compile_script
+from pgratchet.files import directory
+from pgratchet.files.layouts.own import own
+from pgratchet.postgres.ledger.records import Claim, Records, Writer
 from pgratchet.postgres.ledger.transitions import TRANSITIONS, Who
-from tests.support import HISTORY, Write, connected, failure_of, states, tell
+from pgratchet.postgres.link.own import Guards
+from pgratchet.postgres.link.sql import Table
+from tests.support import HISTORY, Write, connected, failure_of, history, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +128,30 @@ async def test_persons_write_each_transition_of_theirs_and_no_other(dsn: str, wr
                 }
 
     assert await changes(dsn) == allowed(Who.PERSON)
+
+
+@pytest.mark.parametrize(
+    ("direction", "state"),
+    [(Direction.UP, state) for state in (RecordState.RUNNING, RecordState.APPLIED, RecordState.REVERTING)]
+    + [(Direction.DOWN, state) for state in RecordState if state is not RecordState.APPLIED],
+)
+async def test_a_version_whose_state_has_changed_since_it_was_planned_is_not_claimed(
+    dsn: str, write: Write, direction: Direction, state: RecordState
+) -> None:
+    folder = write({"001_a.sql": "", "001_a.down.sql": ""})
+    await Migrator(dsn, folder).up()
+    await become(dsn, "1", state)
+    before = (await history(dsn))["1"]
+    (migration,) = own.parse(directory.read(folder)).migrations
+    source = migration.up if direction is Direction.UP else migration.down
+    assert source is not None
+    script = compile_script(source, migration.kind, direction)
+    step = Step(migration, direction, script, replaces=direction is Direction.UP)
+    records = Records(Table.parse(HISTORY), Lock.NONE, Guards())
+    claim = records.claim(Claim(step, "mine"), Writer("me", "2000-01-01 00:00:00+00", "0"))
+
+    async with connected(dsn) as connection:
+        with pytest.raises((asyncpg.UniqueViolationError, asyncpg.InvalidTextRepresentationError)):
+            await connection.execute(claim)
+
+    assert (await history(dsn))["1"] == before
