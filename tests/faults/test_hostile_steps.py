@@ -5,6 +5,7 @@ import asyncpg
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator, Verdict
+from pgratchet.runs.run import MOST_LOSSES
 from tests.support import (
     HEAD,
     PATIENCE,
@@ -34,6 +35,19 @@ async def test_a_step_that_ends_its_session_each_time_fails(dsn: str, write: Wri
     write({"002_b.sql": "SELECT 2;"})
     await migrator.up()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_losses_of_one_step_do_not_count_against_the_next(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE SEQUENCE tries")
+    ends = f"SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('tries') % {MOST_LOSSES} <> 0"
+    python = f'async def up(connection):\n    await connection.execute("{ends}")\n'
+    migrator = Migrator(dsn, write({"001_a.sql": ends, "002_b.py": python}))
+
+    with anyio.fail_after(60):
+        steps = await migrator.up()
+
+    assert [step.version for step in steps] == ["1", "2"]
+    assert await ask(dsn, "SELECT last_value FROM tries") == 2 * MOST_LOSSES
 
 
 async def test_a_rehearsal_tries_a_step_that_ends_its_own_session_no_more_often(dsn: str, write: Write) -> None:

@@ -77,3 +77,12 @@ async def test_the_server_error_inside_another_error_decides_whether_it_may_pass
     assert pauses.seen == [("40P01", 0)]
     with pytest.raises(asyncpg.DeadlockDetectedError):
         await retry(failing(deadlock()), Tries(), pauses, inside)
+
+
+async def test_the_error_around_the_last_error_of_the_server_is_raised_when_no_attempt_is_left() -> None:
+    wrapped = WrappedError(deadlock())
+
+    with pytest.raises(WrappedError) as raised:
+        await retry(failing(wrapped), Tries({}), Pauses(), lambda error: error.args[0])
+
+    assert raised.value is wrapped
