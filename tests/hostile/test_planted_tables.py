@@ -453,6 +453,28 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
         assert not await has_run(dsn)
 
 
+async def test_code_attached_to_a_table_that_has_just_been_made_does_not_run(
+    dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tell(dsn, "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRIGGER ON TABLES TO PUBLIC")
+    migrator = Migrator(dsn, write(FILES), budget=5)
+    async with mallory(dsn) as her:
+        name = await ask(her, "SELECT current_user::text")
+        await tell(her, TRIGGER)
+
+        async def meanwhile(*arguments: Any) -> None:
+            monkeypatch.undo()
+            await through_races(*arguments)
+            await tell(her, HER_TRIGGER.format("STATEMENT"))
+
+        monkeypatch.setattr("pgratchet.postgres.ledger.history.through_races", meanwhile)
+        with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
+            await migrator.up()
+        assert not await has_run(dsn)
+        await tell(dsn, f"DROP OWNED BY {name} CASCADE")
+        assert [step.version for step in await migrator.up()] == ["1"]
+
+
 POLICY = f"{TABLE} {TRUTH} GRANT ALL ON {HISTORY} TO PUBLIC; ALTER TABLE {HISTORY} ENABLE ROW LEVEL SECURITY;"
 POLICIES = {
     "of a function": f"CREATE POLICY p ON {HISTORY} USING (public.spring())",
