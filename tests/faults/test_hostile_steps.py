@@ -37,6 +37,18 @@ async def test_a_step_that_ends_its_session_each_time_fails(dsn: str, write: Wri
     assert await states(dsn) == {"1": "applied", "2": "applied"}
 
 
+async def test_a_step_that_ends_its_session_each_time_loses_no_more_than_the_most(dsn: str, write: Write) -> None:
+    await tell(dsn, "CREATE SEQUENCE tries")
+    ends = "SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('tries') > 0"
+
+    error = await failure_of(Migrator(dsn, write({"001_a.sql": ends})))
+
+    assert f"{MOST_LOSSES} times in a row" in error.failure.message
+    assert await ask(dsn, "SELECT last_value FROM tries") == MOST_LOSSES
+    await Migrator(dsn, write({"001_a.sql": "SELECT 1;"})).up()
+    assert await states(dsn) == {"1": "applied"}
+
+
 async def test_losses_of_one_step_do_not_count_against_the_next(dsn: str, write: Write) -> None:
     await tell(dsn, "CREATE SEQUENCE tries")
     ends = f"SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('tries') % {MOST_LOSSES} <> 0"
