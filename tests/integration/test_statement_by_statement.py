@@ -7,7 +7,7 @@ import pytest
 
 from pgratchet import BudgetExceededError, FilesError, HistoryError, Migrator, State, UsageError, Verdict
 from pgratchet.core.events import Event, Retried
-from pgratchet.core.model import Direction, Kind, Lock, Step
+from pgratchet.core.model import Direction, Kind, Lock, RecordState, Step
 from pgratchet.core.plan import planning
 from pgratchet.core.sql.scripts import compile_script
 from pgratchet.files import directory
@@ -464,7 +464,10 @@ async def test_a_half_done_version_of_a_newer_image_does_not_hold_up_an_older_on
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["2"]
 
 
-async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str, write: Write) -> None:
+@pytest.mark.parametrize("older", [{"cursor": "older"}, {"token": "older"}, {"state": RecordState.FAILED}], ids=str)
+async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(
+    dsn: str, write: Write, older: dict[str, Any]
+) -> None:
     folder = write({"001_a.sql": HEAD + "CREATE TABLE a (); SELECT 1; SELECT 1/0;"})
     await failure_of(Migrator(dsn, folder))
     await tell(dsn, "UPDATE schema_migrations SET state = 'running', statements_done = 1")
@@ -472,13 +475,12 @@ async def test_a_runner_that_got_on_after_it_was_read_is_not_taken_over(dsn: str
     async with connected(dsn) as connection:
         rows = await History(table).read(connection)
         entries = planning.compare(own.parse(directory.read(folder)).migrations, rows, own.rank)
-        # The cursor still stands for two statements: what was read is older than that.
         stale = entries[0].row
         assert stale is not None
         migration = entries[0].migration
         assert migration is not None
         script = compile_script(migration.up, Kind.SQL, Direction.UP)
-        step = Step(migration, Direction.UP, script, 1, stale._replace(cursor="older"))
+        step = Step(migration, Direction.UP, script, 1, stale._replace(**older))
         records = Records(table, Lock.NONE, Guards())
         claim = records.claim(Claim(step, "mine"), Writer("me", str(stale.backend_start), "0"))
         with pytest.raises(asyncpg.PostgresError, match="not as this run has written it"):
