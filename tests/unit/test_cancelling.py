@@ -6,7 +6,13 @@ from contextlib import suppress
 import anyio
 import pytest
 
-from pgratchet.postgres.link.cancelling import OwnCancellationError, cancelled_for_good, shieldable, undisturbed
+from pgratchet.postgres.link.cancelling import (
+    PAUSE,
+    OwnCancellationError,
+    cancelled_for_good,
+    shieldable,
+    undisturbed,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +123,7 @@ async def test_work_that_suppresses_its_cancellation_is_cancelled_at_each_furthe
         nonlocal suppressed
         for _ in range(5):
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(1)
             except asyncio.CancelledError:
                 suppressed += 1
 
@@ -135,6 +141,35 @@ async def test_an_error_in_the_place_of_a_cancellation_does_not_replace_it() -> 
 
     with anyio.fail_after(5):
         await cancelled(cancelled_for_good(work))
+
+
+async def test_a_short_await_behind_a_suppressed_cancellation_is_cancelled_as_well() -> None:
+    survived = 0
+
+    async def work() -> None:
+        nonlocal survived
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        for _ in range(5):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(PAUSE / 2)
+                survived += 1
+
+    await cancelled(cancelled_for_good(work))
+    assert survived == 0
+
+
+@pytest.mark.parametrize("around", [cancelled_for_good, lambda work: undisturbed(work())])
+async def test_the_first_of_two_cancellations_is_raised(around: Around) -> None:
+    task = asyncio.ensure_future(around(lambda: undisturbed(asyncio.sleep(0.05))))
+    for message in ("first", "second"):
+        await asyncio.sleep(0.01)
+        task.cancel(message)
+
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await task
+
+    assert raised.value.args == ("first",)
 
 
 async def test_a_scope_of_anyio_recognises_its_own_cancellation_of_lasting_work() -> None:
