@@ -23,7 +23,7 @@ import pytest
 from pgratchet import Migrator, PgratchetError, ServerError, UsageError, Verdict, embedded, migrator
 from pgratchet.cli import program, settings
 from pgratchet.core.masking import Hidden, discreet
-from pgratchet.postgres.link.dsn import address_of
+from pgratchet.postgres.link.dsn import SourcedDsn, address_of
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
 from pgratchet.testing import Databases, dumps, released
@@ -496,6 +496,13 @@ def test_the_representations_of_a_migrator_and_its_parts_show_no_password() -> N
         Hidden(DSN),
     ):
         assert list(leaks.within(made, SECRETS, "made", set(), 9)) == []
+
+
+def test_the_representation_of_a_dsn_with_its_source_shows_no_password() -> None:
+    given = SourcedDsn(DSN, "DATABASE_URL")
+
+    assert f"{[given]}" == "[***]"
+    assert given == DSN
 
 
 @pytest.mark.parametrize(
