@@ -676,6 +676,20 @@ async def test_the_history_keeps_words_of_the_file_and_names(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("sql", ["DO $$BEGIN RAISE 'no {}'; END$$;", 'SELECT "no {}" FROM pg_class;'])
+async def test_words_of_the_file_are_kept_in_one_line(dsn: str, write: Write, sql: str) -> None:
+    migrator = Migrator(dsn, write({"001_a.sql": sql.format("a\x1b[2J\u202eb\nc")}))
+
+    await failure_of(migrator)
+
+    kept = (await history(dsn))["1"]["error"]
+    assert r"no a\x1b[2J\u202eb\nc" in kept
+    assert hides(kept) == []
+    write({"001_a.sql": "SELECT 1;"})
+    await migrator.up()
+
+
+@pytest.mark.anyio
 async def test_other_runners_readers_and_the_gate_see_no_value(
     dsn: str, write: Write, terminal: Terminal, caplog: pytest.LogCaptureFixture
 ) -> None:
