@@ -22,6 +22,7 @@ from pgratchet import (
     Migration,
     Migrator,
     Problem,
+    RecordState,
     Started,
     UsageError,
 )
@@ -155,6 +156,17 @@ async def test_the_server_tells_a_set_of_versions_as_python_does(dsn: str, write
 
     assert await ask(dsn, f"SELECT {Applied.of(utf8).holds(Table.parse(HISTORY))}")
     assert not await ask(dsn, f"SELECT {Applied.of([*utf8, b'more']).holds(Table.parse(HISTORY))}")
+
+
+async def test_the_server_leaves_versions_that_are_not_applied_out_of_the_set(dsn: str, write: Write) -> None:
+    await Migrator(dsn, write({"001_a.sql": "SELECT 1;"})).up()
+    for number, state in enumerate(RecordState, 2):
+        row = f"('{number}', '', 'sql', '', '{state}')"
+        await tell(dsn, f"INSERT INTO {HISTORY} (version, name, kind, checksum, state) VALUES {row}")
+    applied = sorted(version.encode() for version, state in (await states(dsn)).items() if state == "applied")
+
+    assert len(applied) == 2
+    assert await ask(dsn, f"SELECT {Applied.of(applied).holds(Table.parse(HISTORY))}")
 
 
 class Versions(NamedTuple):
