@@ -33,7 +33,7 @@ from pgratchet.postgres.ledger.records import Applied
 from pgratchet.postgres.link.sql import Table
 from pgratchet.postgres.wire.message import Message
 from pgratchet.postgres.wire.sending import Meanwhile, Wire
-from tests.support import HISTORY, Connection, Write, ask, column, connect, connected, states, tell
+from tests.support import HISTORY, Connection, Write, ask, column, connect, connected, missing, states, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -156,6 +156,20 @@ async def test_the_server_tells_a_set_of_versions_as_python_does(dsn: str, write
 
     assert await ask(dsn, f"SELECT {Applied.of(utf8).holds(Table.parse(HISTORY))}")
     assert not await ask(dsn, f"SELECT {Applied.of([*utf8, b'more']).holds(Table.parse(HISTORY))}")
+
+
+async def test_the_collation_of_the_history_has_no_part_in_a_set_of_versions(dsn: str, write: Write) -> None:
+    if not await ask(dsn, "SELECT count(*) FROM pg_collation WHERE collname = 'und-x-icu'"):
+        missing("the server has no collations of ICU")
+    await Migrator(dsn, write({"001_a.sql": "SELECT 1;"})).up()
+    await tell(dsn, f'ALTER TABLE {HISTORY} ALTER version TYPE text COLLATE "und-x-icu"; DELETE FROM {HISTORY}')
+    for version in ("Z", "a", "z", "ä"):
+        row = f"('{version}', '', 'sql', '', 'applied')"
+        await tell(dsn, f"INSERT INTO {HISTORY} (version, name, kind, checksum, state) VALUES {row}")
+
+    utf8 = [version.encode() for version in ("Z", "a", "z", "ä")]
+    assert await column(dsn, f"SELECT version FROM {HISTORY} ORDER BY version") == ["a", "ä", "z", "Z"]
+    assert await ask(dsn, f"SELECT {Applied.of(utf8).holds(Table.parse(HISTORY))}")
 
 
 async def test_the_server_leaves_versions_that_are_not_applied_out_of_the_set(dsn: str, write: Write) -> None:
