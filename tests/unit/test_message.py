@@ -3,7 +3,7 @@ from collections.abc import Iterable
 import asyncpg
 import pytest
 
-from pgratchet.core.model import Direction, Failure, Kind, Migration, Segment, Source, Step
+from pgratchet.core.model import Direction, Failure, Kind, Migration, Mode, Segment, Source, Step
 from pgratchet.core.sql import scripts
 from pgratchet.core.sql.scripts import CHUNK, compile_script
 from pgratchet.postgres.ledger.records import Claim
@@ -167,7 +167,19 @@ def test_large_scripts_do_not_share() -> None:
     half, whole = step_of_size(CHUNK // 2), step_of_size(CHUNK + 1)
 
     assert sizes(half, half, half) == [2, 1]
+    assert sizes(*[half] * 6) == [2, 2, 2]
     assert sizes(half, whole, half) == [1, 1, 1]
+
+
+def test_only_transactions_of_sql_share_and_only_on_the_way_up() -> None:
+    step = claim("CREATE TABLE a ();").step
+
+    for alone in (
+        step._replace(direction=Direction.DOWN),
+        step._replace(migration=step.migration._replace(kind=Kind.PYTHON)),
+        step._replace(script=step.script._replace(mode=Mode.STATEMENTS)),
+    ):
+        assert sizes(step, step, alone, alone, step, step) == [2, 1, 1, 2]
 
 
 def test_no_scripts_make_no_group() -> None:
