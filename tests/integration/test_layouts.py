@@ -123,6 +123,20 @@ async def test_ranks_tell_late_versions_and_versions_without_a_file(dsn: str, wr
     assert caught.value.versions == ("1.2",)
 
 
+async def test_a_name_that_a_layout_has_made_up_is_shown_without_its_controls(dsn: str, write: Write) -> None:
+    class Renaming(Flyway):
+        def parse(self, files: Iterable[File], *, strict: bool = False) -> Catalogue:
+            (migration,) = super().parse(files, strict=strict).migrations
+            return Catalogue((migration._replace(name="a\x1b\n\udce4"),))
+
+    folder = write({"V1__a.sql": "CREATE TABLE seen AS SELECT current_setting('application_name') AS name;"})
+    await Migrator(dsn, folder, layout=Renaming()).up()
+
+    (name,) = await column(dsn, "SELECT name FROM seen")
+    assert name.endswith(r": up 1 a\x1b\n\udce4")
+    assert await states(dsn) == {"1": "applied"}
+
+
 async def test_an_invalid_version_is_refused_in_the_words_of_the_layout(dsn: str, write: Write) -> None:
     with pytest.raises(UsageError, match="'x', which is no version: versions are numbers with dots between"):
         await Migrator(dsn, write(FILES), layout=Flyway()).up("x")
