@@ -98,10 +98,32 @@ def test_a_failed_way_down_leaves_its_versions_applied() -> None:
     assert after(COMPLETE, started("4", Direction.DOWN), Failed("CancelledError", "")).applied == 4
 
 
+def test_a_failure_behind_a_finished_way_down_leaves_its_versions_reverted() -> None:
+    reverted = Readiness(Condition.FAILED, applied=3, pending=("4",), unknown=("9",))
+    cancelled = Failed("CancelledError", "")
+
+    assert after(COMPLETE, started("4", Direction.DOWN), finished("4", Direction.DOWN), cancelled) == reverted
+
+
+def test_a_failure_behind_a_look_leaves_what_the_look_has_found() -> None:
+    found = Looked(applied=3, pending=("4",), running=(), failed=(), unknown=("9",))
+
+    assert after(COMPLETE, started("4", Direction.DOWN), found, Failed("CancelledError", "")) == Readiness(
+        Condition.FAILED, applied=3, pending=("4",), unknown=("9",)
+    )
+
+
+def test_a_look_tells_the_versions_of_other_runs_as_they_are() -> None:
+    assert after(Looked(applied=1, pending=("4",), running=("2",), failed=("3",), unknown=())) == Readiness(
+        Condition.PENDING, applied=1, pending=("4",), running=("2",), failed=("3",)
+    )
+
+
 def test_a_mistake_of_the_caller_does_not_change_readiness() -> None:
     assert after(COMPLETE, Done(()), COMPLETE, Failed("UsageError", "no such version")).ready
     assert not after(COMPLETE, Done(()), COMPLETE, Failed("HistoryError", "edited")).ready
-    assert not after(Failed("UsageError", "no such folder")).ready
+    assert after(Failed("UsageError", "no such folder")).state is Condition.FAILED
+    assert after(MISSING, Failed("UsageError", "no such version")).state is Condition.FAILED
 
 
 def test_a_way_down_makes_a_schema_pending_and_the_next_way_up_makes_it_ready() -> None:
