@@ -64,6 +64,7 @@ PLACES = [
     "postgresql://{login}{host}:{port}/?dbname={database}",
     "postgresql://{login}{host}:{port}/postgres?dbname={database}",
     "postgresql://{login}{host}:{port}/?database={database}",
+    "postgresql://{login}{host}:{port}/postgres?database={database}",
     "postgresql://{login}{host}/{database}?port={port}",
     "postgresql://{login}/{database}?host={host}&port={port}",
     "postgresql://{login}nowhere.invalid:1/{database}?host={host}&port={port}",
@@ -148,6 +149,11 @@ class TestAService:
     def test_a_percent_sign_in_a_service_is_nothing_special(self, file: Path) -> None:
         file.write_text("[it]\npassword=100%s\n")
         assert address_of("postgresql://?service=it").get("password") == "100%s"
+
+    def test_a_service_may_call_its_database_so(self, file: Path) -> None:
+        file.write_text("[it]\ndatabase=elsewhere\n")
+        assert address_of("postgresql://?service=it").get("dbname") == "elsewhere"
+        assert address_of("postgresql:///mine?service=it").get("dbname") == "mine"
 
     @pytest.mark.parametrize(
         "text",
@@ -246,6 +252,11 @@ def test_a_parameter_that_cannot_be_honoured_and_changes_too_much_is_refused(que
 @pytest.mark.parametrize("mode", ["disable", "prefer", "require", "verify-full"])
 def test_sqlalchemy_s_name_for_tls_means_the_same(mode: str) -> None:
     assert address_of(f"postgresql+asyncpg://a@localhost/x?ssl={mode}").get("sslmode") == mode
+
+
+def test_sslmode_wins_over_sqlalchemy_s_name_for_tls() -> None:
+    for query in ("ssl=prefer&sslmode=require", "sslmode=require&ssl=prefer"):
+        assert address_of(f"postgresql://a@localhost/x?{query}").get("sslmode") == "require"
 
 
 async def test_a_server_without_tls_is_refused_where_the_dsn_asks_for_tls(there: Server) -> None:
