@@ -1,6 +1,9 @@
+import threading
+
 import pytest
 
 from pgratchet import Condition, Direction, Done, Event, Failed, Failure, Finished, Locked, Looked, Readiness, Started
+from pgratchet.core.model import Rank
 from pgratchet.core.readiness import Course
 from pgratchet.files.layouts.own import own
 
@@ -180,3 +183,31 @@ def test_forgetting_ends_readiness_but_not_a_failure(event: Event) -> None:
     course.forget()
 
     assert course.readiness == (Readiness() if before.ready else before)
+
+
+def test_an_event_waits_for_a_thread_that_sums_up_readiness() -> None:
+    begun, end = threading.Event(), threading.Event()
+    seen: list[Readiness] = []
+
+    def rank(version: str) -> Rank | None:
+        begun.set()
+        end.wait(5)
+        return own.rank(version)
+
+    course = Course(rank)
+    course.take(MISSING)
+    reader = threading.Thread(target=lambda: seen.append(course.readiness))
+    writer = threading.Thread(target=course.take, args=(started("3"),))
+
+    reader.start()
+    begun.wait(5)
+    writer.start()
+    writer.join(0.05)
+    waits = writer.is_alive()
+    end.set()
+    for thread in (reader, writer):
+        thread.join()
+
+    assert waits
+    assert seen == [Readiness(Condition.PENDING, applied=2, pending=("3", "4"))]
+    assert course.readiness.running == ("3",)
