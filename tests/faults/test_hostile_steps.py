@@ -5,7 +5,7 @@ import asyncpg
 import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator, Verdict
-from pgratchet.runs.run import MOST_LOSSES
+from pgratchet.runs.turning import MOST_LOSSES
 from tests.support import (
     HEAD,
     PATIENCE,
@@ -60,6 +60,28 @@ async def test_losses_of_one_step_do_not_count_against_the_next(dsn: str, write:
 
     assert [step.version for step in steps] == ["1", "2"]
     assert await ask(dsn, "SELECT last_value FROM tries") == 2 * MOST_LOSSES
+
+
+async def test_a_step_that_was_committed_in_its_last_session_is_not_charged_with_the_loss(
+    dsn: str, write: Write
+) -> None:
+    await Migrator(dsn, write({"001_a.sql": "CREATE SEQUENCE tries; CREATE SEQUENCE ends;"})).up()
+    # The claim of 3, in the message of 2, ends the session once: the one after those that 2 has ended.
+    await tell(
+        dsn,
+        "CREATE FUNCTION once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('ends') = 1 THEN "
+        "PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$;"
+        "CREATE TRIGGER t BEFORE INSERT ON schema_migrations FOR EACH ROW WHEN (NEW.version = '3') "
+        "EXECUTE FUNCTION once()",
+    )
+    ends = f"SELECT pg_terminate_backend(pg_backend_pid()) WHERE nextval('tries') < {MOST_LOSSES}"
+
+    with anyio.fail_after(60):
+        steps = await Migrator(dsn, write({"002_b.sql": ends, "003_c.sql": "CREATE TABLE c ();"})).up()
+
+    assert [step.version for step in steps] == ["2", "3"]
+    assert await ask(dsn, "SELECT last_value FROM tries") == MOST_LOSSES
+    assert await ask(dsn, "SELECT last_value FROM ends") > 1
 
 
 async def test_a_rehearsal_tries_a_step_that_ends_its_own_session_no_more_often(dsn: str, write: Write) -> None:

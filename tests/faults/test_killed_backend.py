@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from pgratchet import HistoryError, Migrator, Verdict, embedded
-from pgratchet.runs.run import MOST_LOSSES
+from pgratchet.runs.turning import MOST_LOSSES
 from tests.support import (
     GATE,
     LOCK_KEY,

@@ -8,9 +8,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from pgratchet.core.errors import ConnectionLostError, MigrationFailedError
+from pgratchet.core.errors import ConnectionLostError
 from pgratchet.core.events import Locked, Tell
-from pgratchet.core.model import Catalogue, Direction, Entry, Failure
+from pgratchet.core.model import Catalogue, Direction, Entry
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
@@ -19,9 +19,6 @@ from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.observing import Observer, all_applied
 from pgratchet.runs.settings import Settings
 from pgratchet.runs.turn import Turn
-
-MOST_LOSSES = 5
-"""A step that loses this many sessions in a row has failed."""
 
 PRIMARY_PAUSE = 0.5, 1.0
 """Bounds, in seconds, of the pause before a server that was a standby is asked again."""
@@ -154,11 +151,10 @@ async def through_losses(
 ) -> None:
     """Do `work` in a session; if the session is lost or outdated, do it again in a new one, while the budget lasts.
 
-    Raises MigrationFailedError for a step that has lost its session too often, NotPrimaryError if the first server
-    takes no changes.
+    `progress` says how many sessions one and the same step has lost in a row. Raises NotPrimaryError if the first
+    server takes no changes.
     """
-    # Losses in a row, and how many of them while one and the same step was under way.
-    losses = losses_of_step = finished = 0
+    losses = finished = 0
     while True:
         attempts = progress.attempts
         try:
@@ -175,17 +171,10 @@ async def through_losses(
             await budget.pause(*PRIMARY_PAUSE, str(error))
         except ConnectionLostError as error:
             if finished != len(progress.finished):
-                losses, losses_of_step, finished = 0, 0, len(progress.finished)
+                losses, progress.losses, finished = 0, [], len(progress.finished)
             losses += 1
             # A step that an earlier session has left unanswered was not under way in this one.
             if progress.unanswered and progress.attempts != attempts:
-                losses_of_step += 1
-            if losses_of_step >= MOST_LOSSES:
-                # The step may be the reason for the loss: tried for ever, it would end the server each time.
-                step = progress.unanswered[0].step
-                message = f"{error}; this happened {losses_of_step} times in a row while the step ran"
-                migration, path = step.migration, step.script.source.path
-                failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
-                raise MigrationFailedError(failure, progress.finished) from error
+                progress.losses.append(error)
             _log.warning("%s; connecting again", error)
             await budget.pause(*backoff(losses - 1), str(error))

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from pgratchet.core.errors import HistoryError, ServerError
-from pgratchet.core.model import Direction, Entry, HistoryRow, Lock, RecordState, State, Step
+from pgratchet.core.errors import HistoryError, MigrationFailedError, ServerError
+from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, RecordState, State, Step
 from pgratchet.core.plan.halfway import refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
@@ -17,10 +17,14 @@ from pgratchet.postgres.steps import execution, rehearsal, statement_by_statemen
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.failures import OvertakenError
 from pgratchet.postgres.wire.message import Framing, facts
+from pgratchet.postgres.wire.progress import Progress
 from pgratchet.postgres.wire.sending import Blockers, Wire
 from pgratchet.runs.turn import Turn
 
 _log = logging.getLogger("pgratchet")
+
+MOST_LOSSES = 5
+"""A step that loses this many sessions in a row has failed."""
 
 MOST_CONTRADICTIONS = 5
 """How often the server may say that the history has changed, while each look at it reads the same."""
@@ -101,11 +105,17 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
 async def _look_again(turn: Turn) -> tuple[Entry, ...]:
     """Return both sides of every version, now that nobody else may change the history; only this look decides.
 
-    Raises BusyError if no lock is held yet and another runner is at work.
+    Raises BusyError if no lock is held yet and another runner is at work, MigrationFailedError for a step that has lost
+    its session too often.
     """
     progress = turn.progress
     if progress.unanswered:
+        finished = len(progress.finished)
         await execution.resolve(turn.connection, turn.lock.records, progress, turn.budget)
+        if len(progress.finished) == finished and len(progress.losses) >= MOST_LOSSES:
+            # The step may be the reason for the loss: tried for ever, it would end the server each time. Not before the
+            # history was asked: it may have been committed in the session that was lost last.
+            raise _lost_too_often(progress)
         # The steps that were not done are planned again.
         progress.unanswered = ()
     entries = await turn.observer.look(turn.connection)
@@ -114,6 +124,14 @@ async def _look_again(turn: Turn) -> tuple[Entry, ...]:
     if any(entry.state is State.RUNNING for entry in entries):
         await turn.lock.raise_if_busy(turn.connection)
     return entries
+
+
+def _lost_too_often(progress: Progress) -> MigrationFailedError:
+    step = progress.unanswered[0].step
+    migration, path = step.migration, step.script.source.path
+    message = f"{progress.losses[-1]}; this happened {len(progress.losses)} times in a row while the step ran"
+    failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
+    return MigrationFailedError(failure, progress.finished)
 
 
 def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None:

@@ -1,5 +1,6 @@
 """How far a run has come."""
 
+from pgratchet.core.errors import ConnectionLostError
 from pgratchet.core.events import Tell
 from pgratchet.core.model import Finished
 from pgratchet.postgres.ledger.records import Claim
@@ -11,7 +12,8 @@ class Progress:
     """`finished` grows as steps are known to be committed and durable; `tell` gets each event of the run.
 
     `unanswered` are the steps that were sent last, as long as there is no answer: after a lost connection only the
-    history knows whether they are done. `attempts` counts how often steps were sent.
+    history knows whether they are done. `attempts` counts how often steps were sent; `losses` are the errors of the
+    sessions that were lost in a row while the first of them was under way.
     """
 
     def __init__(self, tell: Tell) -> None:
@@ -19,3 +21,4 @@ class Progress:
         self.finished: list[Finished] = []
         self.unanswered: Group = ()
         self.attempts = 0
+        self.losses: list[ConnectionLostError] = []
