@@ -383,6 +383,15 @@ def test_a_setting_that_changes_backslashes_is_refused_with_its_line(
     assert (problem.line, "standard_conforming_strings = off" in problem.message) == (2, True)
 
 
+def test_problems_before_a_setting_that_changes_backslashes_are_told_too() -> None:
+    text = "COMMIT;\nSET standard_conforming_strings = off;\nSELECT 'it\\'s; text';\n"
+
+    with pytest.raises(FilesError) as caught:
+        compiled(text)
+
+    assert [problem.line for problem in caught.value.problems] == [1, 2]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -58,8 +58,10 @@ def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     by_statement = source.options.no_transaction or (len(reading.refusals) == reading.total > 0)
     if reading.refusals and not by_statement:
         problems.append(_mixed(source, reading.refusals, total))
-    # Where backslashes mean something else, so may all that was read behind them.
-    problems = list(misread(source, at_once=not by_statement and len(source.text) <= 4 * CHUNK)) or problems
+    if changes := list(misread(source, at_once=not by_statement and len(source.text) <= 4 * CHUNK)):
+        # Behind the first of them nothing may be as it was read.
+        first = changes[0].line or 0
+        problems = [*(problem for problem in problems if (problem.line or 0) < first), *changes]
     if problems:
         raise FilesError(sorted(problems, key=lambda problem: problem.line or 0))
     mode = Mode.STATEMENTS if by_statement else Mode.TRANSACTION
