@@ -10,7 +10,7 @@ import pytest
 from pgratchet import BehindError, HistoryError, Migrator, ServerError, State, Verdict
 from pgratchet.embedded import Server
 from tests.faults.pairs import pair
-from tests.support import Write, a_role, as_role, connected, exists, states, tell, until
+from tests.support import Write, a_role, as_role, ask, connected, exists, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -147,6 +147,52 @@ async def test_a_table_that_may_not_be_made_says_which_right_would_do(
             await migrator.up()
         name = urlsplit(dsn).path[1:]
         await tell(dsn, f"GRANT CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}")
+        await migrator.up()
+
+
+async def test_a_tablespace_that_the_role_may_not_use_is_named_and_no_schema(dsn: str, write: Write) -> None:
+    name = urlsplit(dsn).path[1:]
+    space = f"fast_{name}"
+    if await ask(dsn, "SELECT current_setting('allow_in_place_tablespaces', true)") is None:
+        pytest.skip("a tablespace needs a folder of the server's here")
+    await tell(dsn, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    async with connected(dsn, allow_in_place_tablespaces="on") as connection:
+        await connection.execute(f"CREATE TABLESPACE {space} LOCATION ''")
+    try:
+        async with a_role(dsn) as role:
+            await tell(dsn, f"ALTER ROLE {role} IN DATABASE {name} SET default_tablespace = {space}")
+            migrator = Migrator(as_role(dsn, role), write({"001_a.sql": "SELECT 1;"}))
+            with pytest.raises(ServerError, match=f"needs CREATE on tablespace {space}") as caught:
+                await migrator.up()
+            assert "on schema" not in str(caught.value)
+            await tell(dsn, f"GRANT CREATE ON TABLESPACE {space} TO {role}")
+            await migrator.up()
+            await tell(dsn, f"REVOKE ALL ON TABLESPACE {space} FROM {role}; DROP TABLE schema_migrations")
+    finally:
+        await tell(dsn, f"DROP TABLESPACE {space}")
+
+
+async def test_a_right_that_is_neither_of_schema_nor_of_tablespace_is_left_to_the_servers_words(
+    dsn: str, write: Write
+) -> None:
+    refuse = "BEGIN RAISE EXCEPTION 'no tables on Mondays' USING ERRCODE = '42501'; END"
+    await tell(
+        dsn,
+        f"CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS '{refuse.replace(chr(39), chr(39) * 2)}'",
+    )
+    await tell(
+        dsn,
+        "GRANT CREATE ON SCHEMA public TO PUBLIC; "
+        "CREATE EVENT TRIGGER no ON ddl_command_start EXECUTE FUNCTION refuse()",
+    )
+    async with a_role(dsn) as role:
+        migrator = Migrator(as_role(dsn, role), write({"001_a.sql": "SELECT 1;"}))
+        with pytest.raises(
+            ServerError, match=r"no tables on Mondays.* lacks the right that the server names"
+        ) as caught:
+            await migrator.up()
+        assert "needs CREATE" not in str(caught.value)
+        await tell(dsn, "DROP EVENT TRIGGER no")
         await migrator.up()
 
 

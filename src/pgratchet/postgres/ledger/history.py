@@ -331,8 +331,8 @@ class History(NamedTuple):
                     budget,
                 )
             except asyncpg.InsufficientPrivilegeError as error:
-                needs = f"CREATE on schema {self.table.schema}" if found.has_schema else "CREATE on the database"
-                raise ServerError(f"{error}; the role needs {needs} to make the table {self.table}") from None
+                cure = await self._cure_of_making(connection)
+                raise ServerError(f"{error}; {cure}") from None
             # Another session may have made it in between: IF NOT EXISTS gives way to that table.
             seal = self._writable(await self.inspected(connection))
         else:
@@ -340,6 +340,35 @@ class History(NamedTuple):
             for grant in grants:
                 await through_races(connection, as_owner + grant, budget)
         return await self._completed(connection, seal, budget, without) if seal.absent else seal
+
+    async def _cure_of_making(self, connection: Connection) -> str:
+        """Return the right that the role lacks to make the table, found out without the words of the server's error."""
+        (lacks,) = await own.fetch(
+            connection,
+            "SELECT CASE WHEN pg_catalog.to_regnamespace($2) IS NULL THEN NOT "
+            "pg_catalog.has_database_privilege(r::pg_catalog.name, pg_catalog.current_database(), 'CREATE') ELSE NOT "
+            "pg_catalog.has_schema_privilege(r::pg_catalog.name, $3, 'CREATE') END AS place, "
+            "pg_catalog.to_regnamespace($2) IS NOT NULL AS has_schema, "
+            "(SELECT t.spcname::pg_catalog.text FROM pg_catalog.pg_tablespace AS t WHERE t.spcname::pg_catalog.text "
+            "OPERATOR(pg_catalog.=) pg_catalog.current_setting('default_tablespace') "
+            "AND NOT pg_catalog.has_tablespace_privilege(r::pg_catalog.name, t.oid, 'CREATE')) AS space "
+            "FROM (SELECT COALESCE($1::pg_catalog.text, current_user::pg_catalog.text)) AS role (r)",
+            self.owner,
+            identifier(self.table.schema),
+            self.table.schema,
+        )
+        needs = f"CREATE on schema {self.table.schema}" if lacks["has_schema"] else "CREATE on the database"
+        if lacks["place"]:
+            return f"{self._role} needs {needs} to make the table {self.table}"
+        if space := lacks["space"]:
+            return (
+                f"{self._role} needs CREATE on tablespace {space}, the default_tablespace of its sessions, to make the "
+                f"table {self.table}: grant it, or set default_tablespace to another one"
+            )
+        return (
+            f"{self._role} has {needs}, and lacks the right that the server names, to make the table {self.table}: "
+            "grant it, or let a role that has it make the table"
+        )
 
     async def _completed(
         self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
