@@ -18,6 +18,7 @@ from pgratchet.postgres.link import own
 from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, _told, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
+from tests.faults.localised import refused_in_latin1
 from tests.faults.refusing import refusing
 from tests.support import Connection, Write, ask, column, connect, deserted, exists, sessions, states, tell
 
@@ -288,6 +289,24 @@ async def test_a_server_that_refuses_one_of_our_settings_gets_the_others(  # noq
     others = {"client_connection_check_interval", "tcp_keepalives_idle", "idle_session_timeout"} - {name}
     for other in others:
         assert f"{await ask(dsn, 'SELECT setting FROM a WHERE name = $1', other)}{UNITS[other]}" == SHOWN[other]
+
+
+@pytest.mark.parametrize("code", ["3D000", "28000", "28P01", "42501"])
+@pytest.mark.parametrize("mode", ["", "?sslmode=disable", "?sslmode=prefer"])
+async def test_a_refusal_in_an_encoding_of_the_server_ends_the_run_at_once(write: Write, code: str, mode: str) -> None:
+    async with refused_in_latin1(code) as (dsn, sessions):
+        migrator = Migrator(dsn + mode, write({"001_a.sql": "SELECT 1;"}))
+        for work in (migrator.up, migrator.wait, migrator.status):
+            with anyio.fail_after(5), pytest.raises(ServerError, match=rf"nein.*\({code}\)"):
+                await work()
+    assert len(sessions) <= 3 * 6
+
+
+@pytest.mark.parametrize("code", ["57P03", "53300"])
+async def test_a_server_that_says_not_yet_in_an_encoding_of_its_own_is_tried_again(write: Write, code: str) -> None:
+    async with refused_in_latin1(code) as (dsn, _):
+        with anyio.fail_after(10), pytest.raises(BudgetExceededError, match=code):
+            await Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), budget=1).up()
 
 
 async def test_a_start_with_nothing_pending_is_one_connection(dsn: str, write: Write) -> None:

@@ -20,6 +20,7 @@ from pgratchet.postgres.link.cancelling import undisturbed
 from pgratchet.postgres.link.dsn import Address
 from pgratchet.postgres.link.factories import made_by, refuse_uncallable
 from pgratchet.postgres.link.lending import Lendable
+from pgratchet.postgres.link.overhearing import OverhearingLoop
 from pgratchet.postgres.link.refusals import refusal, ways_without_home
 from pgratchet.postgres.link.sql import EQ, identifier, literal
 from pgratchet.postgres.link.unreachable import cure, may_pass
@@ -151,17 +152,25 @@ async def _opened(
     **more: Any,
 ) -> Connection:
     # The stubs do not know that None is no limit.
-    more["timeout"] = limit
-    with FramesForgotten():
-        connection = await asyncpg.connect(
-            url.reveal(),
-            statement_cache_size=0,
-            server_settings=dict(parameters),
-            connection_class=Lendable,
-            **more,
-        )
+    more |= {"timeout": limit, "server_settings": dict(parameters)}
+    try:
+        connection = await _made(url, more)
+    except asyncpg.ConnectionDoesNotExistError as error:
+        # The server has ended the session, and may have said why in an encoding that asyncpg does not read.
+        loop = OverhearingLoop()
+        try:
+            connection = await _made(url, more | {"loop": loop})
+        except asyncpg.ConnectionDoesNotExistError:
+            raise loop.error() or error from None
+        finally:
+            loop.stop()
     _refit(connection)
     return connection
+
+
+async def _made(url: Hidden[str], how: dict[str, Any]) -> Connection:
+    with FramesForgotten():
+        return await asyncpg.connect(url.reveal(), statement_cache_size=0, connection_class=Lendable, **how)
 
 
 def prepared(connect: Connect | Hidden[Connect], owner: str | None = None, *, sessions: bool = False) -> Connect:
