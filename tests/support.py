@@ -1,12 +1,13 @@
 """Helpers of many tests: short ways into a database, conditions to wait for, and a gate that stops a runner."""
 
 import asyncio
+import gc
 import importlib.util
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -269,3 +270,21 @@ async def a_role(dsn: str, options: str = "") -> AsyncIterator[str]:
         yield name
     finally:
         await tell(dsn, f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+@contextmanager
+def abandoning() -> Iterator[None]:
+    """Pass over what asyncpg tells the loop, inside the block, of a request that it has given up itself."""
+    loop = asyncio.get_running_loop()
+    was = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), asyncpg.ConnectionDoesNotExistError) and was is not None:
+            was(loop, context)
+
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        gc.collect()
+        loop.set_exception_handler(was)

@@ -1,9 +1,8 @@
 import asyncio
-import gc
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, _told, c
 from pgratchet.postgres.link.sql import Table
 from tests.faults.localised import refused_in_latin1
 from tests.faults.refusing import refusing
-from tests.support import Connection, Write, ask, column, connect, deserted, exists, sessions, states, tell
+from tests.support import Connection, Write, abandoning, ask, column, connect, deserted, exists, sessions, states, tell
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -345,24 +344,6 @@ def hear_the_end(session: Connection) -> None:
     """Have a session hear the server's last word while it waits for nothing."""
     protocol: Any = session._protocol  # type: ignore[attr-defined]  # asyncpg has no public door for it
     protocol.data_received(b"E" + (len(ENDED) + 4).to_bytes(4, "big") + ENDED)
-
-
-@contextmanager
-def abandoning() -> Iterator[None]:
-    """Pass over what asyncpg tells the loop, inside the block, of a request that it has given up itself."""
-    loop = asyncio.get_running_loop()
-    was = loop.get_exception_handler()
-
-    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not isinstance(context.get("exception"), asyncpg.ConnectionDoesNotExistError) and was is not None:
-            was(loop, context)
-
-    loop.set_exception_handler(handle)
-    try:
-        yield
-    finally:
-        gc.collect()
-        loop.set_exception_handler(was)
 
 
 REQUESTS = {
