@@ -97,7 +97,9 @@ async def refused_by(listener: socket.socket, address: Address) -> None:
     """Connect to a server that hangs up."""
 
     def hang_up() -> None:
-        listener.accept()[0].close()
+        # The second connection is to hear why the first one was ended.
+        for _ in range(2):
+            listener.accept()[0].close()
 
     task = asyncio.create_task(asyncio.to_thread(hang_up))
     try:

@@ -112,7 +112,7 @@ class Failed(NamedTuple):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled: nothing was wrong with it."""
+        """True if the run was cancelled: nothing was wrong with it."""
         return self.error == "CancelledError"
 
     def __str__(self) -> str:

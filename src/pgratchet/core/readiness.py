@@ -1,4 +1,4 @@
-"""Whether an application may serve, according to all events so far."""
+"""The readiness of an application, according to all events so far."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Condition(StrEnum):
 
 
 class Readiness(NamedTuple):
-    """Whether the application may serve, and why: the number of applied versions, and the versions that are not."""
+    """The state for serving, with its reason: the number of applied versions, and the versions that are not."""
 
     state: Condition = Condition.UNKNOWN
     applied: int = 0
@@ -38,7 +38,7 @@ class Readiness(NamedTuple):
 
     @property
     def ready(self) -> bool:
-        """Whether the application may serve."""
+        """True if the application may serve."""
         return self.state is Condition.APPLIED
 
 

@@ -22,12 +22,12 @@ class Bare(NamedTuple):
 
     @property
     def is_recoverable(self) -> bool:
-        """Whether a later run can go on after it without a person: it can look it up, or run it again."""
+        """True if a later run can go on after it without a person: it can look it up, or run it again."""
         return self.nature is not Nature.OPAQUE
 
     @property
     def is_looked_up(self) -> bool:
-        """Whether a later run compares the objects that are there with those that were there before."""
+        """True if a later run compares the objects that are there with those that were there before."""
         return self.nature in {Nature.BUILD, Nature.DROP, Nature.DETACH}
 
 

@@ -12,7 +12,7 @@ from pgratchet.postgres.link.sql import EQ, literal
 
 
 class Who(StrEnum):
-    """Who writes a transition, always under the lock."""
+    """The writer of a transition, always under the lock."""
 
     RUNNER = "a run, of a version that it claims"
     PERSON = "a person, by repair or adopt"

@@ -187,7 +187,8 @@ def address_of(dsn: Dsn, what: str = "the DSN") -> Address:
     for why in _troubles(url):
         raise UsageError(f"{source} {why}")
     parameters = Hidden(_parameters(url.reveal()))
-    parameters = Hidden(_service(parameters, source).reveal() | parameters.reveal())
+    variables = {name: os.environ[variable] for name, variable in _VARIABLES.items() if os.environ.get(variable)}
+    parameters = Hidden(variables | _service(parameters, source).reveal() | parameters.reveal())
     for why in _refusals(parameters):
         raise UsageError(f"{source} has {why}")
     return _honoured(parameters, source)
@@ -328,9 +329,6 @@ def _home_file(name: str) -> Iterator[Path]:
 
 def _refusals(parameters: Hidden[dict[str, str]]) -> Iterator[str]:
     """Yield the parameters that a run must not ignore, and cannot honour."""
-    for name, variable in _VARIABLES.items():
-        if value := os.environ.get(variable):
-            parameters.reveal().setdefault(name, value)
     get = Hidden(parameters.reveal().get)
     if found := unseen(get.reveal()("application_name", "")):
         yield f"an application_name with {found}; remove it"
