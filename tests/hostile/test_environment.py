@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
@@ -867,22 +867,33 @@ class TestReadiness:
         course.take(Started("1", "x", Direction.UP, 1))
         assert course.readiness.running == ("1",)
 
-    def test_a_signal_handler_may_ask_for_readiness(self) -> None:
-        """Which may interrupt the thread that has just begun to take an event into account."""
+    def test_a_signal_handler_may_ask_for_readiness_at_each_line_that_takes_an_event(self) -> None:
         course = Course(own.rank)
-        course.take(Looked(0, tuple(map(str, range(1000))), (), (), ()))
-        seen = []
-        before = signal.signal(signal.SIGPROF, lambda *_: seen.append(course.readiness))
-        signal.setitimer(signal.ITIMER_PROF, 0.0005, 0.0005)
-        try:
-            while len(seen) < 20:
-                course.take(Started("1", "x", Direction.UP, 1))
-                course.take(Finished("1", "x", Direction.DOWN, 1, None))
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.signal(signal.SIGPROF, before)
+        course.take(Looked(0, ("1", "2"), (), (), ()))
+        asked = []
 
-        assert len(course.readiness.pending) == 1000
+        def ask(frame: FrameType, *_: object) -> Any:
+            """Ask as a signal handler does, which runs between two lines of the thread that it interrupts."""
+            if frame.f_code is not Course.take.__code__:
+                return None
+            asked.append(course.readiness)
+            return ask
+
+        before = sys.gettrace()
+        sys.settrace(ask)
+        try:
+            course.take(Started("1", "x", Direction.UP, 1))
+            started = course.readiness
+            course.take(Finished("1", "x", Direction.UP, 1, None))
+            finished = course.readiness
+            course.take(Looked(0, ("1", "2"), (), (), ()))
+        finally:
+            sys.settrace(before)
+
+        assert len(asked) > 10
+        assert (started.pending, started.running) == (("2",), ("1",))
+        assert (finished.applied, finished.pending, finished.running) == (1, ("2",), ())
+        assert (course.readiness.applied, course.readiness.pending) == (0, ("1", "2"))
 
 
 @pytest.fixture

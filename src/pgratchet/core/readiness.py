@@ -113,7 +113,6 @@ class Course:
     def take(self, event: Event) -> None:  # noqa: C901 - one table of transitions
         """Take an event into account."""
         with self._lock:
-            self._known = None
             match event:
                 case Looked():
                     self._missing = dict.fromkeys(event.pending, Condition.PENDING)
@@ -143,6 +142,8 @@ class Course:
                         self._fail(event)
                 case _:
                     pass
+            # Not before the event is taken: a signal handler that asks in between would leave half of it here.
+            self._known = None
 
     def _fail(self, event: Failed) -> None:
         for version in self._reverting:
