@@ -14,8 +14,7 @@ from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
 from pgratchet.core.sql.classification import HARMLESS
-from pgratchet.core.sql.dialects import foreign
-from pgratchet.core.sql.misread import misread
+from pgratchet.core.sql.dialects import foreign, misread
 from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
@@ -36,15 +35,13 @@ _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     """Return the script of a source; raises FilesError with all reasons why it is unfit to run."""
-    if direction is Direction.UP and is_draft(kind, source.text):
-        language, mark = ("its SQL", "--") if kind is Kind.SQL else ("its functions", "#")
-        cure = f"write {language}, or '{mark} pgratchet: empty' if it is to do nothing"
-        raise FilesError([Problem(source.path, "nobody has written it yet: it is as `new` made it", cure, 1)])
     if kind is Kind.PYTHON:
         return _compile_python(source, direction)
     if "\\restrict" in source.text or "\\unrestrict" in source.text:
         source = _without_restrict(source)
     reading = _read(source)
+    if not reading.total:
+        _refuse_draft(source, kind, direction)
     problems = [*reading.problems, *foreign(source, direction)]
     begin, absorbed = "", set[int]()
     if reading.controls:
@@ -69,7 +66,15 @@ def compile_script(source: Source, kind: Kind, direction: Direction) -> Script:
     return Script(source, mode, tuple(_segments(source.text, kept, total, mode)), total, begin)
 
 
+def _refuse_draft(source: Source, kind: Kind, direction: Direction) -> None:
+    if direction is Direction.UP and is_draft(kind, source.text):
+        language, mark = ("its SQL", "--") if kind is Kind.SQL else ("its functions", "#")
+        cure = f"write {language}, or '{mark} pgratchet: empty' if it is to do nothing"
+        raise FilesError([Problem(source.path, "nobody has written it yet: it is as `new` made it", cure, 1)])
+
+
 def _compile_python(source: Source, direction: Direction) -> Script:
+    _refuse_draft(source, Kind.PYTHON, direction)
     if source.options.no_transaction:
         message = "a Python migration always runs in a transaction"
         raise FilesError([Problem(source.path, message, "remove the directive no-transaction")])
