@@ -25,7 +25,6 @@ from pgratchet.core.model import (
     Kind,
     Lock,
     Plan,
-    Problem,
     Verdict,
 )
 from pgratchet.core.plan import planning
@@ -264,7 +263,7 @@ class Migrator:
         """
         to = discreet(to)
         version = self._version(to)
-        run = Run(self._settings, await self._read_some(), Budget(self.budget), _silent)
+        run = Run(self._settings, await self._read(needed=True), Budget(self.budget), _silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -283,7 +282,7 @@ class Migrator:
         arguments.switch("dry_run", dry_run)
         arguments.switch("skip_failed", skip_failed)
         table = Table.parse(source, "source")
-        migrations = {migration.version: migration for migration in (await self._read_some()).migrations}
+        migrations = {migration.version: migration for migration in (await self._read(needed=True)).migrations}
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
         work = partial(adopt, self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
@@ -322,28 +321,21 @@ class Migrator:
             raise UsageError(f"{what} is '{text:.40}', which is no version: {self._settings.layout.form}")
         return canonical
 
-    async def _read_some(self) -> Catalogue:
-        """Return the migrations; raises FilesError if there are none, unless that is allowed."""
-        catalogue = await self._parse()
-        if not catalogue.migrations and not self._allow_empty:
-            raise FilesError([await self._emptiness()])
-        return catalogue
+    async def _read(self, *, needed: bool = False) -> Catalogue:
+        """Return the migrations, and log the warnings of their files.
 
-    async def _read(self) -> Catalogue:
-        """Return the migrations; logs a warning if there are none, unless that is allowed."""
-        catalogue = await self._parse()
-        if not catalogue.migrations and not self._allow_empty:
-            _log.warning("%s", await self._emptiness())
-        return catalogue
-
-    async def _emptiness(self) -> Problem:
-        return await asyncio.to_thread(directory.emptiness, self.migrations, self._settings.layout.recognises)
-
-    async def _parse(self) -> Catalogue:
-        parse, strict = self._settings.layout.parse, self._settings.strict
-        catalogue = await asyncio.to_thread(lambda: parse(directory.read(self.migrations), strict=strict))
+        If there are none, and that is not allowed, raises FilesError where some are `needed`, and logs a warning
+        elsewhere.
+        """
+        layout, strict = self._settings.layout, self._settings.strict
+        catalogue = await asyncio.to_thread(lambda: layout.parse(directory.read(self.migrations), strict=strict))
         for warning in catalogue.warnings:
             _log.warning("%s", warning)
+        if not catalogue.migrations and not self._allow_empty:
+            problem = await asyncio.to_thread(directory.emptiness, self.migrations, layout.recognises)
+            if needed:
+                raise FilesError([problem])
+            _log.warning("%s", problem)
         return catalogue
 
     async def _run(
@@ -352,13 +344,9 @@ class Migrator:
         """Do `work` in a run, and return its finished steps; `course` takes its events, its end included."""
         finished: Sequence[Finished] = ()
         with course as take:
-
-            def tell(event: Event) -> None:
-                take(event)
-                telling.tell(event, self._listener)
-
+            tell = partial(telling.tell, take, self._listener)
             try:
-                run = Run(self._settings, await self._read_some(), Budget(self.budget), tell)
+                run = Run(self._settings, await self._read(needed=True), Budget(self.budget), tell)
                 finished = run.progress.finished
                 await cancelled_for_good(partial(work, run))
             except BaseException as error:

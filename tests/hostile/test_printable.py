@@ -209,7 +209,7 @@ def test_an_event_is_one_line_of_the_log_and_whole_for_its_listener(
     caplog.set_level(logging.DEBUG, "pgratchet")
     heard: list[Event] = []
 
-    tell_event(event, heard.append)
+    tell_event(list[Event]().append, heard.append, event)
 
     (record,) = caplog.records
     assert hides(record.getMessage()) == []
@@ -222,7 +222,7 @@ def test_an_event_is_one_line_of_the_log_and_whole_for_its_listener(
 def test_a_failure_of_several_lines_keeps_them_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     text = str(FilesError([Problem("1.sql", EVIL, "fix it"), Problem("2.sql", EVIL, "fix it")]))
 
-    tell_event(Failed("FilesError", text), None)
+    tell_event(list[Event]().append, None, Failed("FilesError", text))
 
     assert caplog.messages == [f"FilesError: {text}"]
     assert caplog.records[0].migration_message == text  # type: ignore[attr-defined]  # a field of ours

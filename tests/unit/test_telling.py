@@ -48,13 +48,14 @@ def log_all(caplog: pytest.LogCaptureFixture) -> None:
 def test_each_event_has_its_line_and_its_fields(
     event: Event, line: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    taken: list[Event] = []
     heard: list[Event] = []
 
-    tell(event, heard.append)
+    tell(taken.append, heard.append, event)
 
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [line]
     assert caplog.records[0].migration_event == type(event).__name__  # type: ignore[attr-defined]  # a field of ours
-    assert heard == [event]
+    assert taken == heard == [event]
 
 
 def test_fields_are_the_parts_under_names_that_no_record_has_yet() -> None:
@@ -77,7 +78,7 @@ def test_a_listener_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.Log
     def listener(_: Event) -> None:
         raise LookupError("broken")
 
-    tell(Waiting("somebody"), listener)
+    tell(list[Event]().append, listener, Waiting("somebody"))
 
     assert [record.getMessage() for record in caplog.records] == [
         "waiting for somebody",
@@ -87,6 +88,6 @@ def test_a_listener_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.Log
 
 
 def test_nobody_has_to_listen(caplog: pytest.LogCaptureFixture) -> None:
-    tell(Waiting("somebody"), None)
+    tell(list[Event]().append, None, Waiting("somebody"))
 
     assert len(caplog.records) == 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import get_args
 
 from pgratchet.core.errors import PgratchetError, UsageError
-from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished
+from pgratchet.core.events import Done, Event, Failed, Looked, Retried, StatementFinished, Tell
 from pgratchet.core.printing import printable, printable_lines
 
 Listener = Callable[[Event], object]
@@ -41,8 +41,12 @@ def refuse_coroutine(name: str, called: Callable[..., object] | None) -> None:
         raise UsageError(f"{name} is called, and not awaited: make it a plain function, which may start a task")
 
 
-def tell(event: Event, listener: Listener | None) -> None:
-    """Log an event and call the listener with it; an error of the listener is logged, and disturbs no migration."""
+def tell(take: Tell, listener: Listener | None, event: Event) -> None:
+    """Let `take` have an event, log it, and call the listener with it.
+
+    An error of the listener is logged, and disturbs no migration.
+    """
+    take(event)
     match event:
         case Looked() | StatementFinished() | Done(finished=()):
             level = logging.DEBUG
