@@ -1,7 +1,7 @@
 import pytest
 
 from pgratchet.core.sql.bare import Bare, read
-from pgratchet.core.sql.classification import Nature
+from pgratchet.core.sql.statements import Nature
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ Names are as written, without comments, for the server to resolve.
 
 from typing import NamedTuple
 
-from pgratchet.core.sql.classification import Nature
-from pgratchet.core.sql.statements import effect_of, tokens
+from pgratchet.core.sql.statements import Nature, effect_of, tokens
 
 
 class Bare(NamedTuple):

@@ -13,9 +13,8 @@ from pgratchet.core.drafts import is_draft
 from pgratchet.core.errors import FilesError, ScriptError
 from pgratchet.core.model import Direction, Kind, Mode, Problem, Script, Segment, Source
 from pgratchet.core.printing import line_of
-from pgratchet.core.sql.classification import HARMLESS
 from pgratchet.core.sql.dialects import foreign, misread
-from pgratchet.core.sql.statements import Statement, StatementKind, head, scan, tokens
+from pgratchet.core.sql.statements import HARMLESS, Statement, StatementKind, head, scan, tokens
 
 MOST_MARKERS = 200
 """The largest number of cuts in a script: there is one segment more, and progress costs little."""

@@ -5,7 +5,7 @@ They are taken before our own statements, while the script's role and names stil
 
 from pgratchet.core.plan.halfway import MARK, SESSION, TARGET
 from pgratchet.core.sql.bare import Bare
-from pgratchet.core.sql.classification import Nature
+from pgratchet.core.sql.statements import Nature
 from pgratchet.postgres.link.session import LATER_PARAMETERS, PARAMETERS
 from pgratchet.postgres.link.sql import CONCAT, EQ, NE, literal
 

@@ -10,7 +10,7 @@ from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Failure, Segment
 from pgratchet.core.plan.halfway import Begun, doubtful
 from pgratchet.core.sql.bare import read
-from pgratchet.core.sql.classification import Nature
+from pgratchet.core.sql.statements import Nature
 from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Tries, retry

@@ -2,8 +2,7 @@ from itertools import product
 
 import pytest
 
-from pgratchet.core.sql.classification import Effect
-from pgratchet.core.sql.statements import effect_of, scan
+from pgratchet.core.sql.statements import Effect, effect_of, scan
 
 
 def effect(sql: str) -> Effect:
