@@ -121,6 +121,40 @@ def test_the_installed_program_is_the_same_one(environment: dict[str, str]) -> N
     assert shown.stdout.startswith("pgratchet ")
 
 
+COMPLETES = """
+eval "$(pgratchet --show-completion)"
+completed() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+    _pgratchet_completion pgratchet
+    echo "${COMPREPLY[@]}"
+}
+completed pgratchet sta
+completed pgratchet up --lock-
+completed pgratchet up --lock ""
+completed pgratchet nothing --lock
+"""
+
+
+def test_bash_completes_commands_options_and_choices(environment: dict[str, str]) -> None:
+    path = {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+    shown = subprocess.run(
+        ["bash", "-c", COMPLETES], env=environment | path, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert (shown.stdout, shown.stderr) == ("status\n--lock-timeout\nsession transaction none\n\n", "")
+
+
+def test_the_completion_of_bash_is_installed_for_new_shells(environment: dict[str, str], tmp_path: Path) -> None:
+    path = {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "HOME": str(tmp_path)}
+    # A last command would take the place of the shell, and no shell would be found.
+    for command in ("pgratchet --install-completion; true", "source ~/.bashrc; complete -p pgratchet"):
+        shown = subprocess.run(
+            ["bash", "-c", command], env=environment | path, capture_output=True, text=True, check=True, timeout=60
+        )
+
+    assert " -F " in shown.stdout
+
+
 def test_settings_come_from_the_environment_and_from_the_project(
     run: Run, dsn: str, folder: Path, tmp_path: Path
 ) -> None:

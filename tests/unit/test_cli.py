@@ -157,6 +157,7 @@ def test_every_command_is_explained(name: str) -> None:
     result = invoke(name, "--help")
 
     assert result.exit_code == 0
+    assert invoke(name, "-h").output == result.output
     assert all(parameter.help for parameter in command(name).params if parameter.param_type_name == "option")
 
 
@@ -171,6 +172,7 @@ def test_the_help_is_shown_where_no_command_is_given() -> None:
     result = invoke()
 
     assert result.exit_code == 2
+    assert result.output == invoke("-h").output == invoke("--help").output
     assert all(f"  {name} " in result.output for name in COMMANDS)
 
 

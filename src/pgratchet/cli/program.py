@@ -28,7 +28,7 @@ from pgratchet.version import __version__
 
 # The error for a wrong command line. From 0.26 on, it is of the copy of click inside typer, not of the package.
 _WrongUseError = cast("type[Exception]", typer.BadParameter.__base__)
-_PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+_PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
 class Program(TyperGroup):
@@ -43,10 +43,12 @@ class Program(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return one command; an unknown name is wrong use."""
+        """Return one command; an unknown name is wrong use, but not while a shell completes words."""
         if cmd_name not in COMMANDS:
+            if ctx.resilient_parsing:
+                return None
             ctx.fail(f"there is no command '{cmd_name}'{did_you_mean(cmd_name, COMMANDS)}")
-        only = typer.Typer(**_PLAIN)
+        only = typer.Typer(add_completion=False, **_PLAIN)
         only.command(cmd_name, cls=Command)(complete(COMMANDS[cmd_name]))
         return typer.main.get_command(only)
 
@@ -129,7 +131,9 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with t
         raise typer.Exit
 
 
-app = typer.Typer(cls=Program, no_args_is_help=True, context_settings={"max_content_width": 100}, **_PLAIN)
+_SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(cls=Program, no_args_is_help=True, context_settings=_SETTINGS, **_PLAIN)
 
 
 @app.callback()
@@ -162,6 +166,8 @@ def _exit_code(arguments: list[str]) -> int:
         return app(arguments, prog_name="pgratchet", standalone_mode=False) or 0
     except _WrongUseError as error:
         return _wrong_use(error, as_json=as_json)
+    except SystemExit as end:  # typer's, after it has served a shell's completion
+        return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - the interpreter's exit code would say that a migration failed
         return _fail(error, as_json=as_json, verbose=verbose)
 
