@@ -4,7 +4,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from pgratchet import ForeignTableError, HistoryError, Migrator, State, UsageError
+from pgratchet import ForeignTableError, HistoryError, Migrator, State, UsageError, Verdict
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +110,22 @@ async def test_a_row_of_another_file_is_refused(old_history: str, write: Write) 
 
     with pytest.raises(HistoryError, match=r"001_other\.sql"):
         await Migrator(old_history, write(FILES)).adopt()
+
+
+@pytest.mark.parametrize("order", ["ASC", "DESC"])
+async def test_of_two_files_that_had_one_number_the_one_that_has_kept_it_is_adopted(
+    dsn: str, write: Write, order: str
+) -> None:
+    await execute(dsn, HOME_MADE.replace("version integer PRIMARY KEY", "version integer"))
+    names = f"unnest(ARRAY['002_two.sql', '002_too.sql']) name ORDER BY name {order}"
+    await execute(dsn, f"INSERT INTO schema_migrations SELECT 2, NULL, name, now(), true, NULL FROM {names}")
+    await execute(dsn, "CREATE TABLE two (); CREATE TABLE too ()")
+    folder = write({**FILES, "003_too.sql": "CREATE TABLE too ()"})
+
+    assert (await Migrator(dsn, folder).adopt()).adopted == ("1", "2")
+    assert await states(dsn, folder) == {"1": State.APPLIED, "2": State.APPLIED, "3": State.PENDING}
+    await Migrator(dsn, folder, table=OWN).repair("3", Verdict.APPLIED, "it was a second 002")
+    assert await Migrator(dsn, folder, table=OWN).up() == ()
 
 
 async def test_a_row_without_a_file_is_adopted_and_named(old_history: str, write: Write) -> None:

@@ -73,7 +73,7 @@ def take_over(
     Raises HistoryError for rows whose version is none, for rows about another file than the one here, and for versions
     that have only failed, unless these are to be skipped, which leaves them pending.
     """
-    latest, strange = _latest(rows, layout)
+    latest, strange = _latest(rows, migrations, layout)
     failed = {version: row for version, row in latest.items() if not row.success}
     done = {version: row for version, row in latest.items() if row.success}
     other = {version: row for version, row in done.items() if not _same_file(row, migrations.get(version))}
@@ -94,20 +94,26 @@ def take_over(
     )
 
 
-def _latest(rows: Iterable[ForeignRow], layout: Layout) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
-    """Return one row for each version, in order, a successful one if there is any; and the rows without a version.
+def _latest(
+    rows: Iterable[ForeignRow], migrations: Mapping[str, Migration], layout: Layout
+) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
+    """Return one row for each version, in order, and the rows without a version.
 
-    The column may be of any type: runners have written 2, '2' and '002'.
+    Of several rows of a version, a successful one goes first, and then one that names the file of this version here: two
+    files have had one number, and one of them was given another. The column may be of any type: runners have written 2,
+    '2' and '002'.
     """
-    latest: dict[str, ForeignRow] = {}
+    ranked: dict[str, tuple[bool, bool, ForeignRow]] = {}
     strange = []
-    for row in sorted(rows, key=lambda row: bool(row.success)):
+    for row in rows:
         version = layout.canonical(str(row.version))
         if version is None:
             strange.append(row)
         else:
-            latest[version] = row
-    return {version: latest[version] for version in sorted(latest, key=lambda each: layout.rank(each) or ())}, strange
+            found = (bool(row.success), _same_file(row, migrations.get(version)), row)
+            ranked[version] = max(ranked.get(version, found), found, key=lambda each: each[:2])
+    in_order = sorted(ranked, key=lambda version: layout.rank(version) or ())
+    return {version: ranked[version][-1] for version in in_order}, strange
 
 
 def _no_version(row: ForeignRow, layout: Layout) -> str:
