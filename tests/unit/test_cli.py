@@ -260,8 +260,8 @@ EVERYTHING = {
 
 
 def test_every_setting_can_be_a_flag(fake: FakeMigrator) -> None:
-    flags = "--dsn postgresql:///x --dir d --table a.b --budget 1.5 --lock-timeout 2 --statement-timeout 3 --allow-late"
-    more = "--layout pgratchet --strict --allow-empty --reader web --reader worker --journal j.jsonl"
+    flags = "--dsn postgresql:///x --dir d --table a.b --budget 1500ms --lock-timeout 2 --statement-timeout 3s"
+    more = "--allow-late --layout pgratchet --strict --allow-empty --reader web --reader worker --journal j.jsonl"
     result = invoke("up", *flags.split(), *more.split())
 
     assert result.exit_code == 0
@@ -284,6 +284,34 @@ def test_every_setting_can_stand_in_the_project(fake: FakeMigrator, tmp_path: Pa
 
     assert result.exit_code == 0
     assert fake.made == [(("postgresql:///x", "d"), EVERYTHING | {"layout": own})]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("500ms", 0.5), ("2m", 120), ("1.5 min", 90), ("1h", 3600), (" 7 ", 7), (".5", 0.5), ("0", 0)],
+)
+@pytest.mark.parametrize("name", settings.DURATIONS)
+def test_a_duration_may_have_a_unit_wherever_it_is_given(
+    fake: FakeMigrator, tmp_path: Path, name: str, text: str, seconds: float
+) -> None:
+    invoke("up", f"--{name.replace('_', '-')}", text)
+    invoke("up", env={f"PGRATCHET_{name.upper()}": text})
+    (tmp_path / "pyproject.toml").write_text(f"[tool.pgratchet]\n{name} = '{text}'\n")
+    invoke("up")
+
+    assert [options for _, options in fake.made] == [{name: seconds}] * 3
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", "5 parsecs", "-1s", "1e3", "5.", "1.2.3s", "s", "nan", "25d", "597h", "10s 5ms"]
+)
+def test_a_text_that_is_no_duration_is_refused_with_some_that_are(fake: FakeMigrator, text: str) -> None:
+    result = invoke("up", "--budget", text)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --budget (PGRATCHET_BUDGET) must be a number of seconds, from 0 to")
+    assert "500ms, 10s or 2m" in result.stderr
+    assert fake.made == []
 
 
 def test_a_layout_that_nobody_knows_is_refused_with_those_that_are_known(fake: FakeMigrator) -> None:
@@ -724,7 +752,6 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         ["stauts"],
         ["up", "--budgte", "3"],
-        ["up", "--budget", "soon"],
         ["down", "--steps", "0"],
         ["status", "now"],
         ["new"],

@@ -308,7 +308,7 @@ def test_the_command_line_names_the_flag_and_its_variable(spelled: str, name: st
         ("dsn = ''", "is empty"),
         ("dir = 1", A_PATH),
         ("budget = nan", A_NUMBER),
-        ("lock_timeout = '5'", A_NUMBER),
+        ("lock_timeout = 'soon'", A_NUMBER),
         ("readers = 'web'", A_LIST),
         ("strict = 'yes'", A_SWITCH),
         ("lock = 'advisory'", A_LOCK),

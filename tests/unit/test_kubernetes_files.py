@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from pgratchet import BudgetExceededError, FilesError, Gate, HistoryError, MigrationFailedError, ServerError
-from pgratchet.cli import program, troubles
+from pgratchet.cli import program, settings, troubles
 from pgratchet.web.background import STOP_SECONDS
 from pgratchet.web.lifespan import Mode
 from tests.deployment import CHART, KUBERNETES, ROOT, Document, dockerfile, image_command, manifests, rendered, services
@@ -231,7 +231,7 @@ def test_a_job_has_no_clock_and_tries_again_only_what_may_be_otherwise_then(pod:
     assert not {codes[BudgetExceededError], troubles.exit_code(ServerError(""))} & set(
         given_up["onExitCodes"]["values"]
     )
-    assert parsed(pod.spec["containers"][0]["command"])[1]["budget"] > 0
+    assert settings.read(parsed(pod.spec["containers"][0]["command"])[1])["budget"] > 0
 
 
 def test_each_release_has_a_job_of_its_own() -> None:

@@ -140,6 +140,7 @@ def test_a_file_without_directives_has_no_options() -> None:
         ("lock-timeout=250ms", Options(lock_timeout=0.25)),
         ("lock-timeout=0", Options(lock_timeout=0.0)),
         ("lock-timeout = 1.5 min", Options(lock_timeout=90.0)),
+        ("lock-timeout=2m", Options(lock_timeout=120.0)),
         ("statement-timeout=2h", Options(statement_timeout=7200.0)),
         ("compatible-with=0005", Options(compatible_with="5")),
     ],

@@ -27,12 +27,12 @@ _VERBOSE = typer.Option("--verbose", "-v", help="Log more, to stderr.")
 _LATE = _setting("ALLOW_LATE", None, "Also apply pending versions below an applied one.")
 _EMPTY = _setting("ALLOW_EMPTY", None, "Accept a folder without migrations.")
 _STRICT = _setting("STRICT", None, "Refuse gaps between versions, and applied versions without a file.")
-_BUDGET = _setting("BUDGET", "SECONDS", "The most seconds to wait in total; no limit if not given.")
+_BUDGET = _setting("BUDGET", "DURATION", "The longest wait in total, as 500ms, 10s or 2m; no limit if not given.")
 _DIRECT = _setting("DIRECT_DSN", "URL", "The database without its pooler, for taking the lock.", parser=Hidden)
 _LOCK = _setting("LOCK", None, "How runners exclude each other; as the connection allows if not given.")
 _OWNER = _setting("OWNER", "ROLE", "The role that runs the migrations and owns the history.")
-_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "SECONDS", "The limit for each statement, 0 for none; 5 if not given.")
-_STATEMENT = _setting("STATEMENT_TIMEOUT", "SECONDS", "The limit for each statement; none if not given.")
+_LOCK_TIMEOUT = _setting("LOCK_TIMEOUT", "DURATION", "The limit for each statement, 0 for none; 5s if not given.")
+_STATEMENT = _setting("STATEMENT_TIMEOUT", "DURATION", "The limit for each statement; none if not given.")
 _JOURNAL = _setting("JOURNAL", "FILE", "A file that gets one line for each finished step.")
 _READERS = typer.Option(
     "--reader",
@@ -73,7 +73,7 @@ class Judging(Common, total=False):
 class Waiting(Judging, total=False):
     """The options of commands that wait."""
 
-    budget: Annotated[float | None, _BUDGET]
+    budget: Annotated[str | None, _BUDGET]
 
 
 class Locking(Waiting, total=False):
@@ -87,8 +87,8 @@ class Locking(Waiting, total=False):
 class Writing(Locking, total=False):
     """The options of commands that change the database."""
 
-    lock_timeout: Annotated[float | None, _LOCK_TIMEOUT]
-    statement_timeout: Annotated[float | None, _STATEMENT]
+    lock_timeout: Annotated[str | None, _LOCK_TIMEOUT]
+    statement_timeout: Annotated[str | None, _STATEMENT]
     readers: Annotated[list[str] | None, _READERS]
     journal: Annotated[str | None, _JOURNAL]
 

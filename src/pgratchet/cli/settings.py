@@ -23,14 +23,13 @@ NO_DSN = (
 
 
 DSNS = ("dsn", "direct_dsn")
+DURATIONS = ("budget", "lock_timeout", "statement_timeout")
 
 CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "dir": arguments.path,
     "layout": lambda what, value: arguments.choice(what, value, LAYOUTS),
     "table": lambda what, value: sql.Table.parse(value, what),
-    "budget": arguments.seconds,
-    "lock_timeout": arguments.seconds,
-    "statement_timeout": arguments.seconds,
+    **dict.fromkeys(DURATIONS, arguments.duration),
     "allow_late": arguments.switch,
     "strict": arguments.switch,
     "allow_empty": arguments.switch,
@@ -56,7 +55,7 @@ def open_migrator(flags: Mapping[str, Any]) -> Migrator:
 
 
 def read(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each given setting by its name in [tool.pgratchet]; DSNs are hidden, and the layout is the one named.
+    """Return each given setting by its name in [tool.pgratchet], as a migrator takes it; DSNs are hidden.
 
     Raises UsageError for a value that cannot be right; the message names its flag and variable, or its setting.
     """
@@ -66,6 +65,8 @@ def read(flags: Mapping[str, Any]) -> dict[str, Any]:
         _check(name, spelling(name) if name in given else _place(name), hide(value))
     for name in settings.keys() & set(DSNS):
         settings[name] = _sourced(settings[name], given_by(name, settings[name]) if name in given else _place(name))
+    for name in settings.keys() & set(DURATIONS):
+        settings[name] = arguments.duration(name, settings[name])
     if "layout" in settings:
         settings["layout"] = LAYOUTS[settings["layout"]]
     return settings

@@ -4,6 +4,7 @@ The first parameter of each is the name of the argument for the caller: a parame
 """
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from pgratchet.core.printing import UNSEEN
 
 LONGEST_SECONDS = 2147483.647
 """The longest time limit that PostgreSQL's settings take: 2147483647 ms, which is 24 days."""
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+"""The units of a duration that is a text, in seconds; a text without a unit is in seconds too."""
+
+_DURATION = re.compile(rf"([0-9]{{0,10}}\.?[0-9]{{1,9}})\s*({'|'.join(UNITS)}|)")
 
 _CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 
@@ -60,12 +66,23 @@ def prose(what: str, value: object) -> str:
     return given
 
 
-def seconds(what: str, value: object) -> float:
+def seconds(what: str, value: object, otherwise: str = "") -> float:
     """Return a duration; raises UsageError for anything but a number of seconds that the server accepts."""
     # Not shown: an integer may have too many digits for str(), and any value may be meant for another argument.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
-        raise UsageError(f"{what} must be a number of seconds, from 0 to {LONGEST_SECONDS} (24 days)")
+        raise UsageError(f"{what} must be a number of seconds, from 0 to {LONGEST_SECONDS} (24 days){otherwise}")
     return value
+
+
+def duration(what: str, value: object) -> float:
+    """Return a duration in seconds, as `seconds` does, also of a text such as '500ms', '10s' or '2m'."""
+    return seconds(what, seconds_of(value) if isinstance(value, str) else value, ", or a text such as 500ms, 10s or 2m")
+
+
+def seconds_of(text: str) -> float | None:
+    """Return the seconds of a text such as '500ms', '1.5 min' or '10', with or without a unit; None for other texts."""
+    found = _DURATION.fullmatch(text.strip())
+    return float(found[1]) * UNITS.get(found[2], 1.0) if found else None
 
 
 def limit(what: str, value: object) -> float | None:

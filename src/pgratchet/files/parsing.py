@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from pgratchet.core.arguments import LONGEST_SECONDS
+from pgratchet.core.arguments import LONGEST_SECONDS, UNITS, seconds_of
 from pgratchet.core.drafts import COMMENT
 from pgratchet.core.errors import ScriptError
 from pgratchet.core.model import File, Kind, Options, Problem, Source
@@ -17,9 +17,6 @@ from pgratchet.files.layout import Layout
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 DIRECTIVES = ("no-transaction", "lock-timeout", "statement-timeout", "compatible-with", "empty")
-SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
-
-_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(ms|s|min|h|)")
 
 # PostgreSQL and Python end a comment at a line feed or a carriage return, and at no other line break.
 # The count is bounded, because a repeat remembers each of its turns: a million comments would take 300 MB.
@@ -181,10 +178,9 @@ def _floor(value: str, version: str, layout: Layout) -> str:
 
 
 def _seconds(key: str, value: str) -> float:
-    found = _DURATION.fullmatch(value)
-    if found is None:
-        raise ValueError(f"{key}={value} is no duration", f"write {key}=5s; units are ms, s, min and h")
-    seconds = float(found[1]) * SECONDS[found[2]]
+    seconds = seconds_of(value)
+    if seconds is None:
+        raise ValueError(f"{key}={value} is no duration", f"write {key}=5s; units are {', '.join(UNITS)}")
     if seconds > LONGEST_SECONDS:
         raise ValueError(f"{key}={value} is more than PostgreSQL takes", "write at most 596h, or 0 for no limit")
     return seconds
