@@ -99,9 +99,9 @@ def _latest(
 ) -> tuple[dict[str, ForeignRow], list[ForeignRow]]:
     """Return one row for each version, in order, and the rows without a version.
 
-    Of several rows of a version, a successful one goes first, and then one that names the file of this version here: two
-    files have had one number, and one of them was given another. The column may be of any type: runners have written 2,
-    '2' and '002'.
+    Of several rows of a version, a successful one goes first, and then one that names the file of this version here:
+    two files have had one number, and one of them was given another. The column may be of any type: runners have
+    written 2, '2' and '002'.
     """
     ranked: dict[str, tuple[bool, bool, ForeignRow]] = {}
     strange = []
