@@ -121,6 +121,20 @@ async def test_a_relation_that_is_no_table_of_ours_is_refused_and_runs_nothing(
     assert [step.version for step in await migrator.up()] == ["1"]
 
 
+@pytest.mark.parametrize("kind", ["an index of a constant", "a generated column", "a policy", "a domain"])
+async def test_a_table_of_hers_that_looks_like_another_history_is_named_and_runs_nothing(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    folder = write(FILES)
+    async with mallory(dsn) as her:
+        await tell(her, f"{TABLES[kind]}; {UNSPRUNG}")
+        ours = Migrator(dsn, folder, table="ours.history")
+        await ours.status()
+        assert [step.version for step in await ours.up()] == ["1"]
+        assert not await has_run(dsn)
+    assert [HISTORY in record.getMessage() for record in caplog.records] == [True, True]
+
+
 @pytest.mark.parametrize("planted", TABLES.values(), ids=TABLES)
 async def test_a_table_of_hers_is_not_written_and_runs_nothing_where_it_is_read(
     dsn: str, write: Write, planted: str

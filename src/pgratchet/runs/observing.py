@@ -51,6 +51,8 @@ class Observer:
         history = self._settings.history
         if self._safe is None:
             self._safe = await history.is_safe(connection)
+        if self._safe is None:
+            return ()  # there is no table yet
         rows = await history.read_patiently(connection, self._budget, versions if self._safe else None)
         rows = tuple(row for row in rows if row.version in versions)
         if set(rows) != {self._rows[version] for version in versions if version in self._rows}:

@@ -81,6 +81,9 @@ _log = logging.getLogger("pgratchet")
 MOST_SHOWN = 40
 """Characters that a message shows of a text that is no version."""
 
+MOST_SHOWN_TABLES = 5
+"""Other histories that a warning names: a database may have one for each tenant."""
+
 LEAST_PATIENCE = 5.0
 """Seconds that a read may always take, even if less is left of the budget."""
 
@@ -106,7 +109,8 @@ class History(NamedTuple):
 
         It is one COPY, in one round trip: a SELECT is planned, and the planner evaluates the code that the owner of a
         table has written into its indexes. Unless the table may be `anybodys`, its owner must be a role that a run
-        trusts.
+        trusts. A table that may be anybody's is not made later: where there is none, a warning names the other
+        histories in the database.
 
         Raises ForeignTableError if it is another tool's, or no table; HistoryBusyError if it is locked for longer than
         the session's lock_timeout, or `patience` seconds; ServerError if the role may not read it, or row level
@@ -120,6 +124,8 @@ class History(NamedTuple):
             if (raised := guards.raised(error)) is None:
                 raise
             columns = await self._copied_after(raised, connection, patience)
+        if anybodys and not columns:
+            self._warn_of_others(await trust.inspect(connection, *self), "nothing counts as applied")
         try:
             return _rows(columns)
         except ValueError:
@@ -300,6 +306,21 @@ class History(NamedTuple):
             "another role"
         )
 
+    def _warn_of_others(self, found: trust.Inspection, effect: str) -> None:
+        """Warn of a table that is not there where the database has other histories: its name may be a mistake."""
+        if found.others:
+            more = [f"{len(found.others) - MOST_SHOWN_TABLES} more"] if len(found.others) > MOST_SHOWN_TABLES else []
+            others = ", ".join([*found.others[:MOST_SHOWN_TABLES], *more])
+            which = "another history" if len(found.others) == 1 else "other histories"
+            _log.warning(
+                "there is no table %s: %s; this database has %s of pgratchet, %s: if the name is a mistake, correct "
+                "table (--table, PGRATCHET_TABLE)",
+                self.table,
+                effect,
+                which,
+                others,
+            )
+
     async def ensure(
         self, connection: Connection, readers: Sequence[str], budget: Budget, without: Collection[str] = ()
     ) -> trust.Seal:
@@ -318,6 +339,7 @@ class History(NamedTuple):
         ]
         found = await self.inspected(connection)
         if found.kind is None:
+            self._warn_of_others(found, "this run makes a second history")
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
             try:
                 # In one transaction: readers that wait already see no table that they may not read.

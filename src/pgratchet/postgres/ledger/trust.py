@@ -109,6 +109,14 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} $2::pg
        ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
              WHERE NOT pg_catalog.has_table_privilege(
                  COALESCE($3::pg_catalog.text::pg_catalog.name, current_user), relation.oid, r)) AS missing,
+       ARRAY(SELECT pg_catalog.concat(n.nspname, '.', c.relname)
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+             WHERE NOT EXISTS (SELECT FROM relation) AND NOT c.relispartition AND c.relpersistence {NE} 't'
+             AND c.relkind::pg_catalog.text {EQ} ANY ('{{r,p}}'::pg_catalog.text[]) AND c.oid {EQ} ANY (
+                 SELECT a.attrelid FROM pg_catalog.pg_attribute a
+                 WHERE a.attname {EQ} ANY ('{{{",".join(REQUIRED)}}}'::pg_catalog.name[]) AND NOT a.attisdropped
+                 GROUP BY a.attrelid HAVING pg_catalog.count(*) {EQ} {len(REQUIRED)}
+             ) ORDER BY 1) AS others,
        ARRAY(SELECT ARRAY[pg_catalog.pg_describe_object(o.class, o.id, 0),
                           pg_catalog.pg_get_userbyid(o.owner)::pg_catalog.text]
              FROM owned o WHERE NOT EXISTS (SELECT FROM trusted t WHERE t.oid {EQ} o.owner) ORDER BY 1) AS strange
@@ -151,6 +159,7 @@ class Inspection(NamedTuple):
 
     `strange` are the objects in it or attached to it that belong to a role which the run does not trust, each with its
     owner. It `has_heirs` if other tables inherit from it that are no partitions of it. `has_schema`: its schema exists.
+    `others` are the tables of this database that have the columns of a history; empty if the relation exists.
     """
 
     has_schema: bool
@@ -159,6 +168,7 @@ class Inspection(NamedTuple):
     strange: Sequence[tuple[str, str]]
     has_heirs: bool
     seal: Seal | None
+    others: Sequence[str]
 
 
 async def inspect(connection: Connection, table: Table, owner: str | None, trusted: Sequence[str]) -> Inspection:
@@ -170,7 +180,7 @@ async def inspect(connection: Connection, table: Table, owner: str | None, trust
         seal = Seal(table, row["oid"], row["tree"], row["triggers"], absent, row["alterable"])
     strange = [(thing, role) for thing, role in row["strange"]]
     has_heirs = row["kind"] == "r" and len(row["tree"]) > 1
-    return Inspection(row["schema"], row["kind"], row["missing"], strange, has_heirs, seal)
+    return Inspection(row["schema"], row["kind"], row["missing"], strange, has_heirs, seal, row["others"])
 
 
 def readable(
