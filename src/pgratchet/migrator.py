@@ -66,10 +66,13 @@ class Migrator:
     versions.
 
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It never
-    cancels a step under way. `lock_timeout` and `statement_timeout` apply to each statement, in seconds, None or 0 for
-    no limit; directives in a file override them. `readers` are roles that may wait and check, nothing else.
-    `trusted_owners` are roles that may own the history table, and the functions of triggers on it, beside those that a
-    run trusts anyway: an owner of these runs code with the rights of the run (SECURITY.md).
+    cancels a step under way. `connect_budget` bounds the first part of the waiting, until a server answers at all, be
+    it with an error; None or 0 for no limit. `lock_timeout` and `statement_timeout` apply to each statement, in
+    seconds, None or 0 for no limit; directives in a file override them.
+
+    `readers` are roles that may wait and check, nothing else. `trusted_owners` are roles that may own the history
+    table, and the functions of triggers on it, beside those that a run trusts anyway: an owner of these runs code with
+    the rights of the run (SECURITY.md).
     `journal` names a local file that gets a line for each finished step.
 
     A folder without migrations is an error for every run that needs its files, and the readiness is failed: a package
@@ -98,6 +101,7 @@ class Migrator:
         layout: Layout = DEFAULT_LAYOUT,
         table: str = "public.schema_migrations",
         budget: float | None = None,
+        connect_budget: float | None = 60.0,
         lock_timeout: float | None = 5.0,
         statement_timeout: float | None = None,
         allow_late: bool = False,
@@ -119,6 +123,7 @@ class Migrator:
             layout=None if isinstance(layout, Layout) else layout,
             table=table,
             budget=budget,
+            connect_budget=connect_budget,
             lock_timeout=lock_timeout,
             statement_timeout=statement_timeout,
             allow_late=allow_late,
@@ -132,8 +137,8 @@ class Migrator:
             listener=None if callable(listener) else listener,
         )
         if why:
-            del migrations, layout, table, budget, lock_timeout, statement_timeout, allow_late, strict
-            del allow_empty, readers, trusted_owners, journal, lock, owner, listener
+            del migrations, layout, table, budget, connect_budget, lock_timeout, statement_timeout, allow_late
+            del strict, allow_empty, readers, trusted_owners, journal, lock, owner, listener
             raise UsageError(why)
         if listener is not None:
             arguments.function("listener", listener, "a function that takes an event")
@@ -144,7 +149,11 @@ class Migrator:
         direct = sessions if direct_address is None else partial(connector, address_of(direct_address, "direct_dsn"))
         role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
-        self.budget = arguments.limit("budget", budget)
+        self._budget = partial(
+            Budget,
+            arguments.limit("budget", budget),
+            arguments.limit("connect_budget", connect_budget) or None,
+        )
         self._allow_empty = arguments.switch("allow_empty", allow_empty)
         self._course = Course(layout.rank)
         self._applications = 0
@@ -239,7 +248,7 @@ class Migrator:
         """Return the steps that `up` would take now; takes no lock and changes nothing."""
         to = discreet(to)
         version = self._version(to)
-        run = Run(self._settings, await self._read(), Budget(self.budget), _silent)
+        run = Run(self._settings, await self._read(), self._budget(), _silent)
         entries = await cancelled_for_good(run.look)
         plan = planning.plan_up(entries, version)
         warnings = planning.refuse_disagreement(entries, self._settings.layout.rank, allow_late=True)
@@ -263,7 +272,7 @@ class Migrator:
         """
         to = discreet(to)
         version = self._version(to)
-        run = Run(self._settings, await self._read(needed=True), Budget(self.budget), _silent)
+        run = Run(self._settings, await self._read(needed=True), self._budget(), _silent)
         await cancelled_for_good(lambda: run.rehearse(version))
         return tuple(run.progress.finished)
 
@@ -285,7 +294,7 @@ class Migrator:
         migrations = {migration.version: migration for migration in (await self._read(needed=True)).migrations}
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
-        work = partial(adopt, self._settings, migrations, table, Budget(self.budget), skip_failed=skip_failed)
+        work = partial(adopt, self._settings, migrations, table, self._budget(), skip_failed=skip_failed)
         return await cancelled_for_good(work)
 
     async def repair(self, version: str | int, verdict: Verdict, reason: str) -> Entry:
@@ -303,7 +312,7 @@ class Migrator:
         version, reason = discreet(version), discreet(reason)
         said = Verdict(arguments.choice("verdict", verdict, Verdict))
         judgement = Judgement(self._canonical("version", version), said, arguments.prose("reason", reason))
-        work = partial(repair, self._settings, await self._read(), judgement, Budget(self.budget))
+        work = partial(repair, self._settings, await self._read(), judgement, self._budget())
         return await cancelled_for_good(work)
 
     def _version(self, to: str | int | None) -> str | None:
@@ -346,7 +355,7 @@ class Migrator:
         with course as take:
             tell = partial(telling.tell, take, self._listener)
             try:
-                run = Run(self._settings, await self._read(needed=True), Budget(self.budget), tell)
+                run = Run(self._settings, await self._read(needed=True), self._budget(), tell)
                 finished = run.progress.finished
                 await cancelled_for_good(partial(work, run))
             except BaseException as error:

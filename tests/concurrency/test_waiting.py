@@ -11,9 +11,11 @@ from pathlib import Path
 import anyio
 import asyncpg
 import pytest
+from anyio.abc import SocketStream
 
 from pgratchet import BudgetExceededError, Migrator, embedded
 from pgratchet.embedded import Server
+from tests.poolers import pgbouncer
 from tests.processes import replicas
 from tests.support import (
     PASS_GATE,
@@ -22,6 +24,7 @@ from tests.support import (
     column,
     connected,
     deserted,
+    free_port,
     gate,
     history,
     sessions,
@@ -122,6 +125,58 @@ async def test_a_run_asks_an_unavailable_server_again_until_the_budget_runs_out(
     with anyio.fail_after(5), pytest.raises(BudgetExceededError, match="cannot connect"):
         await Migrator(connect=connect, migrations=folder, budget=0.5).up()
     assert attempts > 2
+    await Migrator(dsn, folder).up()
+
+
+@pytest.mark.parametrize("there", ["nothing", "a peer that says nothing", "a peer that hangs up"])
+async def test_a_server_that_never_answers_is_given_up_after_the_budget_for_connecting(
+    dsn: str, write: Write, there: str
+) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            if there == "a peer that says nothing":
+                await anyio.sleep_forever()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=(port := free_port()))
+    async with listener, anyio.create_task_group() as tasks:
+        if there == "nothing":
+            await listener.aclose()
+        else:
+            tasks.start_soon(listener.serve, serve)
+        absent = f"postgresql://somebody:secret@127.0.0.1:{port}/shop?sslmode=disable"
+        for run in (Migrator(absent, folder, connect_budget=0.3).up, Migrator(absent, folder, connect_budget=0.3).wait):
+            with anyio.fail_after(5), pytest.raises(BudgetExceededError) as caught:
+                await run()
+            said = str(caught.value)
+            assert said.startswith("gave up after 0.3 s: cannot connect: ")
+            assert f"127.0.0.1:{port}" in said
+            assert said.endswith("; start the server, or correct its address")
+            assert "secret" not in said
+        tasks.cancel_scope.cancel()
+    await Migrator(dsn, folder).up()
+
+
+async def test_a_server_that_is_full_has_answered(memory: Path | None, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    with small_server(memory, 2) as own:
+
+        async def refused_often() -> bool:
+            return own.log.read_text(errors="replace").count("sorry, too many clients already") > 4
+
+        async with anyio.create_task_group() as tasks, connected(own.dsn), connected(own.dsn):
+            tasks.start_soon(Migrator(own.dsn, folder, connect_budget=0.2).up)
+            # By then its pauses have been longer than 0.2 s.
+            await until(refused_often)
+        assert await states(own.dsn) == {"1": "applied"}
+
+
+async def test_a_pooler_without_its_server_has_answered(dsn: str, write: Write) -> None:
+    folder = write({"001_a.sql": "SELECT 1;"})
+    async with pgbouncer(f"postgresql://somebody@127.0.0.1:{free_port()}/shop", query_wait_timeout=1) as pooler:
+        with anyio.fail_after(20), pytest.raises(BudgetExceededError, match="gave up after 4 s: cannot connect"):
+            await Migrator(pooler.dsn, folder, budget=4, connect_budget=3).up()
     await Migrator(dsn, folder).up()
 
 

@@ -126,7 +126,7 @@ async def test_a_run_survives_a_server_that_restarts_again_and_again_while_other
 async def give_up(dsn: str, folder: Path, reported: list[str]) -> None:
     """Run until the budget is spent on a server that stays away, and add the versions that the error reports."""
     with pytest.raises(BudgetExceededError, match=r"gave up after 1\.5 s: cannot connect") as error:
-        await Migrator(dsn, folder, lock_timeout=0, budget=1.5).up()
+        await Migrator(dsn, folder, lock_timeout=0, budget=1.5, connect_budget=1).up()
     reported += ["gave up", *(step.version for step in error.value.finished)]
 
 

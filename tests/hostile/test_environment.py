@@ -329,7 +329,7 @@ class TestADsn:
             assert r"has the character \udcff" in said
 
 
-SECONDS = ("budget", "lock_timeout", "statement_timeout")
+SECONDS = ("budget", "connect_budget", "lock_timeout", "statement_timeout")
 NO_SECONDS = (*map(float, ("nan", "inf", "-inf", "-1", "1e10", "2147484")), 10**4000, True, "5", b"5", [], {}, 5j)
 
 

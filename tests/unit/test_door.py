@@ -37,6 +37,7 @@ LISTS = ["app", "", b"app", None, 5, {"app": 1}, iter(["app"])]
 SWITCHES: list[Any] = [0, 1, None, "false", "", []]
 BAD: dict[tuple[str, str], list[Any]] = {
     ("budget", A_NUMBER): NUMBERS,
+    ("connect_budget", A_NUMBER): NUMBERS,
     ("lock_timeout", A_NUMBER): NUMBERS,
     ("statement_timeout", A_NUMBER): NUMBERS,
     ("readers", A_LIST): LISTS,
@@ -105,7 +106,7 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(name: str, form: str) -> No
     assert SECRET not in said
 
 
-@pytest.mark.parametrize("name", ["budget", "lock_timeout", "statement_timeout"])
+@pytest.mark.parametrize("name", ["budget", "connect_budget", "lock_timeout", "statement_timeout"])
 @pytest.mark.parametrize("value", [None, 0, 0.5, 5])
 def test_a_limit_may_be_none(name: str, value: float | None) -> None:
     Migrator(DSN, **cast("Any", {name: value}))
@@ -276,6 +277,7 @@ WRONG_SETTINGS = [
     ("--table (PGRATCHET_TABLE)", "table", "a.b.c", "write schema.name"),
     ("--budget (PGRATCHET_BUDGET)", "budget", "nan", A_NUMBER),
     ("--budget (PGRATCHET_BUDGET)", "budget", "-1", A_NUMBER),
+    ("--connect-budget (PGRATCHET_CONNECT_BUDGET)", "connect_budget", "-1", A_NUMBER),
     ("--lock-timeout (PGRATCHET_LOCK_TIMEOUT)", "lock_timeout", "1e10", A_NUMBER),
     ("--statement-timeout (PGRATCHET_STATEMENT_TIMEOUT)", "statement_timeout", "inf", A_NUMBER),
     ("one of --reader (PGRATCHET_READERS)", "readers", "x" * 64, "at most 63"),

@@ -30,6 +30,7 @@ def attribute(module: str, path: str) -> Any:
 GUNICORN, UVICORN, GRANIAN = "gunicorn.config", "uvicorn.config", "granian.server"
 VALUES = {
     "`budget`": default(Migrator, "budget"),
+    "`connect_budget`": default(Migrator, "connect_budget"),
     "`lock_timeout`": default(Migrator, "lock_timeout"),
     "`statement_timeout`": default(Migrator, "statement_timeout") or None,
     "between two looks at the runners' lock": (budget.LEAST_PAUSE, budget.MOST_PAUSE),

@@ -28,6 +28,9 @@ _LATE = _setting("ALLOW_LATE", None, "Also apply pending versions below an appli
 _EMPTY = _setting("ALLOW_EMPTY", None, "Accept a folder without migrations.")
 _STRICT = _setting("STRICT", None, "Refuse gaps between versions, and applied versions without a file.")
 _BUDGET = _setting("BUDGET", "DURATION", "The longest wait in total, as 500ms, 10s or 2m; no limit if not given.")
+_CONNECT = _setting(
+    "CONNECT_BUDGET", "DURATION", "The longest wait for a first answer, 0 for no limit; 60s if not given."
+)
 _DIRECT = _setting("DIRECT_DSN", "URL", "The database without its pooler, for taking the lock.", parser=Hidden)
 _LOCK = _setting("LOCK", None, "How runners exclude each other; as the connection allows if not given.")
 _OWNER = _setting("OWNER", "ROLE", "The role that runs the migrations and owns the history.")
@@ -74,6 +77,7 @@ class Waiting(Judging, total=False):
     """The options of commands that wait."""
 
     budget: Annotated[str | None, _BUDGET]
+    connect_budget: Annotated[str | None, _CONNECT]
 
 
 class Locking(Waiting, total=False):

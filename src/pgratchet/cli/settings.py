@@ -23,7 +23,7 @@ NO_DSN = (
 
 
 DSNS = ("dsn", "direct_dsn")
-DURATIONS = ("budget", "lock_timeout", "statement_timeout")
+DURATIONS = ("budget", "connect_budget", "lock_timeout", "statement_timeout")
 
 CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "dir": arguments.path,

@@ -41,16 +41,25 @@ class Interval:
 
 
 class Budget:
-    """The seconds that a run may wait; None for no limit."""
+    """The seconds that a run may wait in total, and those until a server answers at all; None for no limit."""
 
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float | None, unanswered: float | None = None) -> None:
+        self._seconds = seconds
+        self._unanswered = unanswered
         self._spent = 0.0
+
+    @property
+    def _limit(self) -> float | None:
+        return min((limit for limit in (self._seconds, self._unanswered) if limit is not None), default=None)
 
     @property
     def remaining(self) -> float | None:
         """The seconds left, at least 0; None for no limit."""
-        return None if self.seconds is None else max(0.0, self.seconds - self._spent)
+        return None if self._limit is None else max(0.0, self._limit - self._spent)
+
+    def answered(self) -> None:
+        """Bound what follows by the total alone: there is a server, even if it goes away again."""
+        self._unanswered = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -76,7 +85,8 @@ class Budget:
         """
         left = self.remaining
         if left is not None and left <= 0:
-            raise BudgetExceededError(f"gave up after {self.seconds:g} s: {why}")
+            cure = "" if self._unanswered is None else "; start the server, or correct its address"
+            raise BudgetExceededError(f"gave up after {self._limit:g} s: {why}{cure}")
         delay = random.uniform(least, most)  # noqa: S311 - jitter needs no secrecy
         with self.waiting():
             await asyncio.sleep(delay if left is None else min(delay, left))

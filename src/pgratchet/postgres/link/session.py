@@ -23,7 +23,7 @@ from pgratchet.postgres.link.lending import Lendable
 from pgratchet.postgres.link.overhearing import OverhearingLoop
 from pgratchet.postgres.link.refusals import refusal, ways_without_home
 from pgratchet.postgres.link.sql import EQ, identifier, literal
-from pgratchet.postgres.link.unreachable import cure, may_pass
+from pgratchet.postgres.link.unreachable import cure, is_answer, may_pass
 
 Connection: TypeAlias = own.Connection
 Connect = Callable[[], Awaitable[Connection]]
@@ -350,7 +350,9 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
             # Even with an empty budget: a server that is there takes less.
             with budget.waiting():
                 async with asyncio.timeout(None if left is None else max(left, LEAST_CONNECTING)) as limit:
-                    return await connect()
+                    connection = await connect()
+                budget.answered()
+                return connection
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise NotPrimaryError(_cannot_connect(error)) from error
         except (asyncpg.PostgresError, OSError, TimeoutError) as error:
@@ -361,6 +363,8 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
                 reason = _cannot_connect(error)
                 if not may_pass(error):
                     raise ServerError(reason) from error
+                if is_answer(error):
+                    budget.answered()
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
     raise AssertionError("count() has no end")

@@ -53,6 +53,12 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, _NOT_NOW)
 
 
+def is_answer(error: Exception) -> bool:
+    """Return whether a PostgreSQL, or a pooler before it, has sent the error."""
+    # asyncpg makes this one where a connection ends without a word, as one to a proxy without a server behind it does.
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError)
+
+
 def cure(error: BaseException) -> str:
     """Return the cure to add to an error that waiting does not cure; empty where the error says enough."""
     return "; turn its TLS on, or ask for less: sslmode=prefer or disable" if _NO_TLS in str(error) else ""
