@@ -21,7 +21,6 @@ from pgratchet.core.model import (
     Entry,
     File,
     Finished,
-    HistoryRow,
     Kind,
     Lock,
     Plan,
@@ -40,6 +39,7 @@ from pgratchet.postgres.link.cancelling import cancelled_for_good
 from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Limits, Table
+from pgratchet.postgres.wire import backends
 from pgratchet.runs import journal, telling
 from pgratchet.runs.observing import compare
 from pgratchet.runs.run import Run
@@ -239,8 +239,10 @@ class Migrator:
         """Return if everything is applied; raises BehindError if not, HistoryError if files and history disagree."""
 
         async def check(run: Run) -> None:
-            if behind := planning.missing(await run.look()):
-                raise BehindError(behind)
+            entries = await run.look()
+            if behind := planning.missing(entries):
+                found = planning.looked(entries)
+                raise BehindError(behind, found.interrupted, found.in_doubt)
 
         await self._run(nullcontext(self._course.looking()), check)
 
@@ -258,12 +260,13 @@ class Migrator:
         """Return both sides of every version, in order; disagreements are states here, not errors."""
         catalogue = await self._read()
 
-        async def look() -> tuple[HistoryRow, ...]:
+        async def look() -> tuple[Entry, ...]:
             async with open_session(self._settings.connect) as connection:
-                return await self._settings.history.read(connection)
+                rows = await self._settings.history.read(connection)
+                at_work = await backends.at_work(connection, rows, self._settings.history)
+                return compare(self._settings, catalogue.migrations, rows, at_work)
 
-        history = await cancelled_for_good(look)
-        return compare(self._settings, catalogue.migrations, history)
+        return await cancelled_for_good(look)
 
     async def rehearse(self, to: str | int | None = None) -> tuple[Finished, ...]:
         """Do everything that `up` would do, under the lock, in one transaction, roll it back, and return the steps.

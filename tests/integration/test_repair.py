@@ -56,8 +56,8 @@ async def refused(migrator: Migrator) -> None:
 @pytest.mark.parametrize(
     ("verdict", "state", "ledger"),
     [
-        (Verdict.SKIP, State.RUNNING, [1, 2, 3]),
-        (Verdict.AGAIN, State.RUNNING, [1, 2, 2, 3]),
+        (Verdict.SKIP, State.INTERRUPTED, [1, 2, 3]),
+        (Verdict.AGAIN, State.INTERRUPTED, [1, 2, 2, 3]),
         (Verdict.NOT_APPLIED, State.PENDING, [1, 2, 1, 2, 3]),
         (Verdict.APPLIED, State.APPLIED, [1, 2]),
     ],
@@ -208,7 +208,7 @@ async def test_a_repair_settles_a_version_whose_file_is_gone(dsn: str, write: Wr
     for name in ("001_work.sql", "001_work.down.sql"):
         (migrator.migrations / name).unlink()
     entry = await migrator.repair(1, Verdict.SKIP, "it is there")
-    assert (entry.state, entry.migration) == (State.RUNNING, None)
+    assert (entry.state, entry.migration) == (State.INTERRUPTED, None)
     entry = await migrator.repair(1, Verdict.NOT_APPLIED, "never mind")
     assert (entry.state, entry.migration) == (State.PENDING, None)
     assert [entry.version for entry in await migrator.status()] == ["2"]

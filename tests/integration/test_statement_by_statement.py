@@ -423,7 +423,7 @@ async def test_a_half_done_file_is_finished_by_the_next_run_in_its_own_direction
     for verb, others in ((migrator.up, (migrator.down, migrator.redo)), (migrator.down, (migrator.up,))):
         pid = await cut_off(verb)
         (entry,) = await migrator.status()
-        assert entry.state is State.RUNNING
+        assert entry.state is State.INTERRUPTED
         for other in others:
             with pytest.raises(HistoryError) as caught:
                 await other()

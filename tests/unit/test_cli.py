@@ -495,14 +495,14 @@ def test_the_status_says_why_once_for_all_versions_that_share_a_reason(fake: Fak
 
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_repair_takes_one_verdict_and_a_reason(fake: FakeMigrator, verdict: Verdict) -> None:
-    fake.answers["repair"] = Entry("7", State.RUNNING, None, row("7", "add_email", state=RecordState.RUNNING))
+    fake.answers["repair"] = Entry("7", State.INTERRUPTED, None, row("7", "add_email", state=RecordState.RUNNING))
 
     said = invoke("repair", "7", f"--{verdict}", "--reason", "I looked")
     as_json = invoke("repair", "7", f"--{verdict}", "--reason", "I looked", "--json")
 
     assert fake.asked == [("repair", ("7", verdict, "I looked"), {})] * 2
-    assert lines(said) == ["repaired 7 add_email: running, 1 of 1 statements done"]
-    assert json.loads(as_json.stdout)["entry"]["state"] == "running"
+    assert lines(said) == ["repaired 7 add_email: interrupted, 1 of 1 statements done"]
+    assert json.loads(as_json.stdout)["entry"]["state"] == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ EXAMPLES = [
     HistoryError("what", ["12", "13"]),
     ForeignTableError("what"),
     BehindError(["12", "13"]),
+    BehindError(["12", "13"], ["12"], ["13"]),
     BudgetExceededError("what"),
 ]
 

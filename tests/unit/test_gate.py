@@ -94,7 +94,7 @@ async def test_readiness_is_answered_with_all_that_is_known(readiness: Readiness
     assert found == status
     assert (b"retry-after" in headers) is (status == 503)
     assert body == json.loads(json.dumps(readiness._asdict()))
-    assert set(body) == {"state", "applied", "pending", "running", "failed", "unknown"}
+    assert set(body) == {"state", "applied", "pending", "running", "failed", "unknown", "interrupted", "in_doubt"}
 
 
 async def test_readiness_has_a_path_that_can_be_chosen() -> None:

@@ -89,8 +89,8 @@ def cursor_after(text: str, statements: int) -> str:
     [
         (RecordState.APPLIED, State.APPLIED, State.CHANGED, State.UNKNOWN),
         (RecordState.FAILED, State.FAILED, State.FAILED, State.UNKNOWN),
-        (RecordState.RUNNING, State.RUNNING, State.RUNNING, State.RUNNING),
-        (RecordState.REVERTING, State.RUNNING, State.RUNNING, State.RUNNING),
+        (RecordState.RUNNING, State.IN_DOUBT, State.IN_DOUBT, State.IN_DOUBT),
+        (RecordState.REVERTING, State.IN_DOUBT, State.IN_DOUBT, State.IN_DOUBT),
     ],
 )
 def test_a_recorded_version_has_the_state_of_its_row_and_its_file(
@@ -101,6 +101,38 @@ def test_a_recorded_version_has_the_state_of_its_row_and_its_file(
     assert [entry.state for entry in compare([migration(1)], history)] == [with_file]
     assert [entry.state for entry in compare([migration(1, checksum="other")], history)] == [with_other_file]
     assert [entry.state for entry in compare([], history)] == [without_file]
+
+
+HALF_DONE = "SELECT 1;\nCALL work();\nCREATE INDEX CONCURRENTLY i ON t (n);\nSELECT 4;"
+
+
+@pytest.mark.parametrize("recorded", [RecordState.RUNNING, RecordState.REVERTING])
+@pytest.mark.parametrize(
+    ("done", "begun", "with_file", "without_file"),
+    [
+        (1, "", State.INTERRUPTED, State.INTERRUPTED),
+        (1, ">{2} {{}} 2026-01-01", State.IN_DOUBT, State.IN_DOUBT),
+        (2, ">{3} {{}} 2026-01-01", State.INTERRUPTED, State.IN_DOUBT),
+        (2, ">{3} 2026-01-01", State.IN_DOUBT, State.IN_DOUBT),
+        (2, ">{1} {{}} 2026-01-01", State.IN_DOUBT, State.IN_DOUBT),
+        (2, ">{3} {{x}} 2026-01-01", State.IN_DOUBT, State.IN_DOUBT),
+    ],
+    ids=["between statements", "CALL", "index", "index, objects unknown", "other statement", "no number"],
+)
+def test_a_half_done_version_is_interrupted_if_the_next_run_goes_on_with_it_and_else_in_doubt(
+    recorded: RecordState, done: int, begun: str, with_file: State, without_file: State
+) -> None:
+    digests = ["", *(cursor_after(HALF_DONE, number) for number in range(1, 5))]
+    half_done = row(1, recorded, statements_done=done, cursor=digests[done] + begun.format(*digests))
+    files = [migration(1, up=HALF_DONE, down=HALF_DONE, options=BY_STATEMENT)]
+
+    assert [entry.state for entry in compare(files, [half_done])] == [with_file]
+    assert [entry.state for entry in compare([], [half_done])] == [without_file]
+    edited = [migration(1, up="SELECT 0;\n" + HALF_DONE, down="SELECT 0;\n" + HALF_DONE, options=BY_STATEMENT)]
+    assert [entry.state for entry in compare(edited, [half_done])] == [State.IN_DOUBT]
+    for each in ([], files, edited):
+        (entry,) = planning.compare(each, [half_done], own.rank, at_work={"1"})
+        assert entry.state is State.RUNNING
 
 
 def test_a_failure_that_left_nothing_is_forgotten_with_its_file() -> None:

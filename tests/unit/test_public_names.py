@@ -77,7 +77,8 @@ def test_everything_that_a_public_value_leads_to_is_public() -> None:
 
 
 def test_every_public_name_and_every_member_of_an_enum_is_explained() -> None:
-    explained = set(re.findall(r"[\w-]+", " ".join(re.findall(r"```.*?```|`[^`]+`", PAGE, re.DOTALL))))
+    quoted = re.findall(r"```.*?```|`[^`]+`", PAGE, re.DOTALL)
+    explained = {text.strip("`") for text in quoted} | set(re.findall(r"[\w-]+", " ".join(quoted)))
     public = {name: getattr(pgratchet, name) for name in pgratchet.__all__}
     enums = [each for each in public.values() if inspect.isclass(each) and issubclass(each, StrEnum)]
     members = {str(member) for each in enums for member in each}

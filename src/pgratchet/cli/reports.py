@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, State
+from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, RecordState, State
 from pgratchet.core.plan import planning
+from pgratchet.core.plan.halfway import HALF_DONE
 from pgratchet.core.printing import printable
 
 NEVER = "-"
@@ -63,19 +64,23 @@ def planned(plan: Plan) -> Report:
 
 
 def status(entries: Sequence[Entry]) -> Report:
-    """Report a table of all versions, the errors of failed ones, the reasons of repairs, and a count of states."""
+    """Report a table of all versions, the work that is half done, errors, reasons of repairs, and a count of states."""
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
+    begun = [line for entry in entries if (line := _begun(entry))]
     errors = [f"{entry.version} {entry.state}: {error}" for entry in entries if (error := planning.failure_of(entry))]
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         if entry.row and entry.row.reason:
             reasons.setdefault(entry.row.reason, []).append(entry.version)
     why = [f"{', '.join(versions)}: {reason}" for reason, versions in reasons.items()]
-    counts = Counter(entry.state for entry in entries)
-    total = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no migrations"
-    lines = [*(_aligned([heading, *rows]) if rows else ()), *errors, *why, total]
+    lines = [*(_aligned([heading, *rows]) if rows else ()), *begun, *errors, *why, _total(entries)]
     return Report(lines, {"entries": [_entry(entry) for entry in entries]})
+
+
+def left(entries: Sequence[Entry]) -> str:
+    """Return a line that says what an interrupted run has left: a count of states, and the work that is half done."""
+    return "; ".join([_total(entries), *filter(None, map(_begun, entries))])
 
 
 def up_to_date() -> Report:
@@ -92,11 +97,7 @@ def created(paths: Iterable[Path]) -> Report:
 def repaired(entry: Entry) -> Report:
     """Report the state of a version after a repair."""
     row = entry.row
-    how = (
-        f", {row.statements_done} of {row.statements_total} statements done"
-        if entry.state is State.RUNNING and row
-        else ""
-    )
+    how = f", {row.statements_done} of {row.statements_total} statements done" if row and row.state in HALF_DONE else ""
     return Report([f"repaired {entry.version} {entry.name}: {entry.state}{how}"], {"entry": _entry(entry)})
 
 
@@ -115,6 +116,26 @@ def adopted(adoption: Adoption) -> Report:
     elif not adoption.dry_run:
         lines.append(f"from now on give --table {adoption.target}, or set it: see PGRATCHET_TABLE and [tool.pgratchet]")
     return Report(lines if adoption.adopted else [*lines, "nothing to adopt"], adoption._asdict())
+
+
+def _total(entries: Sequence[Entry]) -> str:
+    counts = Counter(entry.state for entry in entries)
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "no migrations"
+
+
+def _begun(entry: Entry) -> str | None:
+    """Return how far a half-done version has come and what the next run does about it; None for any other version."""
+    row = entry.row
+    if row is None or row.state not in HALF_DONE:
+        return None
+    next_run = f"the next `pgratchet {Direction.UP if row.state is RecordState.RUNNING else Direction.DOWN}`"
+    then = {
+        State.RUNNING: "a session is at work on it",
+        State.INTERRUPTED: f"{next_run} goes on with it",
+        State.IN_DOUBT: f"{next_run} stops, and says what to look at before `pgratchet repair {entry.version}`",
+    }
+    done = f"{row.statements_done} of {row.statements_total} statements are committed"
+    return f"{entry.version} {entry.state}: {done}; {then[entry.state]}"
 
 
 def _time(seconds: float | None) -> str:

@@ -80,8 +80,14 @@ def _facts(error: PgratchetError | InterruptedBySignalError) -> dict[str, Any]:
             return {"failure": error.failure._asdict()}
         case FilesError():
             return {"problems": [problem._asdict() for problem in error.problems]}
-        case HistoryError() | BehindError():
+        case HistoryError():
             return {"versions": list(error.versions)}
+        case BehindError():
+            return {
+                "versions": list(error.versions),
+                "interrupted": list(error.interrupted),
+                "in_doubt": list(error.in_doubt),
+            }
         case InterruptedBySignalError():
             return {"signal": error.signal.name}
         case _:

@@ -100,14 +100,22 @@ class ForeignTableError(HistoryError):
 
 
 class BehindError(PgratchetError):
-    """The schema is older than the files."""
+    """The schema is older than the files.
 
-    def __init__(self, versions: Sequence[str]) -> None:
+    Of the `versions` that are not applied, the next run goes on with those that were `interrupted`, and stops at those
+    that are `in_doubt`.
+    """
+
+    def __init__(self, versions: Sequence[str], interrupted: Sequence[str] = (), in_doubt: Sequence[str] = ()) -> None:
         self.versions = tuple(versions)
-        super().__init__(self.versions)
+        self.interrupted = tuple(interrupted)
+        self.in_doubt = tuple(in_doubt)
+        super().__init__(self.versions, self.interrupted, self.in_doubt)
 
     def __str__(self) -> str:
-        return f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}"
+        said = {"interrupted": self.interrupted, "in doubt": self.in_doubt}
+        begun = "".join(f"; {state}: {', '.join(versions)}" for state, versions in said.items() if versions)
+        return f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}{begun}"
 
 
 class BudgetExceededError(PgratchetError):

@@ -22,9 +22,12 @@ class Looked(NamedTuple):
     running: tuple[str, ...]
     failed: tuple[str, ...]
     unknown: tuple[str, ...]
+    interrupted: tuple[str, ...] = ()
+    in_doubt: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.applied} applied, {len(self.pending) + len(self.running) + len(self.failed)} to do"
+        missing = (self.pending, self.running, self.failed, self.interrupted, self.in_doubt)
+        return f"{self.applied} applied, {sum(map(len, missing))} to do"
 
 
 class Waiting(NamedTuple):

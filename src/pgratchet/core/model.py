@@ -48,11 +48,16 @@ class Lock(StrEnum):
 
 
 class State(StrEnum):
-    """The state of one version, according to both files and history."""
+    """The state of one version, according to files, history and the sessions of the server."""
 
     APPLIED = "applied"
     PENDING = "pending"
     RUNNING = "running"
+    """Begun and not finished, and a session is at work on it."""
+    INTERRUPTED = "interrupted"
+    """Begun and not finished, and nobody is at work on it: the next run in its direction goes on with it."""
+    IN_DOUBT = "in doubt"
+    """The same, but the next run stops and asks a person."""
     FAILED = "failed"
     CHANGED = "changed"
     LATE = "late"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Done, Event, Failed, Looked, Started, Tell
-from pgratchet.core.model import Direction, Finished, Ranking
+from pgratchet.core.model import Direction, Finished, Ranking, State
 
 
 class Condition(StrEnum):
@@ -27,7 +27,10 @@ class Condition(StrEnum):
 
 
 class Readiness(NamedTuple):
-    """The state for serving, with its reason: the number of applied versions, and the versions that are not."""
+    """The state for serving, with its reason: the number of applied versions, and the versions that are not.
+
+    Of another run's versions, the last look at the history decides which are running, interrupted or in doubt.
+    """
 
     state: Condition = Condition.UNKNOWN
     applied: int = 0
@@ -35,6 +38,8 @@ class Readiness(NamedTuple):
     running: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    interrupted: tuple[str, ...] = ()
+    in_doubt: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -57,8 +62,9 @@ class Course:
         self._applied = 0
         self._unknown: tuple[str, ...] = ()
         # Not the tuples of a Readiness: to take each of 10,000 versions out of one takes 10,000 times too long.
-        self._missing: dict[str, Condition] = {}
-        self._reverting: set[str] = set()
+        self._missing: dict[str, State] = {}
+        # The versions that this process has begun, each with its state before that.
+        self._under_way: dict[str, State] = {}
         self._at_work = 0
         self._begun = 0
 
@@ -69,11 +75,19 @@ class Course:
             # Built when it is asked for: after each event it would take 10,000 times too long, too.
             if self._known is None:
                 versions = sorted(self._missing, key=lambda version: self._rank(version) or ())
-                pending, running, failed = (
-                    tuple(version for version in versions if self._missing[version] is condition)
-                    for condition in (Condition.PENDING, Condition.RUNNING, Condition.FAILED)
+                of: dict[State, list[str]] = {state: [] for state in State}
+                for version in versions:
+                    of[self._missing[version]].append(version)
+                self._known = Readiness(
+                    self._state,
+                    self._applied,
+                    pending=tuple(of[State.PENDING]),
+                    running=tuple(of[State.RUNNING]),
+                    failed=tuple(of[State.FAILED]),
+                    unknown=self._unknown,
+                    interrupted=tuple(of[State.INTERRUPTED]),
+                    in_doubt=tuple(of[State.IN_DOUBT]),
                 )
-                self._known = Readiness(self._state, self._applied, pending, running, failed, self._unknown)
             return self._known
 
     @contextmanager
@@ -115,23 +129,27 @@ class Course:
         with self._lock:
             match event:
                 case Looked():
-                    self._missing = dict.fromkeys(event.pending, Condition.PENDING)
-                    self._missing |= dict.fromkeys(event.running, Condition.RUNNING)
-                    self._missing |= dict.fromkeys(event.failed, Condition.FAILED)
+                    self._missing = dict.fromkeys(event.pending, State.PENDING)
+                    self._missing |= dict.fromkeys(event.running, State.RUNNING)
+                    self._missing |= dict.fromkeys(event.interrupted, State.INTERRUPTED)
+                    self._missing |= dict.fromkeys(event.in_doubt, State.IN_DOUBT)
+                    self._missing |= dict.fromkeys(event.failed, State.FAILED)
                     self._applied, self._unknown = event.applied, event.unknown
-                    self._reverting.clear()
+                    self._under_way.clear()
                     if self._missing or self._state is not Condition.APPLIED:
                         self._state = Condition.PENDING
                 case Started():
-                    if event.version not in self._missing:
+                    before = self._missing.get(event.version, State.APPLIED)
+                    if before is State.APPLIED:
                         self._applied -= 1
-                        self._reverting.add(event.version)
-                    self._state = self._missing[event.version] = Condition.RUNNING
+                    self._under_way.setdefault(event.version, before)
+                    self._missing[event.version] = State.RUNNING
+                    self._state = Condition.RUNNING
                 case Finished():
                     # A step that a lost connection left unanswered is told after the look that found it applied.
-                    self._reverting.discard(event.version)
+                    self._under_way.pop(event.version, None)
                     if event.direction is Direction.DOWN:
-                        self._missing[event.version] = Condition.PENDING
+                        self._missing[event.version] = State.PENDING
                     elif self._missing.pop(event.version, None):
                         self._applied += 1
                 case Done():
@@ -146,13 +164,12 @@ class Course:
             self._known = None
 
     def _fail(self, event: Failed) -> None:
-        for version in self._reverting:
-            del self._missing[version]
-        self._applied += len(self._reverting)
-        self._reverting.clear()
-        for version, condition in self._missing.items():
-            if condition is Condition.RUNNING:
-                self._missing[version] = Condition.PENDING
+        for version, before in self._under_way.items():
+            self._missing[version] = before
+            if before is State.APPLIED:
+                del self._missing[version]
+                self._applied += 1
+        self._under_way.clear()
         if event.failure is not None and event.failure.direction is Direction.UP:
-            self._missing[event.failure.version] = Condition.FAILED
+            self._missing[event.failure.version] = State.FAILED
         self._state = Condition.FAILED

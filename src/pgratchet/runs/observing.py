@@ -1,14 +1,15 @@
 """One run's look at files and history, and its memory of earlier looks."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pgratchet.core.errors import MigrationFailedError
 from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, RecordState
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.history import refuse_misspelled
-from pgratchet.postgres.link.budget import Budget
+from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
 from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.settings import Settings
 
@@ -26,6 +27,8 @@ class Observer:
         self._old_failures: dict[str, str | None] | None = None
         self._told: dict[str, str | None] = {}
         self._rows: dict[str, HistoryRow] = {}
+        self._at_work = frozenset[str]()
+        self._often = Interval(TELL_EVERY)
         self._safe: bool | None = None
 
     async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:
@@ -36,7 +39,8 @@ class Observer:
         settings = self._settings
         rows = await settings.history.read_patiently(connection, self._budget, anybodys=anybodys)
         self._rows = {row.version: row for row in rows}
-        entries = compare(settings, self._migrations.values(), rows)
+        self._at_work = await backends.at_work(connection, rows, settings.history)
+        entries = compare(settings, self._migrations.values(), rows, self._at_work)
         self._progress.tell(planning.looked(entries))
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in rows if row.state is RecordState.FAILED}
@@ -47,7 +51,10 @@ class Observer:
         return entries
 
     async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:
-        """Return the rows of versions that other runs are to apply; tell the state of all if these have changed."""
+        """Return the rows of versions that other runs are to apply; tell the state of all if these have changed.
+
+        A runner that dies changes no row: whether one is at work is asked again and again.
+        """
         history = self._settings.history
         if self._safe is None:
             self._safe = await history.is_safe(connection)
@@ -55,12 +62,15 @@ class Observer:
             return ()  # there is no table yet
         rows = await history.read_patiently(connection, self._budget, versions if self._safe else None)
         rows = tuple(row for row in rows if row.version in versions)
-        if set(rows) != {self._rows[version] for version in versions if version in self._rows}:
+        changed = set(rows) != {self._rows[version] for version in versions if version in self._rows}
+        if changed or self._often.is_over():
             left = {version: row for version, row in self._rows.items() if version not in versions}
             self._rows = left | {row.version: row for row in rows}
-            self._progress.tell(
-                planning.looked(compare(self._settings, self._migrations.values(), self._rows.values()))
-            )
+            at_work = await backends.at_work(connection, self._rows.values(), history)
+            if changed or at_work != self._at_work:
+                self._at_work = at_work
+                entries = compare(self._settings, self._migrations.values(), self._rows.values(), at_work)
+                self._progress.tell(planning.looked(entries))
         return rows
 
     def warn_of_failures(self, rows: Iterable[HistoryRow]) -> None:
@@ -99,11 +109,13 @@ class Observer:
             _log.warning("%s %s %s was committed, and the server has lost it", step.direction, step.version, step.name)
 
 
-def compare(settings: Settings, migrations: Iterable[Migration], rows: Iterable[HistoryRow]) -> tuple[Entry, ...]:
+def compare(
+    settings: Settings, migrations: Iterable[Migration], rows: Iterable[HistoryRow], at_work: Collection[str] = ()
+) -> tuple[Entry, ...]:
     """Return both sides of every version, in order; raises ServerError for a row whose version is misspelled."""
     rows = tuple(rows)
     refuse_misspelled(rows, settings.layout, settings.history.table)
-    return planning.compare(migrations, rows, settings.layout.rank)
+    return planning.compare(migrations, rows, settings.layout.rank, at_work)
 
 
 def all_applied(versions: Sequence[str], rows: Iterable[HistoryRow]) -> bool:

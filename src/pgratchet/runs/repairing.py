@@ -2,9 +2,11 @@
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Catalogue, Entry, Lock, State, Verdict
+from pgratchet.core.plan.halfway import HALF_DONE
 from pgratchet.core.plan.verdicts import Judgement, settle
 from pgratchet.core.printing import printable
 from pgratchet.postgres.ledger import lock
+from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
@@ -34,7 +36,7 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
         records = Records(history.table, Lock.NONE, Guards(), absent=seal.absent)
         entry = await _entry(connection, settings, catalogue, judgement.version, budget)
-        await _record(connection, records, entry, judgement, known, history.owner)
+        await _record(connection, records, entry, judgement, known, history)
         return await _entry(connection, settings, catalogue, judgement.version, budget)
 
 
@@ -53,11 +55,11 @@ async def _record(  # noqa: PLR0913, PLR0917 - the place, and all parts of the r
     entry: Entry,
     judgement: Judgement,
     known: Facts,
-    owner: str | None,
+    history: History,
 ) -> None:
     settled = settle(entry, judgement.verdict)
-    if entry.row is not None and entry.state is State.RUNNING:
-        who = await backends.runner(connection, entry.row, owner)
+    if entry.row is not None and entry.row.state in HALF_DONE:
+        who = await backends.runner(connection, entry.row, history)
         if who:
             raise HistoryError(
                 printable(f"a session is at work on {entry.version} {entry.name}: {who}"), [entry.version]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.errors import HistoryError, MigrationFailedError, ServerError
-from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, RecordState, State, Step
-from pgratchet.core.plan.halfway import refuse_unrecoverable, taken_over
+from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, RecordState, Step
+from pgratchet.core.plan.halfway import HALF_DONE, refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
@@ -48,7 +48,7 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
         entries = await _look_again(turn)
         waited = False
         for row in taken_over(entries, direction):
-            runner = partial(backends.runner, turn.connection, row, history.owner)
+            runner = partial(backends.runner, turn.connection, row, history)
             waited |= await backends.until_gone(runner, turn.budget, f"{row.version} {row.name} is half done")
         if waited:
             continue
@@ -121,7 +121,7 @@ async def _look_again(turn: Turn) -> tuple[Entry, ...]:
     entries = await turn.observer.look(turn.connection)
     if progress.finished:
         turn.observer.drop_lost()
-    if any(entry.state is State.RUNNING for entry in entries):
+    if any(entry.row and entry.row.state in HALF_DONE for entry in entries):
         await turn.lock.raise_if_busy(turn.connection)
     return entries
 

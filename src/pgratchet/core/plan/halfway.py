@@ -31,6 +31,9 @@ UNMARKED = f"pg_catalog.split_part(cursor, '{MARK}', 1)"
 MARKED = f"pg_catalog.strpos(cursor, '{MARK}') OPERATOR(pg_catalog.>) 0"
 """SQL: the condition that a row has a statement in progress."""
 
+HALF_DONE = (RecordState.RUNNING, RecordState.REVERTING)
+"""The states of the rows of versions that a run has begun and not finished."""
+
 FIRST_CHARACTERS = 60
 """How much of a statement a message quotes."""
 
@@ -112,7 +115,7 @@ def is_begun(row: HistoryRow) -> bool:
     """Say whether an unfinished run may have left a part of the version in the database."""
     if row.state is RecordState.FAILED:
         return row.statements_done > 0
-    return row.state in (RecordState.RUNNING, RecordState.REVERTING)
+    return row.state in HALF_DONE
 
 
 def goes_on(entry: Entry, direction: Direction) -> bool:

@@ -42,8 +42,15 @@ class Phase(NamedTuple):
     plan: Callable[[Sequence[Entry]], Plan]
 
 
-def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank: Ranking) -> tuple[Entry, ...]:
+def compare(
+    migrations: Iterable[Migration],
+    history: Iterable[HistoryRow],
+    rank: Ranking,
+    at_work: Collection[str] = (),
+) -> tuple[Entry, ...]:
     """Return one entry for each version that is on disk or in the history, in the order of their ranks.
+
+    Of the half-done versions those are running that are `at_work`, because the session of their runner is.
 
     A row without a rank comes behind everything that was applied before it, and makes no file late. There is no entry
     for a row that left nothing behind and has no file: its file was renumbered, or given up. A file below an applied
@@ -67,7 +74,7 @@ def compare(migrations: Iterable[Migration], history: Iterable[HistoryRow], rank
         elif row is None:
             state = State.PENDING
         elif migration or row.state is RecordState.APPLIED or halfway.is_begun(row):
-            state = _recorded_state(migration, row)
+            state = State.RUNNING if version in at_work else _recorded_state(migration, row)
         else:
             continue
         entries.append(Entry(version, state, migration, row))
@@ -93,8 +100,12 @@ def _moment(row: HistoryRow) -> datetime:
 
 
 def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
-    if row.state in (RecordState.RUNNING, RecordState.REVERTING):
-        return State.RUNNING
+    if row.state in halfway.HALF_DONE:
+        return (
+            State.INTERRUPTED
+            if _is_interrupted(Entry(row.version, State.INTERRUPTED, migration, row))
+            else State.IN_DOUBT
+        )
     if migration is None:
         return State.UNKNOWN
     if row.state is RecordState.FAILED:
@@ -102,6 +113,21 @@ def _recorded_state(migration: Migration | None, row: HistoryRow) -> State:
     if row.state is RecordState.PENDING:
         return State.PENDING
     return State.APPLIED if row.checksum == migration.checksum else State.CHANGED
+
+
+def _is_interrupted(entry: Entry) -> bool:
+    """Say whether the next run in its direction goes on with a half-done version that nobody is at work on."""
+    row = entry.row
+    if row is None or row.cursor is None:
+        return False
+    try:
+        if entry.migration is None:
+            return halfway.doubt(row) is None
+        direction = Direction.UP if row.state is RecordState.RUNNING else Direction.DOWN
+        halfway.refuse_unrecoverable(_plan([entry], direction).steps)
+    except (HistoryError, FilesError, ValueError):  # a ValueError, because the table may be anybody's
+        return False
+    return True
 
 
 def _may_be_late(migration: Migration, row: HistoryRow | None) -> bool:
@@ -135,6 +161,8 @@ def looked(entries: Iterable[Entry]) -> Looked:
         running=tuple(by[State.RUNNING]),
         failed=tuple(by[State.FAILED]),
         unknown=tuple(by[State.UNKNOWN]),
+        interrupted=tuple(by[State.INTERRUPTED]),
+        in_doubt=tuple(by[State.IN_DOUBT]),
     )
 
 
@@ -212,7 +240,7 @@ def missing(entries: Sequence[Entry], to: str | None = None) -> tuple[str, ...]:
 
     Versions without a file here are left out. Raises UsageError where there is no version `to`.
     """
-    wanted = (*RUNNABLE, State.RUNNING)
+    wanted = (*RUNNABLE, State.RUNNING, State.INTERRUPTED, State.IN_DOUBT)
     chosen = entries if to is None else entries[: _place(entries, to)]
     return tuple(entry.version for entry in chosen if entry.migration and entry.state in wanted)
 

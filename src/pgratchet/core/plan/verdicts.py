@@ -4,10 +4,8 @@ from typing import NamedTuple
 
 from pgratchet.core.errors import HistoryError, UsageError
 from pgratchet.core.model import Entry, HistoryRow, RecordState, Verdict
-from pgratchet.core.plan.halfway import Settled, cursor_of, is_begun
+from pgratchet.core.plan.halfway import HALF_DONE, Settled, cursor_of, is_begun
 from pgratchet.core.printing import printable
-
-_HALFWAY = (RecordState.RUNNING, RecordState.REVERTING)
 
 
 class Judgement(NamedTuple):
@@ -43,12 +41,12 @@ def settle(entry: Entry, verdict: Verdict) -> Settled:
 
 def _statement(entry: Entry, row: HistoryRow | None, verdict: Verdict) -> Settled:
     at = cursor_of(row)
-    if row is not None and row.state in _HALFWAY and row.cursor is None:
+    if row is not None and row.state in HALF_DONE and row.cursor is None:
         whole = Verdict.NOT_APPLIED if verdict is Verdict.AGAIN else Verdict.APPLIED
         raise _pointless(
             entry, f"it was to be one transaction: no statement of it stands alone; the nearest verdict is '{whole}'"
         )
-    if row is None or at is None or at.begun is None or row.state not in _HALFWAY:
+    if row is None or at is None or at.begun is None or row.state not in HALF_DONE:
         rest = "; the next run goes on behind the statements that are committed" if row and is_begun(row) else ""
         raise _pointless(entry, f"no statement of it is in doubt{rest}")
     if verdict is Verdict.SKIP:

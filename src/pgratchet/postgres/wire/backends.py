@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable
 import asyncpg
 
 from pgratchet.core.model import HistoryRow
+from pgratchet.core.plan.halfway import HALF_DONE
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.lock import HOLDERS
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
 from pgratchet.postgres.link.roles import as_login
@@ -24,7 +27,8 @@ QUERY_CHARACTERS = 100
 """The part of a session's query that is shown."""
 
 # A runner is idle between two statements, too, but not for long, and its session has the name of its step. A session
-# that is idle for longer may be one that a pooler has given to another client after the runner was gone.
+# that is idle for longer, without the lock, may be one that a pooler has given to another client after the runner was
+# gone.
 # Without pg_read_all_stats the backend_start of other roles' sessions is hidden: then the pid and the login role are
 # the best match.
 _RUNNER = (
@@ -34,7 +38,8 @@ _RUNNER = (
     f"pg_catalog.starts_with($3, a.usename::pg_catalog.text {CONCAT} '@'), true) "
     f"AND (COALESCE(a.state {NE} 'idle', true) "
     f"OR a.state_change {GT} (pg_catalog.clock_timestamp() {MINUS} '1 second'::pg_catalog.interval) "
-    "AND pg_catalog.starts_with(a.application_name, 'pgratchet since '))"
+    "AND pg_catalog.starts_with(a.application_name, 'pgratchet since ') "
+    f"OR a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS.replace('$1', '$4')}))"
 )
 
 LOCKS = (
@@ -54,10 +59,20 @@ _BUILDERS = (
 _log = logging.getLogger("pgratchet")
 
 
-async def runner(connection: Connection, row: HistoryRow, owner: str | None) -> str:
-    """Return the session that is at work on a half-done version, described; empty if its runner is gone or idle."""
-    async with as_login(connection, owner):
-        return told(await own.fetch(connection, _RUNNER, row.backend_pid, row.backend_start, row.applied_by))
+async def runner(connection: Connection, row: HistoryRow, history: History) -> str:
+    """Return the session that is at work on a half-done version, described.
+
+    Empty if its runner is gone, or is idle and does not hold the lock.
+    """
+    facts = row.backend_pid, row.backend_start, row.applied_by, history.table.lock_key
+    async with as_login(connection, history.owner):
+        return told(await own.fetch(connection, _RUNNER, *facts))
+
+
+async def at_work(connection: Connection, rows: Iterable[HistoryRow], history: History) -> frozenset[str]:
+    """Return the versions whose rows are half done and whose runners are at work; asks only about half-done rows."""
+    half_done = [row for row in rows if row.state in HALF_DONE]
+    return frozenset([row.version for row in half_done if await runner(connection, row, history)])
 
 
 async def builders(connection: Connection, table: int) -> str:
