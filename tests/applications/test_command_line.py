@@ -420,13 +420,58 @@ def test_a_signal_ends_the_statement_and_leaves_nothing(  # noqa: PLR0913, PLR09
 
     assert (result.returncode, result.stdout) == (code, "")
     (said,) = [line for line in result.stderr.splitlines() if " INFO " not in line]
-    assert said.startswith(f"interrupted by {number.name}: the statement under way has been cancelled")
+    assert said == (
+        f"interrupted by {number.name}: the statement under way has been cancelled; "
+        "committed work stays: 2 applied, 1 pending"
+    )
     assert states(dsn) == {"1": "applied", "2": "applied"}
     assert not exists(dsn, "orders")
 
     for name in files:
         (folder / name).unlink()
     write({"3_quick.sql": "CREATE TABLE orders ();\n"})
+    assert run("up", "--dir", folder, DATABASE_URL=dsn).returncode == 0
+    assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+
+
+HALF_DONE = {
+    "interrupted": ("SELECT pg_sleep(600);", "the next `pgratchet up` goes on with it"),
+    "in doubt": ("CALL work();", "the next `pgratchet up` stops, and says what to look at before `pgratchet repair 3`"),
+}
+
+
+@pytest.mark.parametrize("state", HALF_DONE)
+def test_a_signal_in_a_file_that_runs_statement_by_statement_says_what_it_leaves(
+    start: Start, run: Run, dsn: str, write: Write, state: str
+) -> None:
+    slow, then = HALF_DONE[state]
+    asyncio.run(
+        support.tell(
+            dsn,
+            "CREATE PROCEDURE work() LANGUAGE plpgsql AS $$ BEGIN COMMIT; PERFORM pg_sleep(600); COMMIT; END $$",
+        )
+    )
+    sql = f"-- pgratchet: no-transaction\nCREATE TABLE orders ();\n{slow}\n"
+    folder = write(USERS | EMAIL | {"3_slow.sql": sql})
+    process = start("up", "--dir", folder, DATABASE_URL=dsn)
+    asleep(dsn)
+    process.send_signal(signal.SIGINT)
+    result = ended(process)
+
+    (said,) = [line for line in result.stderr.splitlines() if " INFO " not in line]
+    line = f"3 {state}: 1 of 2 statements are committed; {then}"
+    assert said.endswith(f"committed work stays: 2 applied, 1 {state}; {line}")
+    status = run("status", "--dir", folder, DATABASE_URL=dsn).stdout.splitlines()
+    assert [line for line in status if line.startswith("3 ")][1:] == [line]
+    assert status[-1] == f"2 applied, 1 {state}"
+
+    asyncio.run(support.tell(dsn, "CREATE OR REPLACE PROCEDURE work() LANGUAGE sql AS 'SELECT 1'"))
+    if state == "in doubt":
+        assert run("up", "--dir", folder, DATABASE_URL=dsn).returncode == 4
+        given = ("repair", "3", "--again", "--reason", "it did nothing", "--dir", folder)
+        assert run(*given, DATABASE_URL=dsn).stdout == "repaired 3 slow: interrupted, 1 of 2 statements done\n"
+    else:
+        write({"3_slow.sql": sql.replace("600", "0")})
     assert run("up", "--dir", folder, DATABASE_URL=dsn).returncode == 0
     assert states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
 

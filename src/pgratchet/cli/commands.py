@@ -1,5 +1,6 @@
 """One plain function for each command: it calls the library once, and returns a report."""
 
+import asyncio
 from functools import partial
 from typing import Annotated, Unpack
 
@@ -12,8 +13,11 @@ from pgratchet.cli.options import Common, Judging, Locking, Waiting, Writing
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
-from pgratchet.core.model import Kind, Verdict
+from pgratchet.core.model import Kind, State, Verdict
 from pgratchet.files.layouts import DEFAULT_LAYOUT
+
+LOOKS, LOOK_AGAIN = 10, 0.1
+"""How often the history is read again after an interrupted run while a version is running, and the seconds between."""
 
 To = Annotated[str | None, typer.Option(metavar="VERSION", help="The last version to apply.")]
 DownTo = Annotated[str | None, typer.Option(metavar="VERSION", help="Revert every version above this one; 0 for all.")]
@@ -44,17 +48,20 @@ def up(to: To = None, *, dry_run: DryRun = False, rehearse: Rehearse = False, **
         return reports.planned(run(partial(open_migrator(flags).plan, to)))
     if rehearse:
         return reports.rehearsed(run(partial(open_migrator(flags).rehearse, to)))
-    return reports.done(run(partial(open_migrator(flags).up, to)))
+    runner = open_migrator(flags)
+    return reports.done(run(partial(runner.up, to), partial(_left, runner)))
 
 
 def down(to: DownTo = None, steps: DownSteps = None, **flags: Unpack[Writing]) -> Report:
     """Revert the newest version, or more."""
-    return reports.done(run(partial(open_migrator(flags).down, to, steps=steps)))
+    runner = open_migrator(flags)
+    return reports.done(run(partial(runner.down, to, steps=steps), partial(_left, runner)))
 
 
 def redo(steps: Steps = 1, **flags: Unpack[Writing]) -> Report:
     """Revert the newest version and apply it again."""
-    return reports.done(run(partial(open_migrator(flags).redo, steps)))
+    runner = open_migrator(flags)
+    return reports.done(run(partial(runner.redo, steps), partial(_left, runner)))
 
 
 def status(**flags: Unpack[Common]) -> Report:
@@ -115,6 +122,18 @@ def repair(  # noqa: PLR0913 - one option for each verdict
     if len(verdicts) != 1:
         raise UsageError(f"give one of {', '.join(f'--{verdict}' for verdict in Verdict)}")
     return reports.repaired(run(partial(open_migrator(flags).repair, version, verdicts[0], reason)))
+
+
+async def _left(runner: migrator.Migrator) -> str:
+    """Return the states of all versions after an interrupted run, in one line."""
+    entries = await runner.status()
+    for _ in range(LOOKS):
+        # The server ends the session of the run a moment after the run has closed it.
+        if all(entry.state is not State.RUNNING for entry in entries):
+            break
+        await asyncio.sleep(LOOK_AGAIN)
+        entries = await runner.status()
+    return reports.left(entries)
 
 
 COMMANDS = {command.__name__: command for command in (up, down, redo, status, check, wait, plan, new, adopt, repair)}

@@ -9,26 +9,31 @@ T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+ASKING = 2.0
+"""Seconds, at most, in which the history is asked what an interrupted command has left."""
+
 
 class InterruptedBySignalError(Exception):
-    """A signal ended the work; the session is closed, and its statement is cancelled on the server."""
+    """A signal ended the work; the session is closed, and its statement is cancelled on the server.
 
-    def __init__(self, number: int) -> None:
+    The message says what is `left` in the database, if that is known.
+    """
+
+    def __init__(self, number: int, left: str | None = None) -> None:
         self.signal = signal.Signals(number)
-        super().__init__(
-            f"interrupted by {self.signal.name}: the statement under way has been cancelled; committed work stays, "
-            "and `pgratchet status` shows it"
-        )
+        stays = "committed work stays" + (", and `pgratchet status` shows it" if left is None else f": {left}")
+        super().__init__(f"interrupted by {self.signal.name}: the statement under way has been cancelled; {stays}")
 
 
-def run(work: Callable[[], Awaitable[T]]) -> T:
+def run(work: Callable[[], Awaitable[T]], left: Callable[[], Awaitable[str]] | None = None) -> T:
     """Return the result of `work`; raises InterruptedBySignalError if a signal comes first.
 
-    A second signal has its default action: it ends the process at once, even if the event loop is blocked.
+    `left` is then asked what `work` has left in the database. A second signal has its default action: it ends the
+    process at once, even if the event loop is blocked.
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     try:
-        return asyncio.run(_unless_interrupted(work))
+        return asyncio.run(_unless_interrupted(work, left))
     except KeyboardInterrupt:  # if the loop takes no signal handlers
         raise InterruptedBySignalError(signal.SIGINT) from None
     finally:
@@ -43,7 +48,7 @@ def _let_the_next_one_end_it(*_: object) -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-async def _unless_interrupted(work: Callable[[], Awaitable[T]]) -> T:
+async def _unless_interrupted(work: Callable[[], Awaitable[T]], left: Callable[[], Awaitable[str]] | None) -> T:
     numbers: list[int] = []
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
@@ -64,4 +69,12 @@ async def _unless_interrupted(work: Callable[[], Awaitable[T]]) -> T:
     except asyncio.CancelledError:
         if not numbers:
             raise
-        raise InterruptedBySignalError(numbers[0]) from None
+        raise InterruptedBySignalError(numbers[0], left and await _answer(left)) from None
+
+
+async def _answer(left: Callable[[], Awaitable[str]]) -> str | None:
+    """Return the answer of `left`; None if it has none in time."""
+    # Another task: this one counts as cancelled.
+    task = asyncio.ensure_future(left())
+    await asyncio.wait({task}, timeout=ASKING)
+    return None if not task.done() or task.exception() else task.result()
