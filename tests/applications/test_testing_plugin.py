@@ -19,6 +19,7 @@ import pytest
 
 from pgratchet import Migrator
 from pgratchet.testing.databases import Databases, run
+from tests.pages import blocks
 from tests.support import PASSWORD, column, connected, missing, tell
 
 INI = "[pytest]\nfilterwarnings = error\naddopts = --import-mode=importlib -p no:cacheprovider -rA\n"
@@ -492,9 +493,7 @@ class TestUpAndDown:
 
 
 def test_the_pages_examples_pass(project: Project) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"```(?:python|sql|toml)\n(?:#|--) (\S+)\n(.*?)```", page, re.DOTALL))
-    project.write(files)
+    project.write({block.path: block.content for block in blocks("docs/testing.md") if block.path})
     (project.folder / "pytest.ini").unlink()
 
     outcome = project.test(
@@ -506,8 +505,7 @@ def test_the_pages_examples_pass(project: Project) -> None:
 
 
 def test_the_page_shows_how_the_server_gets_a_port(project: Project) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "testing.md").read_text(encoding="utf-8")
-    (fixture,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tcp=True" in block)
+    (fixture,) = (block.text for block in blocks("docs/testing.md", "python") if "tcp=True" in block.text)
     tests = """
 def test_it(pgratchet_server, pgratchet_empty_dsn):
     assert pgratchet_server.rpartition("@")[2].startswith("127.0.0.1:")

@@ -138,18 +138,6 @@ def test_continuous_integration_is_one_executable_file_that_runs_everything() ->
     ]
 
 
-def test_every_target_that_is_called_somewhere_is_in_the_makefile() -> None:
-    targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    texts = [
-        (ROOT / name).read_text() for name in (".ci/run", ".github/workflows/ci.yml", "README.md", "CONTRIBUTING.md")
-    ]
-    found = re.findall(r"(?:^|`|run: )make ([a-z0-9 -]+)", "\n".join(texts), re.MULTILINE)
-    words = {word for targets in found for word in targets.split()}
-    called = {re.sub(r"\d+", "%", word) for word in words if not word.startswith("-")}
-    assert {"demo", "test", "lint", "types", "bench", "chaos", "model", "clean"} <= targets
-    assert called <= targets
-
-
 def test_actions_of_others_are_pinned_and_get_no_rights() -> None:
     path = ROOT / ".github" / "workflows" / "ci.yml"
     workflow = yaml.safe_load(path.read_text())

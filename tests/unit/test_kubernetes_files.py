@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import kubernetes_validate as kubernetes  # type: ignore[import-untyped]  # has none
 import pytest
-import typer
 import yaml
 
 from pgratchet import BudgetExceededError, FilesError, Gate, HistoryError, MigrationFailedError, ServerError
@@ -18,6 +17,7 @@ from pgratchet.cli import program, settings, troubles
 from pgratchet.web.background import STOP_SECONDS
 from pgratchet.web.lifespan import Mode
 from tests.deployment import CHART, KUBERNETES, ROOT, Document, dockerfile, image_command, manifests, rendered, services
+from tests.pages import parsed
 
 VERSIONS = ("1.30", "1.34", kubernetes.latest_version().rpartition(".")[0])
 APPLICATION = (ROOT / "examples" / "service" / "app.py").read_text()
@@ -60,15 +60,6 @@ def environment(container: Document) -> dict[str, Any]:
 
 def variables_of_the_service() -> set[str]:
     return set(re.findall(r'os\.environ(?:\.get\(|\[)"(\w+)"', APPLICATION))
-
-
-def parsed(command: list[str]) -> Any:
-    """Return what the command line makes of a command; raises for one that it would refuse."""
-    name, verb, *arguments = command
-    assert name == "pgratchet"
-    group: Any = typer.main.get_command(program.app)
-    chosen = group.get_command(group.make_context(name, [verb]), verb)
-    return chosen, chosen.make_context(verb, list(arguments)).params
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.pages import PAGES, ROOT, blocks, prose
+
 SOURCE = ROOT / "src" / "pgratchet"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+README, GUARANTEES = PAGES["README.md"], PAGES["docs/guarantees.md"]
 
 
 def rows() -> list[list[str]]:
@@ -51,15 +51,6 @@ def test_the_guarantees_keep_their_numbers() -> None:
     assert [row[0] for row in rows()] == [f"G{number}" for number in (*range(1, 11), 13)]
 
 
-def test_every_page_that_a_page_links_to_is_there() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [
-        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-    ]
-
-    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
-
-
 PAGES_OF_CODE = ("architecture.md", "layouts.md", "protocol.md")
 """The pages that name our files by their paths below the package, or below one of these folders."""
 
@@ -70,9 +61,7 @@ IS_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 def quoted(page: str) -> Iterator[list[str]]:
     """Yield the words in backticks of each line outside blocks of code; of a table's line, those of each cell."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    for line in text.splitlines():
+    for line in prose(f"docs/{page}").splitlines():
         for cell in line.split("|") if line.startswith("|") else [line]:
             yield re.findall(r"`([^`]+)`", cell)
 
@@ -122,9 +111,8 @@ def test_every_name_behind_a_path_in_a_table_about_the_code_is_defined_there() -
 
 
 def test_the_example_of_a_layout_is_the_one_that_is_tested() -> None:
-    page = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
     tested = (ROOT / "tests" / "integration" / "test_layouts.py").read_text(encoding="utf-8")
-    name, example = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[-1].split("\n\n\n")
+    name, example = blocks("docs/layouts.md", "python")[-1].text.split("\n\n\n")
 
     assert "def parse" in example
     assert name in tested
@@ -132,9 +120,8 @@ def test_the_example_of_a_layout_is_the_one_that_is_tested() -> None:
 
 
 def test_the_tutorial_quotes_messages_as_the_code_has_them() -> None:
-    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
-    quoted_messages = re.findall(r"^- \*([^*]+)\*", tutorial, re.MULTILINE)
+    quoted_messages = re.findall(r"^- \*([^*]+)\*", PAGES["docs/tutorial.md"], re.MULTILINE)
 
     assert len(quoted_messages) == 3
     # A string that goes on in the next line is one string.

@@ -1,0 +1,166 @@
+"""Every page: its links lead somewhere, its commands and its code can be read by those for whom they are."""
+
+import ast
+import inspect
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+import pgratchet
+from pgratchet.cli.commands import COMMANDS
+from tests.pages import PAGES, ROOT, Block, anchors, blocks, commands, links, parsed, prose, signature, spans
+from tests.support import missing
+
+LANGUAGES = {"json", "mermaid", "python", "sh", "sql", "text", "toml", "yaml"}
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page: str) -> None:
+    missing = [
+        f"{path}#{anchor}"
+        for path, anchor in links(page)
+        if not (ROOT / path).exists() or (anchor and anchor not in anchors(path))
+    ]
+
+    assert missing == []
+
+
+def test_links_are_found_and_headings_have_the_names_that_github_gives_them() -> None:
+    found = [link for page in PAGES for link in links(page)]
+
+    assert len(found) > 60
+    assert ("docs/production.md", "roles-and-rights") in found
+    assert {"roles-and-rights", "an-older-image-on-a-newer-schema"} <= anchors("docs/production.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_below_docs_is_linked_from_the_readme(page: str) -> None:
+    assert not page.startswith("docs/") or page in {path for path, _ in links("README.md")}
+
+
+OURS = re.compile(r"((?:docs|examples|model|src|tests|benchmarks)/[\w/.-]*\w)(?:::([\w:]+))?")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_of_ours_that_a_page_names_is_there(page: str) -> None:
+    found = [match for span in spans(page) if (match := OURS.fullmatch(span))]
+
+    assert [match[0] for match in found if not (ROOT / match[1]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_says_its_language(page: str) -> None:
+    assert prose(page).count("```") == 0
+    assert [block.first for block in blocks(page) if block.language not in LANGUAGES] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in {"json", "toml", "yaml"}])
+def test_every_block_of_data_can_be_read(block: Block) -> None:
+    match block.language:
+        case "json":
+            assert json.loads(block.text)
+        case "toml":
+            assert tomllib.loads(block.text)
+        case _:
+            assert yaml.safe_load(block.text)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "sh"])
+def test_every_shell_block_is_one_for_a_shell(block: Block) -> None:
+    done = subprocess.run(["/bin/sh", "-n"], input=block.text, capture_output=True, text=True, check=False)
+
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"])
+def test_every_block_of_python_is_python(block: Block) -> None:
+    if shown := signature(block):
+        told = inspect.signature(eval(f"lambda {ast.unparse(shown.args)}: ...", {**vars(pgratchet)}))  # noqa: S307
+        real = inspect.signature(getattr(pgratchet, shown.name))
+        assert [*told.parameters] == [*real.parameters]
+        for name, parameter in told.parameters.items():
+            assert parameter.kind is real.parameters[name].kind, name
+            assert parameter.default in {real.parameters[name].default, ...}, name
+    else:
+        compile(block.text, block.page, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_pgratchet_on_a_page_is_one_that_it_takes(page: str) -> None:
+    for command in commands(page):
+        # A command without anything behind it is only named.
+        assert parsed(command) if len(command) > 2 else command[1] in COMMANDS, command
+
+
+def test_commands_are_found_in_lines() -> None:
+    found = {shlex.join(command) for page in PAGES for command in commands(page)}
+
+    assert {"pgratchet up", "pgratchet down --to 41", "pgratchet up --allow-late"} <= found
+
+
+def test_every_target_of_make_on_a_page_is_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join(
+        [*PAGES.values(), *((ROOT / name).read_text() for name in (".ci/run", ".github/workflows/ci.yml"))]
+    )
+    found = re.findall(r"(?:^|`|run: )make ([a-z0-9 -]+)", text, re.MULTILINE)
+    words = {word for targets in found for word in targets.split()}
+    called = {re.sub(r"\d+", "%", word) for word in words if not word.startswith("-")}
+
+    assert {"demo", "test", "lint", "types", "bench", "chaos", "model", "clean"} <= targets
+    assert called <= targets
+
+
+def made(target: str) -> str:
+    """Return the commands that make runs for a target, without what only keeps them quiet or makes them fast."""
+    if shutil.which("make") is None:
+        missing("make is not installed")
+    command = ["make", "--dry-run", "--always-make", *shlex.split(target)]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return re.sub(
+        r" --(quiet|disable-pip-version-check|no-compile|numprocesses \d+|dist worksteal)\b| \|\| \{.*| +$",
+        "",
+        re.sub(r"(PGRATCHET_POSTGRES_BIN=)\S+ \\\s+", r"\1... ", output),
+        flags=re.MULTILINE,
+    )
+
+
+def test_the_demo_without_make_is_what_make_runs() -> None:
+    (block,) = (block for block in blocks("README.md", "sh") if block.first == "python3 -m venv .venv")
+
+    assert [line for line in block.text.splitlines() if line not in made("demo").splitlines()] == []
+
+
+CONTRIBUTING = [
+    [re.findall("`([^`]+)`", cell) for cell in re.split(r"(?<!\\)\|", line)[2:4]]
+    for line in PAGES["CONTRIBUTING.md"].splitlines()
+    if re.match(r"\| [a-z]", line)
+]
+
+
+@pytest.mark.parametrize(("with_make", "without"), CONTRIBUTING)
+def test_a_command_of_the_contributors_without_make_is_what_make_runs(with_make: list[str], without: list[str]) -> None:
+    targets = [command.removeprefix("make ") for command in with_make] or ["test"]
+
+    assert {line for line in without if line not in made(targets[0]).splitlines()} == set()
+
+
+def test_the_table_of_the_contributors_is_read() -> None:
+    assert sum(bool(without) for _, without in CONTRIBUTING) > 8
+
+
+def test_a_benchmark_has_the_options_that_its_page_gives() -> None:
+    (block,) = blocks("benchmarks/README.md", "sh")
+    _, script, *arguments = shlex.split(block.text)
+    command = [sys.executable, str(ROOT / script), "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert [word for word in arguments if word.startswith("--") and word not in told] == []
