@@ -15,10 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir
+from contextlib import chdir, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +30,9 @@ from fastapi import FastAPI
 
 import pgratchet
 from pgratchet import embedded
-from tests.pages import ROOT, Block, blocks, signature, spans
+from pgratchet.testing.databases import Databases
+from pgratchet.testing.dumps import find_pg_dump
+from tests.pages import PAGES, ROOT, Block, blocks, signature, spans
 from tests.support import connected, free_port, missing
 
 END = "the end of a block, in "
@@ -43,6 +47,7 @@ class Reader:
         self.cwd = folder / "work"
         self.server = server
         self.dsn = server.dsn_for("app")
+        self.own_dsn = f"postgresql://app:secret@{urlsplit(self.dsn).netloc.rpartition('@')[2]}/app"
         self.address = f"http://127.0.0.1:{free_port()}"
         programs = folder / "programs"
         for made in (self.cwd, folder / "home", programs):
@@ -94,9 +99,7 @@ class Reader:
             if found(but, block):
                 continue
             if block.path:
-                path = self.cwd / block.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(block.content)
+                self.write(block)
             elif block.language == "sh":
                 serves = "uvicorn app:app" in block.text
                 code = found(ends_with, block) or 0
@@ -108,12 +111,18 @@ class Reader:
         assert used == {*before, *ends_with, *but}
         return output
 
+    def write(self, block: Block) -> None:
+        """Write the file that a block shows."""
+        path = self.cwd / str(block.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.content)
+
     def run(self, text: str, code: int = 0) -> str:
         """Run shell commands; return their output."""
         assert self.shell.stdin
         assert self.shell.stdout
-        tolerant = f"{text.rstrip()} || [ $? = {code} ]" if code else text
-        self.shell.stdin.write(f'{tolerant}\necho "{END}$PWD"\n')
+        checked = f"{{ {text.rstrip()}\n}} && false || [ $? = {code} ]" if code else text
+        self.shell.stdin.write(f'{checked}\necho "{END}$PWD"\n')
         self.shell.stdin.flush()
         output = ""
         for line in self.shell.stdout:
@@ -128,10 +137,7 @@ class Reader:
         commands = re.sub(r"(?<!exec )uvicorn app:app", "exec uvicorn app:app", text.rstrip())
         self.run(f"( {commands} ) > {self.cwd}/serving 2>&1 & served=$!")
         log = self.cwd / "serving"
-        deadline = time.monotonic() + PATIENCE
-        while not self.ready():
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        wait(self.ready)
         # A server that SIGTERM ends has the code that belongs to the signal, or 0.
         self.run("kill $served; wait $served || [ $? = 143 ]")
         return log.read_text()
@@ -269,7 +275,7 @@ def test_the_tutorial_goes_on_from_the_first_steps_to_every_cure(reader: Reader)
     up, down = (f"migrations/versions/002_add_names{way}.sql" for way in ("", ".down"))
     output = reader.follow(
         "docs/tutorial.md",
-        before={f"-- {path}": lambda path=path: as_new_has_written(path) for path in (up, down)},
+        before={f"-- {path}": partial(as_new_has_written, path) for path in (up, down)},
     )
 
     assert "rehearsed" in output["pgratchet up --dry-run      # show the plan"]
@@ -284,3 +290,229 @@ def test_the_tutorial_goes_on_from_the_first_steps_to_every_cure(reader: Reader)
     assert "is pending, but later versions are applied" in late
     reader.run(span_of("docs/tutorial.md", "pgratchet up --allow-late"))
     assert reader.run("pgratchet status").endswith("6 applied\n")
+
+
+OLD_FILES = {
+    "001_add_name.sql": "ALTER TABLE users ADD COLUMN IF NOT EXISTS name text;",
+    "002_orders.sql": "CREATE TABLE IF NOT EXISTS orders (id int PRIMARY KEY, user_email text);",
+    "003_index_orders.sql": "CREATE INDEX IF NOT EXISTS orders_by_user ON orders (user_email);",
+    "003_add_locale.sql": "ALTER TABLE users ADD COLUMN IF NOT EXISTS locale text;",
+    "004_add_total.sql": "ALTER TABLE orders ADD COLUMN total numeric;",
+}
+CREATE_ALL = "CREATE TABLE users (email text PRIMARY KEY)"
+OLD_TABLE = (
+    "CREATE TABLE schema_migrations (version integer, description text, filename text, "
+    "executed_at timestamp DEFAULT now(), success boolean, error_message text)"
+)
+
+
+def test_a_service_moves_from_its_home_made_runner(reader: Reader) -> None:
+    """The old runner was keyed by file names, ran behind `create_all`, and went on after a failure."""
+    page = "docs/migrating-from-a-home-made-runner.md"
+    folder = reader.cwd / "migrations" / "versions"
+    folder.mkdir(parents=True)
+    for name, text in OLD_FILES.items():
+        (folder / name).write_text(text)
+    diary = folder.parent / ".migration_history"
+    diary.write_text("001_add_name.sql: ok\n")
+    sql(reader.own_dsn, CREATE_ALL, OLD_TABLE)
+    columns = "version, filename, success, error_message"
+    for name, text in OLD_FILES.items():
+        if name.startswith("004"):
+            row = f"({name[:3]}, '{name}', false, 'canceled')"
+        else:
+            row = f"({name[:3]}, '{name}', true, NULL)"
+            sql(reader.own_dsn, text)
+        sql(reader.own_dsn, f"INSERT INTO schema_migrations ({columns}) VALUES {row}")
+    before = rows(reader.dsn, "SELECT schema_migrations::text FROM schema_migrations")
+
+    def the_application_makes_its_tables() -> None:
+        sql(reader.dsn, "CREATE DATABASE base OWNER app")
+        base = reader.own_dsn.removesuffix("app") + "base"
+        sql(base, CREATE_ALL)
+        reader.run(f"export BASE_URL={base}; PATH={find_pg_dump(Databases(base).server_major()).parent}:$PATH")
+
+    output = reader.follow(
+        page,
+        ends_with={"pgratchet plan": 4, "pgratchet adopt\n": 4},
+        before={"pg_dump": the_application_makes_its_tables},
+        names={"lifespan": None},
+    )
+
+    assert "version 3 is already" in output["pgratchet plan"]
+    assert "004_add_total.sql) is recorded as failed: canceled" in output["pgratchet adopt"]
+    assert "would apply 6 add_total" in output["pgratchet status"]
+    assert rows(reader.dsn, "SELECT schema_migrations::text FROM schema_migrations") == before
+    assert reader.run("unset PGRATCHET_TABLE; pgratchet up; pgratchet status").endswith("6 applied\n")
+
+    sql(reader.dsn, "CREATE DATABASE fresh OWNER app")
+    fresh = "export DATABASE_URL=postgresql://app:secret@localhost/fresh; pgratchet up; pgratchet status"
+    assert reader.run(fresh).endswith("6 applied\n")
+
+    sql(reader.dsn, "CREATE DATABASE tableless OWNER app")
+    sql(reader.own_dsn.removesuffix("app") + "tableless", CREATE_ALL, *list(OLD_FILES.values())[:4])
+    reader.run("export DATABASE_URL=postgresql://app:secret@localhost/tableless")
+    repair = span_of(page, "pgratchet repair 1 --applied")
+    for version in (0, 1, 2, 3, 5):
+        reader.run(repair.replace("repair 1", f"repair {version}"))
+    assert "applied 6 add_total" in reader.run(f"pgratchet up {span_of(page, '--journal')}")
+    assert reader.run("pgratchet check").endswith("everything is applied\n")
+    assert [line[:5] for line in diary.read_text().splitlines()] == ["001_a", '{"at"']
+
+
+def test_the_page_of_the_migrations_makes_and_applies_one(reader: Reader) -> None:
+    copy_the_checkout(reader.cwd)
+    output = reader.follow("migrations/README.md")
+
+    assert "applied 9 add_user_locale" in output["export DATABASE_URL=postgresql://app:secret@localhost/app"]
+    assert reader.run("pgratchet status").endswith("9 pending\n")
+
+
+@pytest.mark.parametrize("page", ["docs/command-line.md", "docs/deployment.md"])
+def test_a_page_says_nothing_that_fails(page: str, reader: Reader) -> None:
+    reader.follow(page)
+
+
+def test_what_the_page_of_the_servers_says_migrates_first_and_serves(reader: Reader) -> None:
+    for beginning in ("export DATABASE_URL=", "# app.py"):
+        block = block_of("README.md", beginning)
+        reader.run(block.text) if block.language == "sh" else reader.write(block)
+    migrator = pgratchet.Migrator(reader.dsn)
+
+    output = reader.follow("docs/servers.md", names={"migrator": migrator})
+
+    assert output["pgratchet up && exec uvicorn app:app --workers 4"].count("Application startup complete") == 4
+
+
+def test_the_python_of_the_api_page_works(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = reader.cwd / "migrations" / "versions"
+    folder.mkdir(parents=True)
+    (folder / "012_orders.sql").write_text("CREATE TABLE orders ()")
+
+    async def token() -> str:
+        return "secret"
+
+    reader.follow(
+        "docs/python-api.md",
+        before={"try:": lambda: (folder / "013_failing.sql").write_text("\nSELECT 1/0")},
+        names={"app": FastAPI(), "token": token, "migrator": pgratchet.Migrator(reader.own_dsn)},
+    )
+
+    told = capsys.readouterr().out
+    assert told.startswith("12 pending orders\n")
+    assert "013_failing.sql:2: division by zero\napplied before it: []\n" in told
+    assert "postgresql://postgres:" in told
+
+
+IN_DOUBT = {"012_pay.sql": "-- pgratchet: no-transaction\nCALL pay();\nCREATE TABLE paid ();"}
+PAY = "CREATE PROCEDURE pay() LANGUAGE plpgsql AS 'BEGIN COMMIT; PERFORM pg_advisory_lock_shared(1); END'"
+VERDICTS = block_of("docs/production.md", "pgratchet repair 12 --again").text.splitlines()
+
+
+def test_each_verdict_of_the_page_settles_a_step_whose_runner_was_killed(reader: Reader) -> None:
+    folder = reader.cwd / "migrations" / "versions"
+    folder.mkdir(parents=True)
+    for name, text in IN_DOUBT.items():
+        (folder / name).write_text(text)
+    sql(reader.own_dsn, PAY)
+    reader.run(f"export DATABASE_URL={reader.own_dsn}")
+    kill_in_the_middle(reader)
+    assert "nobody knows whether it took effect" in reader.run("pgratchet up", 4)
+    sql(reader.server.dsn, "CREATE DATABASE doubt TEMPLATE app")
+
+    for command in VERDICTS:
+        sql(reader.server.dsn, "DROP DATABASE app WITH (FORCE)", "CREATE DATABASE app TEMPLATE doubt OWNER app")
+        reader.run(command)
+        reader.run("pgratchet up")
+        (reason,) = re.findall('--reason "(.*)"', command)
+        assert f"12: {reason}" in reader.run("pgratchet status")
+        assert rows(reader.dsn, "SELECT to_regclass('paid') IS NOT NULL") == ["--applied" not in command]
+
+    assert len(VERDICTS) == 4
+
+
+def kill_in_the_middle(reader: Reader) -> None:
+    """Kill a runner in mid-statement, and return when its session is gone."""
+    calling = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%CALL pay()%' AND wait_event = 'advisory'"
+
+    with holding(reader.dsn, 1):
+        reader.run("pgratchet up > up 2>&1 & up=$!")
+        wait(lambda: len(rows(reader.dsn, calling)) == 1)
+        reader.run("kill -9 $up; wait $up || [ $? = 137 ]")
+        wait(lambda: not rows(reader.dsn, calling))
+
+
+@contextmanager
+def holding(dsn: str, key: int) -> Iterator[int]:
+    """Hold an advisory lock; yield the process of the server that has it."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(dsn))
+        try:
+            runner.run(connection.execute(f"SELECT pg_advisory_lock({key})"))
+            yield connection.get_server_pid()
+        finally:
+            connection.terminate()
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+SHOW, END_IT = block_of("SECURITY.md", "SELECT a.pid").text.split("\n\n")
+
+
+def test_the_statements_about_a_strangers_lock_show_and_end_it(reader: Reader) -> None:
+    with holding(reader.own_dsn, 4711) as pid:
+        assert rows(reader.dsn, SHOW) == [pid]
+        sql(reader.dsn, END_IT.replace("<pid>", str(pid)))
+        wait(lambda: rows(reader.dsn, SHOW) == [])
+
+
+def test_the_page_about_production_makes_roles_that_suffice(reader: Reader) -> None:
+    (reader.cwd / "migrations" / "versions").mkdir(parents=True)
+    reader.run("echo 'CREATE TABLE orders (legacy_total int)' > migrations/versions/041_orders.sql")
+    sql(reader.dsn, "ALTER DATABASE app OWNER TO postgres", "DROP ROLE app")
+
+    def as_role(name: str) -> str:
+        sql(reader.dsn, f"ALTER ROLE {name} PASSWORD 'secret'")
+        return f"DATABASE_URL=postgresql://{name}:secret@localhost/app"
+
+    def migrate(options: str = "") -> None:
+        options = f"--table pgratchet.schema_migrations {options}"
+        reader.run(f"{as_role('migrator')} pgratchet up {options} --reader app")
+        reader.run(f"{as_role('app')} pgratchet check --table pgratchet.schema_migrations")
+
+    def begin_again() -> None:
+        migrate()
+        sql(reader.dsn, "DROP OWNED BY migrator CASCADE; DROP OWNED BY app CASCADE; DROP ROLE migrator")
+
+    reader.follow(
+        "docs/production.md",
+        before={"CREATE ROLE orders_owner": begin_again},
+        but={"pgratchet repair 12": "four answers to one question: the test of each verdict gives them"},
+        names={"os": SimpleNamespace(environ={"DATABASE_URL": reader.dsn, "DIRECT_URL": reader.dsn})},
+    )
+
+    migrate("--owner orders_owner")
+    reader.run("rm migrations/versions/04*; echo 'SELECT 1' > migrations/versions/040_older.sql")
+    assert "41" in reader.run(f"{as_role('app')} pgratchet check --table pgratchet.schema_migrations", 4)
+    sql(reader.dsn, "DROP OWNED BY migrator, app, orders_owner CASCADE")
+
+
+ELSEWHERE = {
+    "benchmarks/README.md": "it measures for minutes; tests/unit/test_pages.py asks for the options that it gives",
+    "docs/architecture.md": "its diagram is no code",
+    "docs/frameworks.md": "each block is a file in examples/, which tests/frameworks runs",
+    "docs/layouts.md": "tests/integration/test_layouts.py has the layout, and applies its files",
+    "docs/protocol.md": "its block is the outline of a message, which tests/unit/test_message.py has in full",
+    "docs/testing.md": "tests/applications/test_testing_plugin.py runs its files under pytest",
+}
+
+
+def test_every_page_with_a_block_is_followed_here_or_run_elsewhere() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+
+    assert [page for page in PAGES if blocks(page) and f'"{page}"' not in here] == []
