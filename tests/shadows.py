@@ -56,9 +56,10 @@ WITHOUT_EXPRESSIONS = (
 )
 """The beginnings of the statements that look up no name that somebody could plant."""
 
-_VALUE = re.compile(r"E?'(?:[^']|'')*'|\$pgratchet\$.*?\$pgratchet\$|\"[^\"]*\"", re.DOTALL)
+_VALUE = re.compile(r"--[^\n]*|E?'(?:[^']|'')*'|\$pgratchet\$.*?\$pgratchet\$|\"[^\"]*\"", re.DOTALL)
 _OPERATOR = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 _FUNCTION = re.compile(r"\b([a-z_0-9]+)\s*\(")
+_COPIED = re.compile(r"COPY \((.*)\) TO STDOUT \(.*?\)", re.DOTALL)
 _TABLE = re.compile(r'"[^"]+"\."[^"]+"')
 _NUMBER = re.compile(r"\b[0-9a-f]{32}\b|\d+")
 _COMMENT = re.compile(r"\A(?:\s|/\*.*?\*/)+")
@@ -115,7 +116,7 @@ class Statements:
             return through
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("copied", "fetch", "fetchval", "executemany"):
+            for name in ("copied", "fetch", "executemany"):
                 patch.setattr(own, name, noting(getattr(own, name)))
             patch.setattr(own, "execute", noting(execute))
             patch.setattr(Wire, "send", sending(Wire.send))
@@ -209,6 +210,8 @@ async def run_by(connection: Connection, statement: str) -> list[str]:
 
     PostgreSQL says it, which notes for a function with a statement as its body what that refers to.
     """
+    if copy := _COPIED.fullmatch(statement):
+        statement = copy[1]
     if statement.startswith(WITHOUT_EXPRESSIONS):
         return []
     transaction = connection.transaction()
