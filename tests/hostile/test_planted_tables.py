@@ -11,7 +11,9 @@ import pytest
 from pgratchet import BudgetExceededError, ForeignTableError, Migrator, ServerError, Verdict
 from pgratchet.core.model import State
 from pgratchet.postgres.ledger.columns import COLUMNS
-from pgratchet.postgres.ledger.history import History, through_races
+from pgratchet.postgres.ledger.history import History
+from pgratchet.postgres.ledger.trust import Inspection
+from pgratchet.postgres.link.session import Connection
 from tests.shadows import has_sprung
 from tests.support import HISTORY, PASSWORD, PATIENCE, Write, a_role, as_role, ask, connected, states, tell, until
 
@@ -455,13 +457,15 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
 ) -> None:
     folder = write(FILES)
     async with mallory(dsn) as her:
+        inspected = History.inspected
 
-        async def planting(*arguments: Any) -> None:
-            monkeypatch.undo()
-            await tell(her, TABLES["a trigger"])
-            await through_races(*arguments)
+        async def planting(history: History, connection: Connection, before: str = "") -> Inspection:
+            if before:
+                monkeypatch.undo()
+                await tell(her, TABLES["a trigger"])
+            return await inspected(history, connection, before)
 
-        monkeypatch.setattr("pgratchet.postgres.ledger.history.through_races", planting)
+        monkeypatch.setattr(History, "inspected", planting)
         with pytest.raises(ForeignTableError, match="--trusted-owner"):
             await Migrator(dsn, folder, budget=5).up()
         assert not await has_run(dsn)
@@ -476,12 +480,16 @@ async def test_code_attached_to_a_table_that_has_just_been_made_does_not_run(
         name = await ask(her, "SELECT current_user::text")
         await tell(her, TRIGGER)
 
-        async def meanwhile(*arguments: Any) -> None:
-            monkeypatch.undo()
-            await through_races(*arguments)
-            await tell(her, HER_TRIGGER.format("STATEMENT"))
+        inspected = History.inspected
 
-        monkeypatch.setattr("pgratchet.postgres.ledger.history.through_races", meanwhile)
+        async def meanwhile(history: History, connection: Connection, before: str = "") -> Inspection:
+            found = await inspected(history, connection, before)
+            if before:
+                monkeypatch.undo()
+                await tell(her, HER_TRIGGER.format("STATEMENT"))
+            return found
+
+        monkeypatch.setattr(History, "inspected", meanwhile)
         with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):
             await migrator.up()
         assert not await has_run(dsn)

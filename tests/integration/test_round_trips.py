@@ -12,6 +12,9 @@ pytestmark = pytest.mark.anyio
 LOCK = b"pg_try_advisory_lock"
 """What every run that means to apply something sends."""
 
+BEFORE_THE_FIRST = 6
+"""Round trips of a run before its first message: look, lock, facts, inspection, making the history, look again."""
+
 Write = Callable[[Mapping[str, str | bytes]], Path]
 
 
@@ -50,7 +53,7 @@ async def test_migrations_share_round_trips(between: Proxy, write: Write) -> Non
     assert len(await Migrator(between.dsn, folder).up()) == 100
 
     assert between.connections == 1
-    assert between.flights <= 30
+    assert between.flights <= BEFORE_THE_FIRST + 2
     assert locking.sprung.is_set()
 
 
@@ -60,7 +63,8 @@ async def test_another_migration_takes_no_round_trip_of_its_own(between: Proxy, 
 
     assert len(await Migrator(between.dsn, write(tables(10))).up()) == 9
 
-    assert between.flights - first <= first
+    assert first == BEFORE_THE_FIRST + 1
+    assert between.flights - first <= BEFORE_THE_FIRST
 
 
 async def test_a_migration_that_writes_rows_takes_one_round_trip(between: Proxy, write: Write) -> None:
@@ -68,4 +72,4 @@ async def test_a_migration_that_writes_rows_takes_one_round_trip(between: Proxy,
 
     assert len(await Migrator(between.dsn, write(tables(1) | rows)).up()) == 100
 
-    assert between.flights <= 120
+    assert between.flights <= BEFORE_THE_FIRST + 100

@@ -347,7 +347,7 @@ def hear_the_end(session: Connection) -> None:
 
 
 REQUESTS = {
-    "a query": lambda session: own.fetchval(session, "SELECT 1"),
+    "a query": lambda session: own.ask(session, "SELECT 1 AS one"),
     "a message": lambda session: own.execute(session, "SELECT 1"),
     "a read of the history": lambda session: History(Table("public", "schema_migrations")).read(session),
 }

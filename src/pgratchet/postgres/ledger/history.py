@@ -27,7 +27,7 @@ from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Cause, Tries, retry
 from pgratchet.postgres.link.own import Guard, Guards
 from pgratchet.postgres.link.session import Connection, describe
-from pgratchet.postgres.link.sql import EQ, GT, Table, become, identifier, literal
+from pgratchet.postgres.link.sql import EQ, GT, Table, array, become, identifier, literal
 
 _NOTHING = {"name": "", "kind": "", "checksum": "", "statements_done": 0, "statements_total": 0}
 """The values for NULLs, which only a table of another role can have."""
@@ -152,9 +152,9 @@ class History(NamedTuple):
             raise ForeignTableError(self.described(*await self.relation(connection)))
         if found.strange:
             raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
-        role = await own.fetchval(connection, "SELECT current_user")
         raise ServerError(
-            f"{Guard.POLICY}: it is enabled on {self.table}, and no policy shows the role {role} all rows; "
+            f"{Guard.POLICY}: it is enabled on {self.table}, and no policy shows the role {await _role(connection)} "
+            "all rows; "
             f"CREATE POLICY pgratchet ON {self.table.quoted} USING (true), "
             f"or ALTER TABLE {self.table.quoted} DISABLE ROW LEVEL SECURITY"
         )
@@ -235,9 +235,8 @@ class History(NamedTuple):
         except (asyncpg.LockNotAvailableError, TimeoutError):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
-            role = await own.fetchval(connection, "SELECT current_user")
             needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
-            raise ServerError(f"{error}; the role {role} needs {needs}") from None
+            raise ServerError(f"{error}; the role {await _role(connection)} needs {needs}") from None
 
     async def read_patiently(
         self,
@@ -268,13 +267,13 @@ class History(NamedTuple):
         found = await trust.inspect(connection, *self)
         return None if found.kind is None else found.kind in TABLES and not found.strange
 
-    async def inspected(self, connection: Connection) -> trust.Inspection:
-        """Return the facts about the table, also if there is none.
+    async def inspected(self, connection: Connection, before: str = "") -> trust.Inspection:
+        """Return the facts about the table, also if there is none; the SQL `before` runs in the same transaction.
 
         Raises ForeignTableError if it is another kind of relation, if other tables inherit from it, or if a role that
         the run does not trust could run code in a session that writes to it.
         """
-        found = await trust.inspect(connection, *self)
+        found = await trust.inspect(connection, *self, before)
         if found.kind not in (None, *TABLES):
             raise ForeignTableError(self.described(*await self.relation(connection)))
         if found.strange:
@@ -342,8 +341,9 @@ class History(NamedTuple):
             self._warn_of_others(found, "this run makes a second history")
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
             try:
-                # In one transaction: readers that wait already see no table that they may not read.
-                await through_races(
+                # In one transaction: readers that wait already see no table that they may not read. Another session may
+                # have made the table in between: IF NOT EXISTS gives way to that one.
+                seal = await self._changed(
                     connection,
                     as_owner
                     + ("" if found.has_schema else f"CREATE SCHEMA IF NOT EXISTS {schema};")
@@ -355,29 +355,25 @@ class History(NamedTuple):
             except asyncpg.InsufficientPrivilegeError as error:
                 cure = await self._cure_of_making(connection)
                 raise ServerError(f"{error}; {cure}") from None
-            # Another session may have made it in between: IF NOT EXISTS gives way to that table.
-            seal = self._writable(await self.inspected(connection))
         else:
             seal = self._writable(found)
             for grant in grants:
-                await through_races(connection, as_owner + grant, budget)
+                seal = await self._changed(connection, as_owner + grant, budget)
         return await self._completed(connection, seal, budget, without) if seal.absent else seal
 
     async def _cure_of_making(self, connection: Connection) -> str:
         """Return the right that the role lacks to make the table, found out without the words of the server's error."""
-        (lacks,) = await own.fetch(
+        has_schema = f"pg_catalog.to_regnamespace({literal(identifier(self.table.schema))}) IS NOT NULL"
+        lacks = await own.ask(
             connection,
-            "SELECT CASE WHEN pg_catalog.to_regnamespace($2) IS NULL THEN NOT "
-            "pg_catalog.has_database_privilege(r::pg_catalog.name, pg_catalog.current_database(), 'CREATE') ELSE NOT "
-            "pg_catalog.has_schema_privilege(r::pg_catalog.name, $3, 'CREATE') END AS place, "
-            "pg_catalog.to_regnamespace($2) IS NOT NULL AS has_schema, "
+            f"SELECT CASE WHEN {has_schema} THEN NOT "
+            f"pg_catalog.has_schema_privilege(r::pg_catalog.name, {literal(self.table.schema)}, 'CREATE') ELSE NOT "
+            "pg_catalog.has_database_privilege(r::pg_catalog.name, pg_catalog.current_database(), 'CREATE') "
+            f"END AS place, {has_schema} AS has_schema, "
             "(SELECT t.spcname::pg_catalog.text FROM pg_catalog.pg_tablespace AS t WHERE t.spcname::pg_catalog.text "
             "OPERATOR(pg_catalog.=) pg_catalog.current_setting('default_tablespace') "
             "AND NOT pg_catalog.has_tablespace_privilege(r::pg_catalog.name, t.oid, 'CREATE')) AS space "
-            "FROM (SELECT COALESCE($1::pg_catalog.text, current_user::pg_catalog.text)) AS role (r)",
-            self.owner,
-            identifier(self.table.schema),
-            self.table.schema,
+            f"FROM (SELECT COALESCE({literal(self.owner)}, current_user::pg_catalog.text)) AS role (r)",
         )
         needs = f"CREATE on schema {self.table.schema}" if lacks["has_schema"] else "CREATE on the database"
         if lacks["place"]:
@@ -391,6 +387,28 @@ class History(NamedTuple):
             f"{self._role} has {needs}, and lacks the right that the server names, to make the table {self.table}: "
             "grant it, or let a role that has it make the table"
         )
+
+    async def _changed(self, connection: Connection, sql: str, budget: Budget) -> trust.Seal:
+        """Run SQL as one transaction, or as a part of the open one, and return the table as it is then.
+
+        Runs it again while other runners are in its way. Raises any other error of the server's; BudgetExceededError
+        where another session's lock stays in the way.
+        """
+
+        async def attempt() -> trust.Seal:
+            began = time.monotonic()
+            try:
+                async with own.undone(connection):
+                    return self._writable(await self.inspected(connection, sql))
+            except asyncpg.PostgresError:
+                budget.spend(time.monotonic() - began)
+                raise
+
+        async def pause(error: Exception, failed: int) -> None:
+            most = min(0.01 * (failed + 1), LONGEST_PAUSE)
+            await budget.pause(most / 2, most, describe(error))
+
+        return await retry(attempt, Tries(_MOST_CREATIONS), pause)
 
     async def _completed(
         self, connection: Connection, seal: trust.Seal, budget: Budget, without: Collection[str]
@@ -413,30 +431,25 @@ class History(NamedTuple):
                 _log.warning("%s; it is written without that until its owner runs: %s", lack, alter)
             return seal
         as_owner = become(self.owner, local=True) if self.owner else ""
-        await through_races(connection, f"{as_owner}{alter};", budget)
-        return self._writable(await self.inspected(connection))
+        return await self._changed(connection, f"{as_owner}{alter};", budget)
 
     async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
         """Do the same as `ensure`; until the transaction ends no session can attach code to the table."""
         await self.ensure(connection, readers, budget)
-        await through_races(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE", budget)
-        return self._writable(await self.inspected(connection))
+        return await self._changed(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE;", budget)
 
     async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:
         """Return whether the readers may read the table, if there is one; raises ServerError for an unknown role."""
         login = "" if self.owner is None else " UNION SELECT session_user::pg_catalog.text"
-        granted: bool = await own.fetchval(
+        table = f"pg_catalog.to_regclass({literal(self.table.quoted)})"
+        answer = await own.ask(
             connection,
-            "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_schema_privilege(r::pg_catalog.name, $1, 'USAGE') "
-            "AND pg_catalog.has_table_privilege(r::pg_catalog.name, "
-            "pg_catalog.to_regclass($2)::pg_catalog.oid, 'SELECT')), true) "
-            f"FROM (SELECT pg_catalog.unnest($3::pg_catalog.text[]){login}) AS role (r) "
-            "WHERE pg_catalog.to_regclass($2) IS NOT NULL",
-            self.table.schema,
-            self.table.quoted,
-            readers,
+            "SELECT COALESCE(pg_catalog.bool_and("
+            f"pg_catalog.has_schema_privilege(r::pg_catalog.name, {literal(self.table.schema)}, 'USAGE') AND "
+            f"pg_catalog.has_table_privilege(r::pg_catalog.name, {table}::pg_catalog.oid, 'SELECT')), true) AS granted "
+            f"FROM (SELECT pg_catalog.unnest({array(readers)}){login}) AS role (r) WHERE {table} IS NOT NULL",
         )
-        return granted
+        return bool(answer["granted"])
 
     @property
     def _role(self) -> str:
@@ -531,26 +544,8 @@ def _rows(texts: dict[str, Texts], values: Callable[[Type, Texts], list[Any]] = 
     return tuple(map(HistoryRow._make, zip(*fields, strict=True)))
 
 
-async def through_races(connection: Connection, sql: str, budget: Budget) -> None:
-    """Run SQL as one transaction, or as a part of the open one, and again while other runners are in its way.
-
-    Raises any other error of the server's; BudgetExceededError where another session's lock stays in the way.
-    """
-
-    async def attempt() -> None:
-        began = time.monotonic()
-        try:
-            async with own.undone(connection):
-                await own.execute(connection, sql)
-        except asyncpg.PostgresError:
-            budget.spend(time.monotonic() - began)
-            raise
-
-    async def pause(error: Exception, failed: int) -> None:
-        most = min(0.01 * (failed + 1), LONGEST_PAUSE)
-        await budget.pause(most / 2, most, describe(error))
-
-    await retry(attempt, Tries(_MOST_CREATIONS), pause)
+async def _role(connection: Connection) -> str:
+    return str((await own.ask(connection, "SELECT current_user::pg_catalog.text AS role"))["role"])
 
 
 def refuse_misspelled(rows: Iterable[HistoryRow], layout: Layout, table: Table) -> None:

@@ -65,7 +65,7 @@ class Holder(NamedTuple):
 
 async def is_free(connection: Connection, key: int) -> bool:
     """Return whether no other session holds the lock; this one then holds it until the transaction ends."""
-    return bool(await own.fetchval(connection, "SELECT pg_catalog.pg_try_advisory_xact_lock($1)", key))
+    return bool((await own.ask(connection, f"SELECT pg_catalog.pg_try_advisory_xact_lock({key}) AS free"))["free"])
 
 
 @asynccontextmanager
@@ -109,13 +109,10 @@ class RunnerLock:
         if self.records.lock is Lock.SESSION:
             # The lock is taken twice, so that the SQL of records.STILL_HELD proves it. Nothing is taken where another
             # server process answers: behind a pooler the lock would stay with a session that is handed to strangers.
-            taken: bool | None = await own.fetchval(
-                connection,
-                f"SELECT CASE WHEN COALESCE(pg_catalog.pg_backend_pid() {EQ} $2, true) THEN CASE WHEN "
-                "pg_catalog.pg_try_advisory_lock($1) THEN pg_catalog.pg_try_advisory_lock($1) ELSE false END END",
-                self._key,
-                connection.get_server_pid() if self._is_detected else None,
-            )
+            here = f"pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}" if self._is_detected else "true"
+            take = f"pg_catalog.pg_try_advisory_lock({self._key})"
+            twice = f"CASE WHEN {here} THEN CASE WHEN {take} THEN {take} ELSE false END END"
+            taken: bool | None = (await own.ask(connection, f"SELECT {twice} AS taken"))["taken"]
             if taken is not None:
                 return taken
             _log.info("a pooler is in between: the lock is taken by each transaction for itself")

@@ -76,7 +76,7 @@ async def names(factories: Iterable[Connect]) -> set[str]:
     found = set()
     for connect in factories:
         async with open_session(connect) as connection:
-            found.add(str(await own.fetchval(connection, "SELECT pg_catalog.current_database()")))
+            found.add(str((await own.ask(connection, "SELECT pg_catalog.current_database() AS name"))["name"]))
     return found
 
 
@@ -93,4 +93,5 @@ async def _strategy(connection: Connection) -> str:
     """
     if connection.get_server_version().major < FIRST_WITH_STRATEGY:
         return ""
-    return "STRATEGY file_copy" if await own.fetchval(connection, "SHOW fsync") == "off" else ""
+    answer = await own.ask(connection, "SELECT pg_catalog.current_setting('fsync') AS fsync")
+    return "STRATEGY file_copy" if answer["fsync"] == "off" else ""

@@ -17,6 +17,7 @@ An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL r
 """
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -72,15 +73,20 @@ def reading(connection: Connection) -> Iterator[None]:
 async def fetch(
     connection: Connection, query: str, *arguments: object, patience: float | None = None
 ) -> list[asyncpg.Record]:
-    """Return the rows of a query of ours; after `patience` seconds cancel it and raise TimeoutError."""
+    """Return the rows of a query of ours, in two round trips; after `patience` seconds cancel it: TimeoutError."""
     with reading(connection):
         return await connection.fetch(query, *arguments, timeout=patience)
 
 
-async def fetchval(connection: Connection, query: str, *arguments: object) -> Any:
-    """Return the first value of the first row of a query of ours; None if there is no row."""
-    with reading(connection):
-        return await connection.fetchval(query, *arguments)
+async def ask(connection: Connection, query: str, before: str = "") -> dict[str, Any]:
+    """Return the only row of a query of ours, by name, as JSON has its values, in one round trip.
+
+    The statements `before` run in the same message, and in the same transaction.
+    """
+    as_json = f"SELECT pg_catalog.row_to_json(answer.*)::pg_catalog.text AS answer FROM ({query}) AS answer"
+    columns = await copied(connection, f"{before}COPY ({as_json}) {AS_CSV}")
+    row: dict[str, Any] = json.loads(columns["answer"][0] or "")
+    return row
 
 
 async def execute(connection: Connection, text: str) -> None:

@@ -1,6 +1,7 @@
 """Names, values, operators and limits in SQL text: the one place where they are quoted and spelled."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pgratchet.core import arguments
@@ -34,6 +35,11 @@ def literal(value: str | int | None) -> str:
         return str(value)
     text = encodable(value).replace("\0", "").replace("'", "''")
     return "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
+
+
+def array(values: Iterable[str]) -> str:
+    """Return an array of texts."""
+    return f"ARRAY[{', '.join(map(literal, values))}]::pg_catalog.text[]"
 
 
 def become(role: str, *, local: bool = False) -> str:

@@ -75,7 +75,7 @@ class Execution:
     async def _part_if_event_triggers(self) -> None:
         """Let each step that is left have a message of its own if the steps before have made an event trigger."""
         shared = any(len(group) > 1 for group in self._groups)
-        if shared and await own.fetchval(self._wire.connection, f"SELECT {EVENT_TRIGGERS}"):
+        if shared and (await own.ask(self._wire.connection, f"SELECT {EVENT_TRIGGERS} AS made"))["made"]:
             self._groups = deque((claim,) for group in self._groups for claim in group)
 
     async def _run_first(self) -> None:

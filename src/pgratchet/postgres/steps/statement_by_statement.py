@@ -92,7 +92,8 @@ class _Script:
         step = self._claim.step
         at = cursor_of(step.over)
         was = at and at.session
-        now: str = await own.fetchval(self._wire.connection, notes.session(self._framing.facts.login))
+        session = notes.session(self._framing.facts.login)
+        now: str = (await own.ask(self._wire.connection, f"SELECT ({session}) AS now"))["now"]
         if was not in (None, now):
             raise other_session(step, was, now)
 

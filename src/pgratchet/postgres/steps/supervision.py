@@ -16,7 +16,7 @@ from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Tries, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import describe
-from pgratchet.postgres.link.sql import EQ, NE
+from pgratchet.postgres.link.sql import EQ, NE, literal
 from pgratchet.postgres.steps import indexes, notes
 from pgratchet.postgres.steps.indexes import Index
 from pgratchet.postgres.wire.failures import Spot, StepError, at_spot, from_server, spot
@@ -26,11 +26,14 @@ from pgratchet.postgres.wire.sending import Wire
 MOST_BUILDS = 3
 """How often an index is built if it is invalid although its build has succeeded."""
 
-_DETACHING = f"SELECT inhdetachpending FROM pg_catalog.pg_inherits WHERE inhrelid {EQ} $1 AND inhparent {EQ} $2"
+_DETACHING = (
+    "SELECT (SELECT inhdetachpending FROM pg_catalog.pg_inherits "
+    f"WHERE inhrelid {EQ} {{}}::pg_catalog.oid AND inhparent {EQ} {{}}::pg_catalog.oid) AS pending"
+)
 
 _DROPPED = (
-    f"SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid {EQ} $1) AS gone, "
-    f"COALESCE(pg_catalog.to_regclass($2)::pg_catalog.oid {NE} $1, true) AS other"
+    f"SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid {EQ} {{oid}}::pg_catalog.oid) AS gone, "
+    f"COALESCE(pg_catalog.to_regclass({{name}})::pg_catalog.oid {NE} {{oid}}::pg_catalog.oid, true) AS other"
 )
 
 _log = logging.getLogger("pgratchet")
@@ -90,7 +93,8 @@ class Supervised:
 
     async def _once(self) -> None:
         if not self._may_be_done:
-            self._there = await own.fetchval(self._wire.connection, f"SELECT {notes.target(self._about)}")
+            there = f"SELECT {notes.target(self._about)}::pg_catalog.int8[] AS there"
+            self._there = (await own.ask(self._wire.connection, there))["there"]
         elif await self._is_done():
             return
         match self._about.nature:
@@ -118,7 +122,7 @@ class Supervised:
     async def _is_dropped(self) -> bool:
         """Return whether the index is gone that had the name when the statement was begun."""
         (oid,) = self._there
-        (found,) = await own.fetch(self._wire.connection, _DROPPED, oid, self._about.name)
+        found = await own.ask(self._wire.connection, _DROPPED.format(oid=oid, name=literal(self._about.name)))
         if oid and found["other"] and not found["gone"]:
             raise doubtful(
                 self._claim.step, f"{self._about.name} is another index now than when the statement was begun. "
@@ -180,7 +184,7 @@ class Supervised:
 
     async def _pending(self) -> bool | None:
         """Return whether the partition is half detached; None if it is no partition of the table."""
-        pending: bool | None = await own.fetchval(self._wire.connection, _DETACHING, *self._there)
+        pending: bool | None = (await own.ask(self._wire.connection, _DETACHING.format(*self._there)))["pending"]
         return pending
 
     async def _failure(self, error: asyncpg.PostgresError) -> Failure:

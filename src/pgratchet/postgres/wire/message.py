@@ -140,7 +140,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
     name = f"{literal(owner)}::pg_catalog.name" if owner else "current_user"
     # An owner that does not exist is an error of its own, later.
     role = f"(SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {EQ} {name})"
-    (row,) = await own.fetch(connection, _FACTS.format(held=held or "true", role=role))
+    row = await own.ask(connection, _FACTS.format(held=held or "true", role=role))
     if not row["held"]:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
@@ -156,7 +156,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
     started: str | None = row["started"]
     if started is None:
         async with as_login(connection, owner):
-            started = await own.fetchval(connection, _STARTED)
+            started = (await own.ask(connection, f"SELECT ({_STARTED}) AS started"))["started"]
     runner = f"{row['login']}@{platform.node()} {row['application'] or APPLICATION}"
     return Facts(
         pid=row["pid"],
