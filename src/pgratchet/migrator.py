@@ -241,8 +241,8 @@ class Migrator:
         async def check(run: Run) -> None:
             entries = await run.look()
             if behind := planning.missing(entries):
-                found = planning.looked(entries)
-                raise BehindError(behind, found.interrupted, found.in_doubt)
+                found, order = planning.looked(entries), [entry.version for entry in entries]
+                raise BehindError(behind, found.interrupted, found.in_doubt, order)
 
         await self._run(nullcontext(self._course.looking()), check)
 

@@ -249,6 +249,16 @@ def test_check_says_behind_until_everything_is_applied(pgratchet: Run) -> None:
     assert pgratchet("wait").returncode == 0
 
 
+def test_check_and_wait_tell_versions_that_follow_each_other_as_a_range(pgratchet: Run, write: Write) -> None:
+    pgratchet("up")
+    write({f"{number}_a.sql": "SELECT 1;" for number in (4, 5, 7, 8, 9)})
+    pgratchet("repair", "7", "--applied", "--reason", "done by hand")
+    write({"12_a.sql": "SELECT 1;", "20260101_a.sql": "SELECT 1;"})
+
+    assert pgratchet("check", "--allow-late").stderr.splitlines()[-1].endswith("pending: 4, 5, 8 to 20260101")
+    assert "apply 4, 5, 8 to 20260101" in pgratchet("wait", "--allow-late", "--budget", "0").stderr.splitlines()[-1]
+
+
 def test_a_changed_file_is_a_disagreement(pgratchet: Run, write: Write) -> None:
     pgratchet("up")
     write({"1_users.sql": "CREATE TABLE users (id bigint);\n"})
@@ -343,22 +353,24 @@ def test_a_repair_is_recorded_and_shown(pgratchet: Run, dsn: str, write: Write) 
     assert set(states(dsn).values()) == {"applied"}
 
 
-def test_adopt_says_what_it_would_do_and_does_it_when_told(pgratchet: Run, dsn: str) -> None:
+def test_adopt_says_what_it_would_do_and_does_it_when_told(pgratchet: Run, dsn: str, write: Write) -> None:
     columns = "description text, filename text, executed_at timestamptz, success bool, error_message text"
-    row = "(1, 'users', '1_users.sql', now(), true, NULL)"
+    rows = "SELECT v, 'x', NULL, now(), true, NULL FROM unnest('{1,2,3,5,6,7}'::int[]) AS v"
     asyncio.run(
         support.tell(
-            dsn, f"CREATE TABLE schema_migrations (version int, {columns}); INSERT INTO schema_migrations VALUES {row}"
+            dsn, f"CREATE TABLE schema_migrations (version int, {columns}); INSERT INTO schema_migrations {rows}"
         )
     )
+    write({f"{number}_a.sql": "SELECT 1;" for number in (3, 4, 7)})
     before = pgratchet("adopt")
     there = exists(dsn, "pgratchet_migrations")
     after = pgratchet("adopt", "--yes", "--json")
 
-    assert before.stdout.startswith("would adopt, from public.schema_migrations into public.pgratchet_migrations: 1\n")
+    said = "would adopt, from public.schema_migrations into public.pgratchet_migrations: 1 to 3, 5 to 7\n"
+    assert before.stdout.startswith(said)
     assert not there
-    assert document(after)["adopted"] == ["1"]
-    assert asyncio.run(support.states(dsn, "public.pgratchet_migrations")) == {"1": "applied"}
+    assert document(after)["adopted"] == list("123567")
+    assert asyncio.run(support.states(dsn, "public.pgratchet_migrations")) == dict.fromkeys("123567", "applied")
 
 
 def test_new_writes_files_that_up_applies_once_they_are_written(run: Run, dsn: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -313,11 +314,13 @@ async def test_a_failed_start_tells_its_server_nothing_that_controls_it(error: E
 # Below here is a real server.
 
 
-def in_terminal(folder: Path, *arguments: str | Path, seconds: float = 30) -> tuple[int, str]:
+def in_terminal(folder: Path, *arguments: str | Path, seconds: float = 30, columns: int = 1000) -> tuple[int, str]:
     """Run the command line in a terminal; return its exit code and all that it wrote there."""
     names = [name for name in os.environ if not name.startswith(("PGRATCHET_", "PG")) and name != "DATABASE_URL"]
-    environment = {name: os.environ[name] for name in names} | {"PYTHONUTF8": "1", "TERM": "xterm"}
+    environment = {name: os.environ[name] for name in names}
+    environment |= {"PYTHONUTF8": "1", "TERM": "xterm", "COLUMNS": ""}
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
     try:
         command = [sys.executable, "-m", "pgratchet", *map(str, arguments)]
         with subprocess.Popen(
@@ -350,8 +353,8 @@ Terminal = Callable[..., tuple[int, str]]
 def terminal(dsn: str, tmp_path: Path) -> Terminal:
     """Runs a command on the database of the test in a terminal, and holds what it says against the rule."""
 
-    def run(command: str, *arguments: str | Path) -> tuple[int, str]:
-        code, said = in_terminal(tmp_path, command, "--dsn", dsn, *arguments)
+    def run(command: str, *arguments: str | Path, columns: int = 1000) -> tuple[int, str]:
+        code, said = in_terminal(tmp_path, command, "--dsn", dsn, *arguments, columns=columns)
         assert_harmless(said)
         assert "Traceback" not in said
         return code, said
@@ -513,6 +516,8 @@ async def test_rows_of_older_releases_are_shown_without_their_controls(
     assert (code, said.count(SHOWN)) == (0, 5)
     lines = said.split("\n")
     assert lines[0].startswith("version  state    name  when")
+    code, said = terminal("status", "--dir", folder, columns=60)
+    assert 50 < max(map(len, said.split("\n"))) <= 60
     code, said = terminal("status", "--dir", folder, "--json")
     assert {entry["error"] for entry in strict(said)["entries"]} == {EVIL, None}
     code, said = terminal("wait", "--dir", folder, "--budget", "0.5")

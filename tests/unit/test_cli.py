@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 import pytest
 import typer
+from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from pgratchet.cli import excerpts, interruption, program, settings, troubles
+from pgratchet.cli import excerpts, interruption, program, reports, settings, troubles
 from pgratchet.cli.commands import COMMANDS
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.core.errors import (
@@ -83,6 +84,7 @@ class FakeMigrator:
 @pytest.fixture(autouse=True)
 def _nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     for name in os.environ:
         if name.startswith("PGRATCHET_") or name == "DATABASE_URL":
             monkeypatch.delenv(name)
@@ -493,6 +495,72 @@ def test_the_status_says_why_once_for_all_versions_that_share_a_reason(fake: Fak
     assert [entry["reason"] for entry in entries] == list(reasons.values())
 
 
+def test_the_status_leaves_out_its_last_columns_where_the_terminal_is_narrow(fake: FakeMigrator) -> None:
+    fake.answers["status"] = ENTRIES
+
+    for columns, heading in {
+        "73": ["version", "state", "name", "when", "by"],
+        "72": ["version", "state", "name", "when"],
+        "61": ["version", "state", "name", "when"],
+        "60": ["version", "state", "name"],
+    }.items():
+        said = lines(invoke("status", env={"COLUMNS": columns}))
+        assert said[0].split() == heading
+        assert max(map(len, said)) <= int(columns)
+    assert lines(invoke("status", env={"COLUMNS": "32"}))[:4] == [
+        "version  state    name",
+        "1        applied  users",
+        "2        failed   mail",
+        "10       pending  add_a_longe...",
+    ]
+
+
+@pytest.mark.parametrize("name", ["n" * 100, "日本" * 25, "e\u0301" * 50, "क्षि" * 20, "x" * 56 + "日本語"])
+def test_every_line_of_the_status_fits_the_terminal_by_its_width(fake: FakeMigrator, name: str) -> None:
+    other = row("2", "users", finished_at=MOMENT, applied_by="somebody@host", error=f"it\tfailed: {name} {'why ' * 40}")
+    fake.answers["status"] = (
+        Entry("1", State.APPLIED, migration("1", name), row("1", name, finished_at=MOMENT, reason="word " * 40)),
+        Entry("2", State.FAILED, migration("2", "users"), other._replace(checksum="00")),
+    )
+    heading, one, two, *said, total = lines(invoke("status"))
+
+    assert max(map(cell_len, (heading, one, two, total))) <= 80
+    assert cell_len(one[: one.index(name[:20])]) == two.index("users") == heading.index("name")
+    assert said == [f"2 failed: it\\tfailed: {name} {'why ' * 40}", f"1: {'word ' * 40}"]
+    # As in a terminal: nothing of the texts is lost.
+    folded = reports._folded(said, 80)
+    assert max(map(cell_len, folded)) <= 80
+    assert "".join("".join(folded).split()) == "".join("".join(said).split())
+
+
+def test_long_lists_of_versions_are_ranges_of_neighbours_in_the_directory(fake: FakeMigrator) -> None:
+    stamps = [f"202601{day:02}" for day in range(1, 10)]
+    fake.answers["status"] = tuple(
+        Entry(
+            stamp, State.APPLIED, None, row(stamp, "x", reason=None if stamp == stamps[4] else "adopted from public.a")
+        )
+        for stamp in stamps
+    )
+    fake.answers["check"] = BehindError([*stamps[:4], *stamps[6:8]], order=stamps)
+    steps = [finished(str(version)) for version in range(1, 58)]
+    fake.answers["up"] = MigrationFailedError(failure(), steps)
+    fake.answers["redo"] = MigrationFailedError(
+        failure(), [finished(each, Direction.DOWN) for each in "9876"] + steps[:2]
+    )
+    known = tuple(map(str, range(1, 213)))
+    there = known[:3] + known[4:]
+    fake.answers["adopt"] = Adoption("public.a", "public.b", there, (), (), (), dry_run=True, versions=known)
+
+    assert f"{stamps[0]} to {stamps[3]}, {stamps[5]} to {stamps[8]}: adopted from public.a" in lines(invoke("status"))
+    assert invoke("check").stderr == (
+        f"error: 6 migration(s) pending: {stamps[0]} to {stamps[3]}, {stamps[6]}, {stamps[7]}\n"
+    )
+    assert json.loads(invoke("check", "--json").stdout)["error"]["versions"] == [*stamps[:4], *stamps[6:8]]
+    assert "finished before it: 1 to 57; they stay" in invoke("up").stderr
+    assert "finished before it: down 9 to 6, up 1, 2; they stay" in invoke("redo").stderr
+    assert lines(invoke("adopt"))[0] == "would adopt, from public.a into public.b: 1 to 3, 5 to 212"
+
+
 @pytest.mark.parametrize("verdict", Verdict)
 def test_a_repair_takes_one_verdict_and_a_reason(fake: FakeMigrator, verdict: Verdict) -> None:
     fake.answers["repair"] = Entry("7", State.INTERRUPTED, None, row("7", "add_email", state=RecordState.RUNNING))
@@ -578,6 +646,7 @@ def test_an_adoption_says_what_becomes_of_every_row(fake: FakeMigrator) -> None:
         "skipped": ["4"],
         "unknown": ["3"],
         "dry_run": False,
+        "versions": [],
     }
 
 

@@ -89,6 +89,23 @@ def test_being_behind_names_the_versions() -> None:
     assert str(error) == "2 migration(s) pending: 3, 4"
 
 
+@pytest.mark.parametrize(
+    ("versions", "order", "shown"),
+    [
+        ("5 6 7 8", "3 4 5 6 7 8", "5 to 8"),
+        ("5 6", "5 6", "5, 6"),
+        ("3 4 6 8 9 12", "3 4 6 7 8 9 10 12", "3 to 6, 8, 9, 12"),
+        ("3 4 5", "", "3, 4, 5"),
+        ("1 x y 2 3 4", "1 2 3 4", "1, x, y, 2 to 4"),
+        ("20260101 20260309 20261130", "20260101 20260309 20261130", "20260101 to 20261130"),
+    ],
+)
+def test_being_behind_tells_neighbours_as_a_range(versions: str, order: str, shown: str) -> None:
+    error = BehindError(versions.split(), order=order.split())
+
+    assert str(error).endswith(f" pending: {shown}")
+
+
 def test_a_script_error_says_where() -> None:
     error = ScriptError("unterminated", 12)
 

@@ -1,6 +1,5 @@
 """The lines of a file around an error, as a terminal shows them."""
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 from pgratchet.core.printing import printable
@@ -23,7 +22,7 @@ def drawn(excerpt: Sequence[tuple[int, str]], line: int, column: int | None) -> 
         shown, before = _cut(text, column - 1 if here and column else 0)
         yield Drawn(f"{'>' if here else ' '} {number:>{digits}} | {_printable(shown)}".rstrip())
         if here and column:
-            yield Drawn(f"  {'':>{digits}} | {_blank(shown[:before])}^")
+            yield Drawn(f"  {'':>{digits}} | {_blank(_printable(shown[:before]))}^")
 
 
 def _cut(text: str, offset: int) -> tuple[str, int]:
@@ -41,10 +40,6 @@ def _printable(text: str) -> str:
 
 def _blank(text: str) -> str:
     """Return blanks of the same width; a tab stays a tab, so that it ends at the same place in both lines."""
-    return "".join("\t" if each == "\t" else " " * _width(each) for each in text)
+    from rich.cells import cell_len  # noqa: PLC0415 - needed only for an error
 
-
-def _width(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return "\t".join(" " * cell_len(part) for part in text.split("\t"))

@@ -1,5 +1,7 @@
 """The results of commands, as lines for people and as documents for programs."""
 
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -9,9 +11,14 @@ from typing import Any, NamedTuple
 from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, RecordState, State
 from pgratchet.core.plan import planning
 from pgratchet.core.plan.halfway import HALF_DONE
-from pgratchet.core.printing import printable
+from pgratchet.core.printing import printable, ranges
 
 NEVER = "-"
+
+GUTTER = "  "
+CUT = "..."
+NEEDED = 3
+"""The number of columns, from the first on, that the status never leaves out."""
 
 
 class Report(NamedTuple):
@@ -73,8 +80,13 @@ def status(entries: Sequence[Entry]) -> Report:
     for entry in entries:
         if entry.row and entry.row.reason:
             reasons.setdefault(entry.row.reason, []).append(entry.version)
-    why = [f"{', '.join(versions)}: {reason}" for reason, versions in reasons.items()]
-    lines = [*(_aligned([heading, *rows]) if rows else ()), *begun, *errors, *why, _total(entries)]
+    order = [entry.version for entry in entries]
+    why = [f"{ranges(versions, order)}: {reason}" for reason, versions in reasons.items()]
+    width = shutil.get_terminal_size().columns
+    table = _aligned([heading, *rows], width) if rows else []
+    texts = [*begun, *errors, *why, _total(entries)]
+    # A program that reads the lines gets each text in one of them.
+    lines = [*table, *(_folded(texts, width) if sys.stdout.isatty() else texts)]
     return Report(lines, {"entries": [_entry(entry) for entry in entries]})
 
 
@@ -110,7 +122,7 @@ def adopted(adoption: Adoption) -> Report:
         "recorded already": adoption.already,
         "left out, because they had failed": adoption.skipped,
     }
-    lines = [f"{what}: {', '.join(versions)}" for what, versions in said.items() if versions]
+    lines = [f"{what}: {ranges(versions, adoption.versions)}" for what, versions in said.items() if versions]
     if adoption.dry_run and adoption.adopted:
         lines.append("nothing has changed; --yes does it")
     elif not adoption.dry_run:
@@ -158,10 +170,35 @@ def _shown(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S%z}" if moment else NEVER
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return the rows as lines of at most `width` cells: without their last columns, or with the last one cut."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - needed only here
+
     rows = [tuple(map(printable, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    while (excess := sum(widths) + len(GUTTER) * (len(widths) - 1) - width) > 0 and len(widths) > NEEDED:
+        widths.pop()
+    widths[-1] = max(len(CUT), widths[-1] - max(0, excess))
+
+    def cell(text: str, wide: int) -> str:
+        return set_cell_size(text, wide) if cell_len(text) <= wide else f"{set_cell_size(text, wide - len(CUT))}{CUT}"
+
+    # Not strict: the columns that are left out have no width.
+    return [GUTTER.join(map(cell, row, widths)).rstrip() for row in rows]
+
+
+def _folded(lines: Sequence[str], width: int) -> list[str]:
+    """Return the lines, each cut at blanks into lines of at most `width` cells, all but the first of them indented."""
+    from rich.cells import cell_len  # noqa: PLC0415 - needed only here
+
+    lines = list(map(printable, lines))
+    if all(cell_len(line) <= width for line in lines):
+        return lines
+    from rich.console import Console  # noqa: PLC0415 - most lines are short
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    cut = (Text(line).wrap(Console(), width - len(GUTTER)) for line in lines)
+    return [f"{GUTTER if number else ''}{part.plain}" for parts in cut for number, part in enumerate(parts)]
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import traceback
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from pgratchet.cli import excerpts
@@ -18,6 +20,7 @@ from pgratchet.core.errors import (
 )
 from pgratchet.core.masking import discreet
 from pgratchet.core.model import Direction, Failure, Finished, Mode
+from pgratchet.core.printing import ranges
 
 EXIT_CODES: dict[type[BaseException], int] = {
     MigrationFailedError: 1,
@@ -108,12 +111,17 @@ def _failed(failure: Failure, finished: Sequence[Finished]) -> Iterator[str]:
             yield f"{name}: {said}"
     yield ""
     if finished:
-        yield f"finished before it: {', '.join(map(_label, finished))}; they stay"
+        yield f"finished before it: {_together(finished)}; they stay"
     yield _advice(failure)
 
 
-def _label(step: Finished) -> str:
-    return step.version if step.direction is Direction.UP else f"{step.direction} {step.version}"
+def _together(finished: Sequence[Finished]) -> str:
+    """Return the versions by direction: between those that a run has finished in one direction it has left none."""
+    groups = [
+        (direction, [step.version for step in steps]) for direction, steps in groupby(finished, attrgetter("direction"))
+    ]
+    plain = all(direction is Direction.UP for direction, _ in groups)
+    return ", ".join(f"{'' if plain else f'{way} '}{ranges(versions, versions)}" for way, versions in groups)
 
 
 def _advice(failure: Failure) -> str:

@@ -19,7 +19,7 @@ printable, whatever it quotes; the attributes hold texts as they are.
 from collections.abc import Sequence
 
 from pgratchet.core.model import Failure, Finished, Problem
-from pgratchet.core.printing import printable, printable_lines
+from pgratchet.core.printing import printable, printable_lines, ranges
 
 
 class PgratchetError(Exception):
@@ -103,19 +103,26 @@ class BehindError(PgratchetError):
     """The schema is older than the files.
 
     Of the `versions` that are not applied, the next run goes on with those that were `interrupted`, and stops at those
-    that are `in_doubt`.
+    that are `in_doubt`. `order` has all versions, oldest first.
     """
 
-    def __init__(self, versions: Sequence[str], interrupted: Sequence[str] = (), in_doubt: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        versions: Sequence[str],
+        interrupted: Sequence[str] = (),
+        in_doubt: Sequence[str] = (),
+        order: Sequence[str] = (),
+    ) -> None:
         self.versions = tuple(versions)
         self.interrupted = tuple(interrupted)
         self.in_doubt = tuple(in_doubt)
-        super().__init__(self.versions, self.interrupted, self.in_doubt)
+        self.order = tuple(order)
+        super().__init__(self.versions, self.interrupted, self.in_doubt, self.order)
 
     def __str__(self) -> str:
         said = {"interrupted": self.interrupted, "in doubt": self.in_doubt}
-        begun = "".join(f"; {state}: {', '.join(versions)}" for state, versions in said.items() if versions)
-        return f"{len(self.versions)} migration(s) pending: {', '.join(self.versions)}{begun}"
+        begun = "".join(f"; {state}: {ranges(each, self.order)}" for state, each in said.items() if each)
+        return f"{len(self.versions)} migration(s) pending: {ranges(self.versions, self.order)}{begun}"
 
 
 class BudgetExceededError(PgratchetError):

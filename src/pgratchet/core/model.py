@@ -281,7 +281,8 @@ class AdoptedRow(NamedTuple):
 class Adoption(NamedTuple):
     """The result of an adoption, or of its dry run: the versions of another tool's history, grouped by their fate.
 
-    The `unknown` versions are among the adopted: they have a row there, and no file here.
+    The `unknown` versions are among the adopted: they have a row there, and no file here. `versions` are those of
+    both, the history there and the files here, oldest first.
     """
 
     source: str
@@ -291,6 +292,7 @@ class Adoption(NamedTuple):
     skipped: tuple[str, ...]
     unknown: tuple[str, ...]
     dry_run: bool
+    versions: tuple[str, ...] = ()
 
 
 class Failure(NamedTuple):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _BLANKS = frozenset(
@@ -21,6 +21,10 @@ UNSEEN = _VARIATIONS | frozenset(
 
 _JOINER = "\N{ZERO WIDTH JOINER}"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+LEAST_RANGE = 3
+"""The fewest versions that are told as a range: two are as short as a list."""
 
 
 def printable(text: str, instead: str | None = None) -> str:
@@ -92,6 +96,18 @@ def _plain(value: Any) -> Any:
 def one_line(text: str) -> str:
     """Return the text without line breaks and outer blanks, with a mark for each character that cannot be shown."""
     return printable(" ".join(text.split()), "\N{REPLACEMENT CHARACTER}")
+
+
+def ranges(versions: Iterable[str], order: Iterable[str]) -> str:
+    """Return versions as a list, in which 'A to B' stands for three or more that are neighbours in `order`."""
+    places = {version: place for place, version in enumerate(order)}
+    runs: list[list[str]] = []
+    for version in versions:
+        if runs and places.get(version, -1) == places.get(runs[-1][-1], -3) + 1:
+            runs[-1].append(version)
+        else:
+            runs.append([version])
+    return ", ".join(", ".join(run) if len(run) < LEAST_RANGE else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def line_of(text: str, offset: int) -> int:

@@ -74,4 +74,5 @@ def _adoption(takeover: Takeover, source: Table, target: Table, *, dry_run: bool
         skipped=takeover.skipped,
         unknown=takeover.unknown,
         dry_run=dry_run,
+        versions=takeover.versions,
     )

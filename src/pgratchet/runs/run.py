@@ -12,6 +12,7 @@ from pgratchet.core.errors import ConnectionLostError
 from pgratchet.core.events import Locked, Tell
 from pgratchet.core.model import Catalogue, Direction, Entry
 from pgratchet.core.plan import planning
+from pgratchet.core.printing import ranges
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
 from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, OutdatedSessionError, open_session
@@ -100,8 +101,8 @@ class Run:
 
         async def work(connection: Connection) -> None:
             often = Interval(TELL_EVERY)
-            while missing := planning.missing(await self._observer.look(connection, anybodys=True)):
-                whom = f"another runner to apply {', '.join(missing)}"
+            while missing := planning.missing(entries := await self._observer.look(connection, anybodys=True)):
+                whom = f"another runner to apply {ranges(missing, (entry.version for entry in entries))}"
                 while not all_applied(missing, rows := await self._observer.follow(connection, missing)):
                     self._observer.warn_of_failures(rows)
                     if often.is_over():

@@ -26,7 +26,7 @@ from pgratchet.core.model import (
     Step,
 )
 from pgratchet.core.plan import halfway
-from pgratchet.core.printing import printable
+from pgratchet.core.printing import printable, ranges
 
 NOTHING = "0"
 """The version below all others, unless a version has that name: to go down to it reverts everything."""
@@ -262,7 +262,7 @@ def plan_again(entries: Sequence[Entry], versions: Sequence[str], absent: Collec
     there = pending(entries)
     steps = [entry for entry in there if entry.version in versions]
     if wrong := [entry for entry in _others_before(steps, there) if entry.version not in absent]:
-        raise _moved(wrong, "reverted", "apply both with up")
+        raise _moved(wrong, entries, "reverted", "apply both with up")
     return _plan(steps, Direction.UP)
 
 
@@ -272,9 +272,10 @@ def _others_before(steps: Sequence[Entry], there: Sequence[Entry]) -> list[Entry
     return [entry for entry in there[: there.index(steps[-1])] if entry.version not in ours] if steps else []
 
 
-def _moved(wrong: Sequence[Entry], what: str, cure: str) -> HistoryError:
+def _moved(wrong: Iterable[Entry], order: Iterable[Entry], what: str, cure: str) -> HistoryError:
     versions = [entry.version for entry in wrong]
-    return HistoryError(f"another runner has {what} {', '.join(versions)} meanwhile: {cure}", versions)
+    shown = ranges(versions, (entry.version for entry in order))
+    return HistoryError(f"another runner has {what} {shown} meanwhile: {cure}", versions)
 
 
 def choose_down(entries: Sequence[Entry], *, to: str | None = None, steps: int | None = None) -> tuple[str, ...]:
@@ -300,7 +301,7 @@ def plan_down(entries: Sequence[Entry], versions: Sequence[str]) -> Plan:
     there = _revertible(entries)
     steps = [entry for entry in there if entry.version in versions]
     if wrong := _others_before(steps, there):
-        raise _moved(wrong, "applied", "choose again what to revert")
+        raise _moved(wrong, reversed(entries), "applied", "choose again what to revert")
     return _plan(steps, Direction.DOWN)
 
 

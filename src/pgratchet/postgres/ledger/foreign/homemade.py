@@ -27,12 +27,16 @@ _ADOPTABLE = "only a home-made runner's table can be adopted"
 
 
 class Takeover(NamedTuple):
-    """The versions of the foreign table, by their fate: recorded now or already, skipped, or without a file here."""
+    """The versions of the foreign table, by their fate: recorded now or already, skipped, or without a file here.
+
+    `versions` are those of the table and of the files, in order.
+    """
 
     rows: tuple[AdoptedRow, ...]
     already: tuple[str, ...]
     skipped: tuple[str, ...]
     unknown: tuple[str, ...]
+    versions: tuple[str, ...]
 
 
 async def read_foreign(connection: Connection, source: History) -> tuple[ForeignRow, ...]:
@@ -91,6 +95,7 @@ def take_over(
         tuple(version for version in latest if version in recorded),
         tuple(version for version in failed if version not in recorded),
         tuple(version for version in new if version not in migrations),
+        tuple(_in_order(latest.keys() | migrations.keys(), layout)),
     )
 
 
@@ -112,8 +117,11 @@ def _latest(
         else:
             found = (bool(row.success), _same_file(row, migrations.get(version)), row)
             ranked[version] = max(ranked.get(version, found), found, key=lambda each: each[:2])
-    in_order = sorted(ranked, key=lambda version: layout.rank(version) or ())
-    return {version: ranked[version][-1] for version in in_order}, strange
+    return {version: ranked[version][-1] for version in _in_order(ranked, layout)}, strange
+
+
+def _in_order(versions: Iterable[str], layout: Layout) -> list[str]:
+    return sorted(versions, key=lambda version: layout.rank(version) or ())
 
 
 def _no_version(row: ForeignRow, layout: Layout) -> str:
