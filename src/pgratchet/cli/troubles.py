@@ -100,7 +100,8 @@ def _facts(error: PgratchetError | InterruptedBySignalError) -> dict[str, Any]:
 def _failed(failure: Failure, finished: Sequence[Finished]) -> Iterator[str]:
     place = ":".join(str(part) for part in (failure.path, failure.line, failure.column) if part is not None)
     where = f" in statement {failure.statement} of {failure.statements}" if failure.statement else ""
-    yield f"{place}: {failure.direction} {failure.version} {failure.name} failed{where}"
+    step = f"{failure.direction} {failure.version} {failure.name}"
+    yield f"{place}: {step} failed{where}" if failure.history is None else f"{step} could not be recorded"
     if failure.excerpt and failure.line is not None:
         yield ""
         yield from excerpts.drawn(failure.excerpt, failure.line, failure.column)
@@ -125,7 +126,8 @@ def _together(finished: Sequence[Finished]) -> str:
 
 
 def _advice(failure: Failure) -> str:
-    again = f"fix the file and run `pgratchet {failure.direction}` again"
+    what = "the file" if failure.history is None else f"{failure.history}, not the file,"
+    again = f"fix {what} and run `pgratchet {failure.direction}` again"
     if failure.mode is Mode.TRANSACTION:
         return f"{again}: the failed migration was rolled back"
     return f"{again}: the statements before this one stay committed, and the run goes on after them"

@@ -80,8 +80,9 @@ class MigrationFailedError(PgratchetError):
     def __str__(self) -> str:
         failure = self.failure
         place = failure.path if failure.line is None else f"{failure.path}:{failure.line}:{failure.column}"
+        of_file = "" if failure.history else f"{place}: "
         code = f" ({failure.sqlstate})" if failure.sqlstate else ""
-        return printable(f"{place}: {failure.direction} {failure.version} failed: {failure.message}{code}")
+        return printable(f"{of_file}{failure.direction} {failure.version} failed: {failure.message}{code}")
 
 
 class HistoryError(PgratchetError):

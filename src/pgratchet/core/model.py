@@ -296,7 +296,10 @@ class Adoption(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The reason why a step failed, and the place. Lines, columns and statements count from 1."""
+    """The reason why a step failed, and the place. Lines, columns and statements count from 1.
+
+    `history` names the history table if the step's row could not be written: its file is not to blame.
+    """
 
     version: str
     name: str
@@ -313,3 +316,4 @@ class Failure(NamedTuple):
     statement: int | None = None
     statements: int | None = None
     excerpt: tuple[tuple[int, str], ...] = ()
+    history: str | None = None

@@ -355,6 +355,12 @@ class History(NamedTuple):
             except asyncpg.InsufficientPrivilegeError as error:
                 cure = await self._cure_of_making(connection)
                 raise ServerError(f"{error}; {cure}") from None
+            except asyncpg.ReadOnlySQLTransactionError:
+                raise
+            except asyncpg.PostgresError as error:
+                if connection.is_closed():
+                    raise
+                raise ServerError(f"the history {self.table} cannot be made: {describe(error)}") from error
         else:
             seal = self._writable(found)
             for grant in grants:

@@ -188,6 +188,10 @@ class Records(NamedTuple):
         )
         return self.check + self._fenced(update, MARKED)
 
+    def touch(self, claim: Claim) -> str:
+        """Return the SQL that writes a claimed row as it is. It raises if something keeps that from being done."""
+        return self._fenced(self._update({"error": "'pgratchet'"}, _own(claim)), f"error {EQ} 'pgratchet'")
+
     def doubt(self, claim: Claim, error: str) -> str:
         """Return the SQL that records the error of a step that may have taken effect.
 

@@ -193,6 +193,20 @@ async def inspect(
     return Inspection(row["schema"], row["kind"], row["missing"], strange, has_heirs, seal, row["others"])
 
 
+async def attached(connection: Connection, table: Table) -> list[str]:
+    """Return the triggers and rules of a table that run when it is written, in words."""
+    oid = "pg_catalog.to_regclass($1)::pg_catalog.oid"
+    rows = await own.fetch(
+        connection,
+        "SELECT pg_catalog.concat('the trigger ', t.tgname, ' (function ', t.tgfoid::pg_catalog.regproc, ')') "
+        f"FROM pg_catalog.pg_trigger t WHERE t.tgrelid {EQ} {oid} AND NOT t.tgisinternal AND t.tgenabled {NE} 'D' "
+        "UNION ALL SELECT pg_catalog.concat('the rule ', r.rulename) "
+        f"FROM pg_catalog.pg_rewrite r WHERE r.ev_class {EQ} {oid} ORDER BY 1",
+        table.quoted,
+    )
+    return [text for (text,) in rows]
+
+
 def readable(
     guards: Guards, table: Table, owner: str | None, *, anybodys: bool, found: Inspection | None = None
 ) -> str:

@@ -13,14 +13,14 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.events import Started
-from pgratchet.core.model import Direction, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.core.sql.scripts import changes_new_sessions
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, retry
-from pgratchet.postgres.link.own import UnreadableError
+from pgratchet.postgres.link.own import Guard, UnreadableError
 from pgratchet.postgres.link.session import Connection, OutdatedSessionError, describe
 from pgratchet.postgres.steps import python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
@@ -63,8 +63,12 @@ class Execution:
                 try:
                     await retry(self._run_first, Tries(), self._before_retry, _repeatable)
                 except StepError as error:
-                    await self._record_failure(self._groups[0][0], error)
-                    raise MigrationFailedError(error.failure, self._progress.finished) from error.cause
+                    claim, failure, cause = self._groups[0][0], error.failure, error.cause
+                    if isinstance(cause, asyncpg.PostgresError):
+                        failure = await attributed(self._wire, self._framing, claim, failure, cause)
+                    if failure.history is None:
+                        await self._record_failure(claim, error)
+                    raise MigrationFailedError(failure, self._progress.finished) from error.cause
                 if may_make_event_triggers(last.script):
                     await self._part_if_event_triggers()
                 done = (step.version for step in self._progress.finished[finished:])
@@ -103,6 +107,10 @@ class Execution:
             else:
                 await self._together(group)
         except StepError as error:
+            is_python = step.migration.kind is Kind.PYTHON
+            if is_python and self._framing.marker and failures.is_of_plpgsql(error.cause):
+                self._framing = self._framing.without_plpgsql()
+                return
             failures.raise_if_not_its_turn(self._framing.records, error.cause)
             migration, over = self._groups[0][0].step.migration, self._groups[0][0].step.over
             claimed = migration.version, over and over.token
@@ -179,7 +187,8 @@ class Execution:
             return
         self._groups.extendleft(group for group in (rest[1:], rest[:1]) if group)
         reached = failures.reached(sent, rest[0], self._wire.marks)
-        failure = failures.from_message(rest[0], error, message, reached, self._framing.records.guards)
+        crossed = self._wire.crossed if self._framing.marker and len(rest) == len(group) else None
+        failure = failures.from_message(rest[0], error, message, reached, self._framing.records, crossed)
         raise StepError(failure, error) from error
 
     async def _before_retry(self, error: asyncpg.PostgresError, attempt: int) -> None:
@@ -205,6 +214,32 @@ class Execution:
             await self._wire.send_apart(Message(self._framing.recording(sql)))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
+
+
+async def attributed(
+    wire: Wire, framing: Framing, claim: Claim, failure: Failure, cause: asyncpg.PostgresError
+) -> Failure:
+    """Return the failure, as the history's if our own statements fail alone as well.
+
+    They do so behind a script, or with a deferred constraint that calls a function, or where a trigger undoes them.
+    """
+    records = framing.records
+    raised = records.guards.raised(cause)
+    if failure.history is None:
+        is_placed = cause.position is not None and failure.line is not None
+        if is_placed or failures.may_be_of_any(cause) or raised not in (None, Guard.ROW):
+            return failure
+        is_whole = claim.step.script.mode is Mode.TRANSACTION
+        alone = framing.opening(claim) + framing.closing(claim) if is_whole else records.touch(claim)
+        try:
+            await own.execute(wire.connection, f"BEGIN;{alone}SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK")
+        except asyncpg.PostgresError as error:
+            await wire.roll_back(framing.reset)
+            if (records.guards.raised(error), error.sqlstate, error.context) != (raised, cause.sqlstate, cause.context):
+                return failure
+        else:
+            return failure
+    return await failures.explained(wire.connection, claim, cause, records)
 
 
 async def resolve(connection: Connection, records: Records, progress: Progress, budget: Budget) -> None:

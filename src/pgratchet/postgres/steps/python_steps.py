@@ -61,7 +61,7 @@ def failing(wire: Wire, framing: Framing, claim: Claim) -> Iterator[None]:
         raised = unsendable(reason) if wire.connection.is_closed() else reason
         if raised is None:
             raise
-        failure = from_python(claim, error, raised, framing.records.guards.raised(raised))
+        failure = from_python(claim, error, raised, framing.records, wire.crossed if framing.marker else None)
         raise StepError(failure, raised) from error
 
 

@@ -29,13 +29,20 @@ async def rehearse(wire: Wire, framing: Framing, history: History, progress: Pro
         raise UsageError(
             f"{path} cannot be rehearsed: it runs outside a transaction ({why}), and could not be rolled back"
         )
-    try:
-        await _rehearse(wire, framing, history, progress, steps)
-    except MigrationFailedError as error:
-        if not (framing.facts.plpgsql and failures.is_of_plpgsql(error.__cause__)):
+    with wire.listening():
+        try:
+            await _rehearse(wire, framing, history, progress, steps)
+        except MigrationFailedError as error:
+            cause = error.__cause__
+            if framing.facts.plpgsql and failures.is_of_plpgsql(cause):
+                # A marker may have failed, of which only a rehearsal without markers knows.
+                await _rehearse(wire, framing.without_plpgsql(), history, progress, steps)
+                return
+            if isinstance(cause, asyncpg.PostgresError):
+                (claim,) = progress.unanswered
+                failure = await execution.attributed(wire, framing, claim, error.failure, cause)
+                raise MigrationFailedError(failure) from cause
             raise
-        # A marker may have failed, of which only a rehearsal without markers knows.
-        await _rehearse(wire, framing.without_plpgsql(), history, progress, steps)
 
 
 async def _rehearse(wire: Wire, framing: Framing, history: History, progress: Progress, steps: Sequence[Step]) -> None:
@@ -69,26 +76,30 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
     opening = framing.opening(claim)
     # Deferred again: SET CONSTRAINTS ALL IMMEDIATE at the end of one file would hold for all later ones.
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
-    if claim.step.migration.kind is Kind.PYTHON:
-        await wire.send(Message(opening))
-        with python_steps.loaded(claim.step) as function:
-            async with lent(wire.connection):
-                await function(wire.connection)
-        await wire.send(Message(closing))
-        return
     limits = framing.limits.of(claim.step.script.source.options)
     wire.begin(claim.step.migration.version, limits.lock_timeout)
+    if claim.step.migration.kind is Kind.PYTHON:
+        try:
+            await wire.send(Message(opening))
+            with python_steps.loaded(claim.step) as function:
+                async with lent(wire.connection):
+                    await function(wire.connection)
+            await wire.send(Message(closing))
+        except asyncpg.PostgresError:
+            await anyio.lowlevel.checkpoint()  # as below
+            raise
+        return
     sent: list[Part] = []
     for message in compose([Frame(claim, opening, closing)], framing.marker):
         sent += message.parts
         try:
-            with wire.listening():
-                await wire.send(message)
+            await wire.send(message)
         except asyncpg.PostgresError as error:
             # asyncpg hands over the last notices one iteration of the event loop after the error.
             await anyio.lowlevel.checkpoint()
             reached = failures.reached(sent, claim, wire.marks)
-            failure = failures.from_message(claim, error, message, reached, framing.records.guards)
+            crossed = wire.crossed if framing.marker else None
+            failure = failures.from_message(claim, error, message, reached, framing.records, crossed)
             raise StepError(failure, error) from error
 
 

@@ -21,7 +21,7 @@ from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.sql import milliseconds
 from pgratchet.postgres.steps import notes
 from pgratchet.postgres.steps.supervision import Supervised
-from pgratchet.postgres.wire.failures import REFUSALS, Spot, StepError, from_message, from_server
+from pgratchet.postgres.wire.failures import REFUSALS, Spot, StepError, from_message, from_server, is_of_plpgsql
 from pgratchet.postgres.wire.message import END, Framing, Message, Part
 from pgratchet.postgres.wire.sending import Wire
 
@@ -120,9 +120,10 @@ class _Script:
         """Run a statement and its count as one transaction. False: the statement refuses a transaction."""
         # The last COMMIT may have ended some of the noted settings and objects: SET LOCAL, ON COMMIT DROP.
         head = f"{self._noting(self._records.note(self._claim, before), self._note_again)};" if before else ""
-        head += "BEGIN;"
+        head += f"BEGIN;{self._framing.boundary}"
         # Deferred constraints are checked with the role of the script, before it becomes ours.
-        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{self._note}{self._framing.ourselves}{count}COMMIT"
+        ours = f"{self._framing.boundary}{self._note}{self._framing.ourselves}"
+        tail = f"SET CONSTRAINTS ALL IMMEDIATE;{ours}{count}COMMIT"
         text = f"{head}{self._claim.step.script.text_of(segment)}{END}{tail}"
         message = Message(text, (Part(len(head), self._claim, segment),))
         place = f"statement {segment.first} of {self._claim.step.script.source.path}"
@@ -131,13 +132,17 @@ class _Script:
         except REFUSALS:
             return False
         except asyncpg.PostgresError as error:
+            if self._framing.facts.plpgsql and is_of_plpgsql(error):
+                self._framing = self._framing.without_plpgsql()
+                return await self._together(segment, before, count)
             if not (isinstance(error, UnreadableError) and await self._is_counted(segment)):
-                raise self._failed(message, error) from error
+                crossed = self._wire.crossed if self._framing.marker else None
+                raise self._failed(message, error, crossed) from error
         return True
 
-    def _failed(self, message: Message, error: asyncpg.PostgresError) -> StepError:
+    def _failed(self, message: Message, error: asyncpg.PostgresError, crossed: int | None = 1) -> StepError:
         """Return the failure of the statement that is the only part of a message."""
-        failure = from_message(self._claim, error, message, message.parts[0], self._records.guards)
+        failure = from_message(self._claim, error, message, message.parts[0], self._records, crossed)
         return StepError(failure, error, final=True, in_doubt=self._doubt is not None)
 
     async def _is_counted(self, segment: Segment) -> bool:
@@ -156,5 +161,5 @@ class _Script:
         try:
             await self._wire.retried(place, lambda: self._wire.send(Message(text)))
         except asyncpg.PostgresError as error:
-            failure = from_server(self._claim, error, Spot(), self._records.guards.raised(error))
+            failure = from_message(self._claim, error, Message(text), None, self._records, 0)
             raise StepError(failure, error, final=True, in_doubt=in_doubt) from error

@@ -12,9 +12,13 @@ from pgratchet.core.causes import told
 from pgratchet.core.model import Failure, Mode
 from pgratchet.core.printing import line_of
 from pgratchet.core.sql.statements import scan
+from pgratchet.postgres.ledger import trust
+from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.ledger.lock import BusyError
 from pgratchet.postgres.ledger.records import Claim, Records
-from pgratchet.postgres.link.own import Guard, Guards
+from pgratchet.postgres.link.own import Guard, UnreadableError
+from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.sql import Table, identifier
 from pgratchet.postgres.wire.message import Message, Part, part_at
 
 _OF_CHARACTERS = {"22021", "22P05"}
@@ -22,6 +26,12 @@ _OF_A_MESSAGE = _OF_CHARACTERS | {"42601", "54000", "54001", "53200", "08P01"}
 """SQLSTATEs of errors that a message as a whole may raise before any of it runs: conversion, lexing, its size."""
 
 _OF_A_LANGUAGE = {"42501", "42704", "42883", "0A000"}
+
+UNIQUE_VIOLATION = "23505"
+SYNTAX_ERROR = "42601"
+"""Our own statements have none: a script that ends too early lets the server find it in them."""
+
+_LEAVE_ALONE = "the migration changes the history, or puts a trigger on it: let it leave that table alone"
 
 _BYTES = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
 
@@ -145,11 +155,73 @@ def _inside(part: Part, offset: int) -> Spot:
     return Spot(offset, part.segment.first + before)
 
 
-def from_message(
-    claim: Claim, error: asyncpg.PostgresError, message: Message, reached: Part | None, guards: Guards
+def from_message(  # noqa: PLR0913, PLR0917 - the error, and all that tells where it comes from
+    claim: Claim,
+    error: asyncpg.PostgresError,
+    message: Message,
+    reached: Part | None,
+    records: Records,
+    crossed: int | None,
 ) -> Failure:
-    """Return the server's error about a step in a message as a failure; `reached` is the part that was running."""
-    return from_server(claim, error, spot(message, error, reached), guards.raised(error))
+    """Return the server's error about a step in a message as a failure; `reached` is the part that was running.
+
+    `crossed` counts the boundaries that the server has passed in this step; None if it does not tell.
+    """
+    raised = records.guards.raised(error)
+    is_of_text = owner(message, error) is not None or (error.sqlstate == SYNTAX_ERROR and not error.context)
+    is_outside = crossed is None and error.position is not None
+    if raised is None and not is_of_text and (is_outside or is_of_ours(error, records.table, crossed)):
+        return from_history(claim, error, records.table, crossed)
+    return from_server(claim, error, spot(message, error, reached), raised)
+
+
+def is_of_ours(error: asyncpg.PostgresError, table: Table, crossed: int | None) -> bool:
+    """Return whether a statement of ours, before or behind the script, has failed.
+
+    Without a count of the boundaries only an error that names the history does.
+    """
+    is_of_all = (error.sqlstate or "").startswith("40") or (may_be_of_any(error) and crossed == 0)
+    if is_of_all or isinstance(error, UnreadableError):
+        return False
+    return (error.schema_name, error.table_name) == table if crossed is None else crossed != 1
+
+
+def from_history(
+    claim: Claim, error: asyncpg.PostgresError, table: Table, crossed: int | None, cure: str = _LEAVE_ALONE
+) -> Failure:
+    """Return the server's error about a statement of ours as a failure without a place in a file.
+
+    It is the history's if the script had not begun. Behind a script, the script may have changed the history.
+    """
+    message = f"the history {table} cannot be written: {error.args[0] if error.args else error}"
+    hint = "; ".join(filter(None, (error.hint, cure)))
+    history = str(table) if crossed == 0 else None
+    return from_server(claim, error, Spot())._replace(message=message, hint=hint, history=history)
+
+
+async def explained(connection: Connection, claim: Claim, error: asyncpg.PostgresError, records: Records) -> Failure:
+    """Return the failure of the history that an error is, with its cure."""
+    table = records.table
+    attached = " and ".join(await trust.attached(connection, table))
+    is_named = (error.schema_name, error.table_name) == table
+    if is_named and error.column_name and error.column_name not in COLUMNS:
+        column = identifier(error.column_name)
+        cure = (
+            f"the column {error.column_name} is not pgratchet's, and needs a default: "
+            f"ALTER TABLE {table.quoted} ALTER COLUMN {column} SET DEFAULT ..., or DROP NOT NULL"
+        )
+    elif is_named and error.constraint_name and error.sqlstate != UNIQUE_VIOLATION:
+        drop = f"ALTER TABLE {table.quoted} DROP CONSTRAINT {identifier(error.constraint_name)}"
+        cure = f"the constraint {error.constraint_name} is not pgratchet's, and refuses its rows: {drop}"
+    elif attached:
+        cure = f"{attached} of the table runs when it is written: correct that, or take it off the table"
+    else:
+        cure = f"somebody has changed the table since it was made: psql shows how by \\d+ {table.quoted}"
+    failure = from_history(claim, error, table, 0, cure)
+    if records.guards.raised(error) is not None:
+        message = f"the history {table} cannot be written: something undoes what this run writes there"
+        failure = failure._replace(message=message, sqlstate=None)
+    return failure
 
 
 def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: Guard | None = None) -> Failure:
@@ -170,11 +242,16 @@ def from_server(claim: Claim, error: asyncpg.PostgresError, spot: Spot, raised: 
     )
 
 
-def from_python(claim: Claim, error: BaseException, reason: BaseException, raised: Guard | None = None) -> Failure:
+def from_python(
+    claim: Claim, error: BaseException, reason: BaseException, records: Records, crossed: int | None
+) -> Failure:
     """Return an exception of a Python step as a failure, at the innermost line of the migration's own file.
 
-    `reason` is the error itself, or the only one inside of it.
+    `reason` is the error itself, or the only one inside of it; `crossed` is as in `from_message`.
     """
+    raised = records.guards.raised(reason)
+    if isinstance(reason, asyncpg.PostgresError) and raised is None and is_of_ours(reason, records.table, crossed):
+        return from_history(claim, reason, records.table, crossed)
     path, text = claim.step.script.source.path, claim.step.script.source.text
     # A task that is started from a library has no line of the file: then the group's own line counts.
     line = _line(reason, path) or _line(error, path)

@@ -227,6 +227,11 @@ class Framing(NamedTuple):
         """Return the framing for a session in which no PL/pgSQL runs any more."""
         return self.of(self.records, self.limits, self.facts._replace(plpgsql=False), self.owner)
 
+    @property
+    def boundary(self) -> str:
+        """The SQL that lets the server say that a script begins, or has ended: our own statements are around it."""
+        return mark(boundary(self.marker)) if self.marker else ""
+
     def messages(self, group: Group) -> Iterator[Message]:
         """Return the messages that run the steps of a group, each step in a transaction of its own.
 
@@ -234,14 +239,16 @@ class Framing(NamedTuple):
         """
         frames = []
         for claim in group:
-            durable, begin = claim is group[-1], claim.step.script.begin
+            # Those that share the message of another step are DDL that evaluates nothing.
+            told, durable, begin = claim is group[0], claim is group[-1], claim.step.script.begin
             head = (
                 f"/* pgratchet {claim.step.migration.version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
                 + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
                 + ("" if durable else "SET LOCAL synchronous_commit = off;")
-                + self.opening(claim)
+                + self.opening(claim, told=told)
             )
-            frames.append(Frame(claim, head, f"{self.closing(claim, durable=durable)}COMMIT;{self.reset}"))
+            tail = f"{self.closing(claim, durable=durable, told=told)}COMMIT;{self.reset}"
+            frames.append(Frame(claim, head, tail))
         messages = compose(frames, self.marker)
         if len(group) == 1 or _TO_CLIENT.search(group[0].step.script.source.text):
             yield from messages
@@ -263,13 +270,14 @@ class Framing(NamedTuple):
         role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
         return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"
 
-    def opening(self, claim: Claim) -> str:
-        """Return the SQL between BEGIN and a script."""
-        return self.local_settings + self.settings(claim, "SET LOCAL") + self.records.claim(claim, self.facts.writer)
+    def opening(self, claim: Claim, *, told: bool = True) -> str:
+        """Return the SQL between BEGIN and a script. It ends with a boundary if that is to be `told`."""
+        settings = self.local_settings + self.settings(claim, "SET LOCAL")
+        return settings + self.records.claim(claim, self.facts.writer) + (self.boundary if told else "")
 
-    def closing(self, claim: Claim, *, durable: bool = True) -> str:
-        """Return the SQL between a script and COMMIT."""
-        constraints = "SET CONSTRAINTS ALL IMMEDIATE;"
+    def closing(self, claim: Claim, *, durable: bool = True, told: bool = True) -> str:
+        """Return the SQL between a script and COMMIT, with a boundary as in `opening`."""
+        constraints = f"SET CONSTRAINTS ALL IMMEDIATE;{self.boundary if told else ''}"
         return constraints + self.ourselves + (DURABLE if durable else "") + self.records.record(claim)
 
     def settings(self, claim: Claim, scope: Literal["SET", "SET LOCAL"]) -> str:
@@ -354,6 +362,11 @@ def mark(marker: str) -> str:
     client_min_messages stops NOTICE.
     """
     return f"DO $pgratchet$BEGIN RAISE INFO '{marker}';END$pgratchet$;"
+
+
+def boundary(marker: str) -> str:
+    """Return the notice between our own statements and a script, given that between the parts of scripts."""
+    return f"{marker} ours"
 
 
 def part_at(message: Message, position: int) -> Part | None:

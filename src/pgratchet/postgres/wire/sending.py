@@ -21,7 +21,7 @@ from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connect, Connection, describe, lost, open_session
 from pgratchet.postgres.link.sql import EQ
 from pgratchet.postgres.wire.backends import SESSIONS, told
-from pgratchet.postgres.wire.message import Message, Part
+from pgratchet.postgres.wire.message import Message, Part, boundary
 
 LOOK_AFTER = 2.0
 """Seconds, at most, before a second session looks for blockers of the work, and between two looks."""
@@ -49,17 +49,18 @@ _log = logging.getLogger("pgratchet")
 class Wire:
     """One session. `budget` bounds its waiting; `tell` gets each retry and each finished statement.
 
-    `blockers` looks for sessions in the way while this one works. `marks` counts the notices since the last `begin`
-    whose whole text is `marker`.
+    `blockers` looks for sessions in the way while this one works. Since the last `begin`, `marks` counts the notices
+    whose whole text is `marker`, and `crossed` those that are its `boundary`.
     """
 
     def __init__(self, connection: Connection, blockers: "Blockers", budget: Budget, tell: Tell, marker: str) -> None:
         self.connection = connection
-        self.marks = 0
+        self.marks = self.crossed = 0
         self.budget = budget
         self._blockers = blockers
         self._tell = tell
         self._marker = marker
+        self._boundary = boundary(marker)
         self._marked: deque[Part] = deque()
         self._version = ""
         self._lock_timeout = 0.0
@@ -72,7 +73,7 @@ class Wire:
         self._version = version
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
-        self.marks = 0
+        self.marks = self.crossed = 0
         self._marked.clear()
 
     @contextmanager
@@ -91,6 +92,8 @@ class Wire:
             if self._marked:
                 part = self._marked.popleft()
                 self.tell_finished(part.claim.step, part.segment)
+        elif notice.message == self._boundary:
+            self.crossed += 1
         elif notice.sqlstate != NO_TRANSACTION:
             _log.info("%s: %s", notice.severity, notice.message)
 
@@ -159,6 +162,7 @@ class Wire:
         """
 
         async def attempt() -> T:
+            self.crossed = 0
             try:
                 return await work()
             except asyncpg.PostgresError:
