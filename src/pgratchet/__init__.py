@@ -11,6 +11,7 @@ from pgratchet.core.errors import (
     PgratchetError,
     ScriptError,
     ServerError,
+    StartInterruptedError,
     UsageError,
 )
 from pgratchet.core.events import (
@@ -97,6 +98,7 @@ __all__ = [
     "Segment",
     "ServerError",
     "Source",
+    "StartInterruptedError",
     "Started",
     "State",
     "StatementFinished",

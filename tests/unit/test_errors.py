@@ -15,6 +15,7 @@ from pgratchet.core.errors import (
     PgratchetError,
     ScriptError,
     ServerError,
+    StartInterruptedError,
     UsageError,
 )
 from pgratchet.core.model import Direction, Failure, Finished, Problem
@@ -35,6 +36,7 @@ EXAMPLES = [
     BehindError(["12", "13"]),
     BehindError(["12", "13"], ["12"], ["13"]),
     BudgetExceededError("what"),
+    StartInterruptedError("what"),
 ]
 
 

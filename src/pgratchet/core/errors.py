@@ -10,6 +10,7 @@ PgratchetError
 ├── HistoryError              the release manager: files and history disagree
 │   └── ForeignTableError     the installer: another tool's table has our table's name
 ├── BehindError               the deployer: migrations are pending where none may be
+├── StartInterruptedError     nobody: a signal has ended the start of an application
 └── BudgetExceededError       the waiting caller: the time allowed for waiting is over
 
 Each keeps its arguments in `args`, so that it survives the way through a process pool. The result of str() is
@@ -124,6 +125,10 @@ class BehindError(PgratchetError):
         said = {"interrupted": self.interrupted, "in doubt": self.in_doubt}
         begun = "".join(f"; {state}: {ranges(each, self.order)}" for state, each in said.items() if each)
         return f"{len(self.versions)} migration(s) pending: {ranges(self.versions, self.order)}{begun}"
+
+
+class StartInterruptedError(PgratchetError):
+    """A signal has ended the start of an application while it waited."""
 
 
 class BudgetExceededError(PgratchetError):

@@ -62,7 +62,8 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
                 _log.warning("%s", warning)
         applied = [entry.version for entry in entries if entry.row and entry.row.state is RecordState.APPLIED]
         try:
-            await executing.carry_out(turn.lock.records, steps, applied)
+            with turn.budget.watch.working():
+                await executing.carry_out(turn.lock.records, steps, applied)
         except OvertakenError:
             overtaken.append(tuple(entry.row for entry in entries))
             _refuse_contradiction(overtaken)

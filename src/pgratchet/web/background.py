@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+from pgratchet.core.errors import StartInterruptedError
+from pgratchet.postgres.link.budget import WATCH, Watch
 from pgratchet.postgres.link.cancelling import undisturbed
+from pgratchet.web.interruption import Interruption
 
 OnFailure = Callable[[BaseException], object]
 
@@ -18,18 +21,32 @@ _log = logging.getLogger("pgratchet")
 
 @asynccontextmanager
 async def in_background(
-    work: Callable[[], Awaitable[object]], patience: float, on_failure: OnFailure | None
+    work: Callable[[], Awaitable[object]], patience: float | None, on_failure: OnFailure | None
 ) -> AsyncIterator[None]:
     """Enter the block when `work` is done, or after `patience` seconds; cancel `work` at the end of the block.
 
-    Raises an error of `work` that comes before the block; `on_failure` gets an error that comes later.
+    Raises an error of `work` that comes before the block; `on_failure` gets an error that comes later. Before the block
+    a signal ends `work` where no step is under way; raises StartInterruptedError then.
     """
+
+    def cancel() -> None:
+        task.cancel()
+
+    async def watched() -> object:
+        WATCH.set(Watch(interruption.waiting, interruption.working))
+        with interruption.waiting():
+            return await work()
+
+    interruption = Interruption(cancel)
     # Not a task group: if `work` failed, a group around the yield would cancel the task that entered it, and some
     # frameworks leave a lifespan in another task than the one that entered it.
-    task = asyncio.ensure_future(work())
+    task = asyncio.ensure_future(watched())
     tell = partial(_tell_failure, on_failure)
     try:
         await asyncio.wait({task}, timeout=patience)
+        interruption.end()
+        if task.cancelled() and interruption.signal is not None:
+            raise StartInterruptedError(f"{interruption.signal.name} has ended the start; no step was under way")
         if task.done():
             task.result()
         else:
@@ -37,6 +54,7 @@ async def in_background(
             task.add_done_callback(tell)
         yield
     finally:
+        interruption.end()
         task.remove_done_callback(tell)
         await _stop(task)
 

@@ -31,9 +31,11 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
     `slow_after` seconds, behind a gate, and the migration continues beside it. The lifespan of the application is then
     entered before the schema is ready. If the migration fails later, `on_failure` is called with the error.
 
+    SIGINT and SIGTERM end a start while it waits, and raise StartInterruptedError; they end no step under way. They
+    also reach the handlers that were there before.
+
     Call the object with the application, as FastAPI and Starlette do, or enter it directly. It writes to the log, and
-    changes neither signal handlers nor the configuration of logging. Raises UsageError for an argument that cannot be
-    right.
+    does not change the configuration of logging. Raises UsageError for an argument that cannot be right.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults
@@ -73,10 +75,7 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         """Run the lifespan of one application; yields the value that `inner` yields."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._migrator.serving())
-            if self._patience is None:
-                await self._verb()
-            else:
-                await stack.enter_async_context(in_background(self._verb, self._patience, self._on_failure))
+            await stack.enter_async_context(in_background(self._verb, self._patience, self._on_failure))
             yield None if self._inner is None else await stack.enter_async_context(self._inner(app))
 
     async def __aenter__(self) -> Any:

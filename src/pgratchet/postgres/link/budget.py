@@ -6,9 +6,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from enum import Enum, auto
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import asyncpg
 
@@ -40,13 +41,28 @@ class Interval:
         return over
 
 
+class Watch(NamedTuple):
+    """The blocks in which a run waits, and in which it works on steps; it may wait inside of these, too."""
+
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    working: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+WATCH: ContextVar[Watch] = ContextVar("watch")
+"""Watches the runs that begin in a context; the hook's does something."""
+
+
 class Budget:
-    """The seconds that a run may wait in total, and those until a server answers at all; None for no limit."""
+    """The seconds that a run may wait in total, and those until a server answers at all; None for no limit.
+
+    `watch` is entered whenever the run waits.
+    """
 
     def __init__(self, seconds: float | None, unanswered: float | None = None) -> None:
         self._seconds = seconds
         self._unanswered = unanswered
         self._spent = 0.0
+        self.watch = WATCH.get(Watch())
 
     @property
     def _limit(self) -> float | None:
@@ -66,7 +82,8 @@ class Budget:
         """Charge the time of the block to the budget."""
         began = time.monotonic()
         try:
-            yield
+            with self.watch.waiting():
+                yield
         finally:
             self._spent += time.monotonic() - began
 
