@@ -2,13 +2,14 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 
-from pgratchet import Failure, Migrator, ServerError
-from tests.support import HEAD, HISTORY, Write, ask, column, exists, failure_of, states, tell
+from pgratchet import Failure, Migrator, ServerError, embedded
+from tests.support import HEAD, HISTORY, Write, ask, column, exists, failure_of, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -330,3 +331,42 @@ async def test_a_table_that_cannot_be_made_is_named_in_the_error(dsn: str, write
 
     await tell(dsn, "DROP EVENT TRIGGER frozen")
     assert len(await migrator.up()) == 1
+
+
+@pytest.fixture(scope="module")
+def logical(memory: Path | None) -> Iterator[embedded.Server]:
+    """A server that replicates between its databases."""
+    with embedded.server(tcp=True, folder=memory, settings={"wal_level": "logical"}) as server:
+        yield server
+
+
+async def test_a_history_that_is_replicated_from_another_database_is_not_believed(
+    logical: embedded.Server, write: Write
+) -> None:
+    folder = write({"001_a.sql": "CREATE TABLE a (i int PRIMARY KEY);"})
+    await tell(logical.dsn, "CREATE DATABASE here")
+    there, here = logical.dsn, logical.dsn_for("here")
+    for dsn in (there, here):
+        await Migrator(dsn, folder).up()
+    await tell(there, "CREATE PUBLICATION p FOR ALL TABLES")
+    await ask(there, "SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+    options = "create_slot = false, slot_name = 's', copy_data = false"
+    await tell(here, f"CREATE SUBSCRIPTION s CONNECTION '{there}' PUBLICATION p WITH ({options})")
+    write({"002_b.sql": "CREATE TABLE b (i int PRIMARY KEY);"})
+    assert len(await Migrator(there, folder).up()) == 1
+
+    async def replicated() -> bool:
+        return "2" in await states(here)
+
+    await until(replicated)
+    migrator = Migrator(here, folder)
+
+    for work in (migrator.up, migrator.check, migrator.wait, migrator.plan):
+        with pytest.raises(ServerError, match="another database writes the history, through the subscription s"):
+            await work()
+
+    assert not await exists(here, "b")
+    await tell(here, f"ALTER SUBSCRIPTION s DISABLE; DELETE FROM {HISTORY} WHERE version = '2'")
+    assert [step.version for step in await migrator.up()] == ["2"]
+    await tell(here, "ALTER SUBSCRIPTION s SET (slot_name = NONE)")
+    await tell(here, "DROP SUBSCRIPTION s")

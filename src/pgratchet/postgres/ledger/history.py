@@ -138,6 +138,14 @@ class History(NamedTuple):
         """Return the result of `copied` for a table that the first look refused, if a second look accepts it."""
         if raised is Guard.COLUMNS:
             raise ForeignTableError(self.described(*await self.relation(connection)))
+        if raised is Guard.REPLICATED:
+            names = await trust.subscriptions(connection, self.table)
+            raise ServerError(
+                f"the rows of {self.table} do not say which migrations are applied here: {Guard.REPLICATED}, through "
+                f"the subscription {', '.join(names)}, and replication brings rows without the changes of the schema; "
+                "take the table out of the publication there and ALTER SUBSCRIPTION ... REFRESH PUBLICATION here, or "
+                "give this database a history of another name (--table), or end the subscription"
+            )
         found = await trust.inspect(connection, *self)
         if found.strange and raised is Guard.OWNER:
             raise ForeignTableError(self._untrusted(found.strange))

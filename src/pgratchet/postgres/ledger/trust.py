@@ -127,6 +127,12 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {schem
 """
 
 
+_SUBSCRIPTIONS = (
+    "FROM pg_catalog.pg_subscription_rel r JOIN pg_catalog.pg_subscription s "
+    f"ON s.oid {EQ} r.srsubid WHERE r.srrelid {EQ} {{}} AND s.subenabled"
+)
+
+
 class Seal(NamedTuple):
     """A table as a run has inspected it: its oid, its partitions' oids too, and the triggers of all.
 
@@ -193,6 +199,12 @@ async def inspect(
     return Inspection(row["schema"], row["kind"], row["missing"], strange, has_heirs, seal, row["others"])
 
 
+async def subscriptions(connection: Connection, table: Table) -> list[str]:
+    """Return the names of the enabled subscriptions that write a table."""
+    source = _SUBSCRIPTIONS.format("pg_catalog.to_regclass($1)::pg_catalog.oid")
+    return [name for (name,) in await own.fetch(connection, f"SELECT s.subname {source}", table.quoted)]
+
+
 async def attached(connection: Connection, table: Table) -> list[str]:
     """Return the triggers and rules of a table that run when it is written, in words."""
     oid = "pg_catalog.to_regclass($1)::pg_catalog.oid"
@@ -212,12 +224,13 @@ def readable(
 ) -> str:
     """Return SQL that raises unless COPY of a table reads all rows of a history.
 
-    It must have the required columns, none of them generated; row level security must hide no row from the current
-    role; and unless it may be `anybodys`, its owner must be, at first sight, a role that a run trusts. At first sight:
-    a search through all memberships, and through policies, is left to a second look, with what `inspect` has `found`.
+    It must have the required columns, none of them generated; no subscription may write it; row level security must
+    hide no row from the current role; and unless it may be `anybodys`, its owner must be, at first sight, a role that a
+    run trusts. At first sight: a search through all memberships, and through policies, is left to a second look, with
+    what `inspect` has `found`.
     """
     oid = f"{literal(table.quoted)}::pg_catalog.regclass::pg_catalog.oid"
-    conditions = {}
+    conditions = {Guard.REPLICATED: f"NOT EXISTS (SELECT {_SUBSCRIPTIONS.format(oid)})"}
     if not anybodys:
         users = ", ".join(["session_user", "current_user", *([] if owner is None else [literal(owner)])])
         # A superuser is a member of every role, whichever role the owner is.

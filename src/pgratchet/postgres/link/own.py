@@ -205,6 +205,7 @@ class Guard(StrEnum):
     TABLE = "the history table, or its triggers, have changed since this run inspected them"
     OWNER = "the history table belongs to a role that this run may not trust"
     COLUMNS = "the table has not the columns of a history"
+    REPLICATED = "another database writes the history"
     POLICY = "row level security may hide rows of the history"
 
 
