@@ -251,7 +251,7 @@ def test_the_readme_installs_a_checkout_or_a_wheel_migrates_and_serves(reader: R
 
     folder = reader.cwd
     assert str(folder) in reader.run("command -v pgratchet; pip uninstall --yes --quiet pgratchet")
-    reader.run(f"cd {checkout}; {span_of('README.md', 'pip wheel')}; {span_of('README.md', 'pip install pgratchet-')}")
+    reader.run(f"cd {checkout}; {span_of('README.md', 'pip wheel')}; {span_of('README.md', 'pip install dist/')}")
     assert reader.run(f"cd {folder}; command -v pgratchet; pgratchet status").endswith("1 applied\n")
 
 

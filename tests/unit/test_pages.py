@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import pgratchet
+from pgratchet.cli import program
 from pgratchet.cli.commands import COMMANDS
 from tests.pages import PAGES, ROOT, Block, anchors, blocks, commands, links, parsed, prose, signature, spans
+from tests.serving.processes import SERVERS
 from tests.support import missing
 
 LANGUAGES = {"json", "mermaid", "python", "sh", "sql", "text", "toml", "yaml"}
@@ -106,6 +110,34 @@ def test_commands_are_found_in_lines() -> None:
     assert {"pgratchet up", "pgratchet down --to 41", "pgratchet up --allow-late"} <= found
 
 
+def options(command: str) -> dict[str, list[str]]:
+    """Return the options of a command, each with the variables that it reads."""
+    group: Any = typer.main.get_command(program.app)
+    chosen = group.get_command(group.make_context("pgratchet", [command]), command)
+    parameters = {parameter.opts[0]: parameter.envvar for parameter in chosen.params}
+    return {name: [found] if isinstance(found, str) else list(found or ()) for name, found in parameters.items()}
+
+
+def test_the_synopsis_has_every_command_its_options_and_what_it_says_of_itself() -> None:
+    (block,) = blocks("docs/command-line.md", "text")
+    lines = [re.split(r"  +", line) for line in block.text.splitlines()]
+    words = [line[0].split() for line in lines]
+
+    assert [name for _, name, *_ in words] == list(COMMANDS)
+    for (_, name, *_), line in zip(words, lines, strict=True):
+        assert set(re.findall(r"--[a-z-]+", " ".join(line[:-1]))) <= set(options(name))
+        assert line[-1].lower() == str(COMMANDS[name].__doc__).rstrip(".").replace("`", "").lower()
+
+
+def test_the_table_of_settings_has_every_option_that_a_variable_sets() -> None:
+    rows = re.findall(r"^\| `(--[a-z-]+)`[^|]*\| ([^|]*) \| `(\w+)` \|", PAGES["docs/command-line.md"], re.MULTILINE)
+    told = {flag: re.findall(r"`(\w+)`", variables) for flag, variables, _ in rows}
+    real = {flag: variables for command in COMMANDS for flag, variables in options(command).items() if variables}
+
+    assert told == real
+    assert {f"PGRATCHET_{setting.upper()}" for *_, setting in rows} == {variables[0] for variables in real.values()}
+
+
 def test_every_target_of_make_on_a_page_is_in_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(
@@ -155,6 +187,20 @@ def test_a_command_of_the_contributors_without_make_is_what_make_runs(with_make:
 
 def test_the_table_of_the_contributors_is_read() -> None:
     assert sum(bool(without) for _, without in CONTRIBUTING) > 8
+
+
+def test_each_command_line_of_a_server_is_one_that_is_started_in_the_tests() -> None:
+    cells = re.findall(r"^\|[^|`]*\| `([^`]+)` \|", PAGES["docs/servers.md"], re.MULTILINE)
+    lines = [cell.replace("...", cells[0]) for cell in cells]
+    started = [
+        {*shlex.split(f"{server.command} {server.flags}".format(app="app:app", port=0, folder="src"))}
+        for server in SERVERS.values()
+    ]
+
+    assert len(lines) > 6
+    # The number of workers and the folders to watch are the reader's.
+    free = {"--workers", "4", "--reload-dir", "src", "migrations"}
+    assert [line for line in lines if not any({*line.split()} - free <= words for words in started)] == []
 
 
 def test_a_benchmark_has_the_options_that_its_page_gives() -> None:
