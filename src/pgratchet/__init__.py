@@ -28,6 +28,7 @@ from pgratchet.core.events import (
 from pgratchet.core.model import (
     Adoption,
     Catalogue,
+    Destination,
     Direction,
     Entry,
     Failure,
@@ -64,6 +65,7 @@ __all__ = [
     "Catalogue",
     "Condition",
     "ConnectionLostError",
+    "Destination",
     "Direction",
     "Done",
     "Entry",

@@ -17,6 +17,7 @@ from pgratchet.core.masking import Hidden, discreet, misplaced
 from pgratchet.core.model import (
     Adoption,
     Catalogue,
+    Destination,
     Direction,
     Entry,
     File,
@@ -36,8 +37,8 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.link import sql
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.cancelling import cancelled_for_good
-from pgratchet.postgres.link.dsn import address_of
-from pgratchet.postgres.link.session import Connect, connector, open_session, prepared
+from pgratchet.postgres.link.dsn import Whereabouts, address_of
+from pgratchet.postgres.link.session import Connect, Connection, connector, open_session, prepared, whereabouts
 from pgratchet.postgres.link.sql import Limits, Table
 from pgratchet.postgres.wire import backends
 from pgratchet.runs import journal, telling
@@ -145,7 +146,7 @@ class Migrator:
         telling.refuse_coroutine("listener", listener)
         _refuse_no_layout(layout)
         by = None if lock is None else Lock(arguments.choice("lock", lock, Lock))
-        sessions = _sessions(address, factory)
+        sessions, where = _sessions(address, factory)
         direct = sessions if direct_address is None else partial(connector, address_of(direct_address, "direct_dsn"))
         role = None if owner is None else sql.owner("owner", owner)
         self.migrations = _location(migrations)
@@ -158,12 +159,14 @@ class Migrator:
         self._course = Course(layout.rank)
         self._applications = 0
         self._listener = listener
+        parsed = Table.parse(table)
+        self._destination = Destination(*where, str(parsed))
         self._journal = None if journal is None else Path(arguments.path("journal", journal))
         self._settings = Settings(
-            connect=sessions(sessions=by is Lock.SESSION),
-            direct=direct(role, sessions=by is Lock.SESSION),
+            connect=self._noting(sessions(sessions=by is Lock.SESSION)),
+            direct=self._noting(direct(role, sessions=by is Lock.SESSION)),
             lock=by,
-            history=History(Table.parse(table), role, sql.roles("trusted_owners", trusted_owners)),
+            history=History(parsed, role, sql.roles("trusted_owners", trusted_owners)),
             limits=Limits(
                 arguments.limit("lock_timeout", lock_timeout) or 0.0,
                 arguments.limit("statement_timeout", statement_timeout) or 0.0,
@@ -180,6 +183,14 @@ class Migrator:
             return "Migrator(), whose arguments were refused"
         # The DSN is left out: it may hold a password.
         return f"Migrator(migrations={str(self.migrations)!r}, table={str(self._settings.history.table)!r})"
+
+    @property
+    def destination(self) -> Destination:
+        """The history table, and the server and the database of the last session; any thread may read it.
+
+        Before the first session they are those of the DSN, if that names one host.
+        """
+        return self._destination
 
     @property
     def readiness(self) -> Readiness:
@@ -318,6 +329,16 @@ class Migrator:
         work = partial(repair, self._settings, await self._read(), judgement, self._budget())
         return await cancelled_for_good(work)
 
+    def _noting(self, connect: Connect) -> Connect:
+        """Return a factory of the same connections that keeps where each leads."""
+
+        async def connect_and_note() -> Connection:
+            connection = await connect()
+            self._destination = Destination(*whereabouts(connection), self._destination.table)
+            return connection
+
+        return connect_and_note
+
     def _version(self, to: str | int | None) -> str | None:
         if to is None:
             return None
@@ -406,11 +427,13 @@ def _hidden(value: T | None) -> Hidden[T] | None:
     return None if value is None else Hidden(value)
 
 
-def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> Callable[..., Connect]:
+def _sessions(dsn: Hidden[str] | None, connect: Hidden[Connect] | None) -> tuple[Callable[..., Connect], Whereabouts]:
+    """Return the maker of the factory of connections, and where they will lead, as far as that is known."""
     if dsn is not None and connect is None:
-        return partial(connector, address_of(dsn, "dsn"))
+        address = address_of(dsn, "dsn")
+        return partial(connector, address), address.whereabouts
     if dsn is None and connect is not None:
-        return partial(prepared, connect)
+        return partial(prepared, connect), (None, None, None)
     raise UsageError("give either dsn or connect, a factory of connections")
 
 

@@ -140,8 +140,13 @@ def document(result: "subprocess.CompletedProcess[str]") -> Any:
 
 
 def refused(result: "subprocess.CompletedProcess[str]") -> str:
-    """Show that a command was refused as wrong use, in one line and without a secret, and return that line."""
-    (said,) = result.stderr.splitlines()
+    """Show that a command was refused as wrong use, in one line and without a secret, and return that line.
+
+    A line with the place of the database may come first.
+    """
+    *place, said = result.stderr.splitlines()
+    assert all(line.startswith("database ") for line in place[:1]), place
+    assert len(place) <= 1
     assert (result.returncode, said.startswith("error: ")) == (2, True), said
     assert SECRET not in result.stdout + result.stderr
     if result.stdout:

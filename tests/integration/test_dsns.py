@@ -1,21 +1,23 @@
 """A DSN means what libpq takes it for; what asyncpg cannot honour is named, and no other database is ever used."""
 
 import asyncio
+import json
 import socket
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+import asyncpg
 import pytest
 from typer.testing import CliRunner
 
-from pgratchet import BudgetExceededError, Migrator, ServerError, UsageError
+from pgratchet import BudgetExceededError, Destination, Migrator, ServerError, UsageError, embedded
 from pgratchet.cli.program import app
 from pgratchet.core.masking import Hidden
 from pgratchet.postgres.link import session
 from pgratchet.postgres.link.dsn import Address, address_of
 from pgratchet.postgres.link.session import connector, open_session
-from tests.support import PASSWORD, Write, ask, free_port, states
+from tests.support import PASSWORD, Connection, Write, ask, free_port, leave, states
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +82,78 @@ PLACES = [
 @pytest.mark.parametrize("form", PLACES)
 async def test_a_dsn_leads_to_the_database_that_libpq_would_take(there: Server, form: str) -> None:
     assert await database_of(there.dsn(form)) == there.database
+
+
+@pytest.mark.parametrize("form", PLACES)
+def test_a_report_says_first_where_the_command_was_connected(there: Server, write: Write, form: str) -> None:
+    for arguments in (["up"], ["status"], ["check"], ["wait"], ["plan"], ["down"]):
+        command = [*arguments, "--dir", str(write(ONE | {"001_a.down.sql": "DROP TABLE a;"})), "--dsn", there.dsn(form)]
+        said, document = CliRunner().invoke(app, command), CliRunner().invoke(app, [*command, "--json"]).stdout
+        place = f"database {there.database} at {there.host}:{there.port}, public.schema_migrations"
+        assert said.stdout.splitlines()[0] == place
+        fields = {name: json.loads(document)[name] for name in ("host", "port", "database", "table")}
+        assert fields == {
+            "host": there.host,
+            "port": there.port,
+            "database": there.database,
+            "table": "public.schema_migrations",
+        }
+
+
+def test_an_error_says_first_where_the_command_was_connected(there: Server, write: Write) -> None:
+    several = there.dsn("postgresql://{login}{host}:1,{host}:{port}/{database}")
+    for files, command, code in (({}, "check", 3), ({"001_a.sql": "SELECT 1/0;"}, "up", 1)):
+        arguments = [command, "--dir", str(write(ONE | files)), "--table", "app.history", "--dsn", several, "--json"]
+        ended = CliRunner().invoke(app, arguments)
+        assert ended.exit_code == code
+        said = [line for line in ended.stderr.splitlines() if " INFO " not in line]
+        assert said[0] == f"database {there.database} at {there.host}:{there.port}, app.history"
+        document = json.loads(ended.stdout)
+        assert (document["ok"], document["host"], document["port"]) == (False, there.host, there.port)
+        assert (document["database"], document["table"]) == (there.database, "app.history")
+
+
+async def test_a_migrator_knows_where_its_last_session_led(there: Server, write: Write) -> None:
+    several = there.dsn("postgresql://{login}{host}:1,{host}:{port}/{database}")
+    connected = Destination(there.host, there.port, there.database, "app.history")
+
+    async def connect() -> Connection:
+        return await asyncpg.connect(several, statement_cache_size=0)
+
+    for migrator, before in (
+        (Migrator(several, write(ONE), table="app.history"), connected._replace(host=None, port=None)),
+        (
+            Migrator(connect=connect, migrations=write(ONE), table="app.history"),
+            Destination(None, None, None, "app.history"),
+        ),
+    ):
+        assert migrator.destination == before
+        await migrator.status()
+        assert migrator.destination == connected
+
+
+async def test_a_session_of_direct_dsn_is_where_a_run_was_connected(there: Server, write: Write) -> None:
+    one = there.dsn("postgresql://{login}{host}:{port}/postgres")
+    migrator = Migrator(one, write(ONE), direct_dsn=there.dsn("postgresql://{login}{host}:{port}/{database}"))
+    assert migrator.destination.database == "postgres"
+    await migrator.up()
+    assert migrator.destination.database == there.database
+
+
+async def test_a_socket_is_named_by_its_directory(tmp_path: Path, write: Write) -> None:
+    with embedded.server(folder=tmp_path) as server:
+        migrator = Migrator(server.dsn, write(ONE))
+        before = migrator.destination
+        await migrator.up()
+        assert migrator.destination == before
+        folder, database = await ask(server.dsn, "SHOW unix_socket_directories"), before.database
+        await leave(server.dsn)
+    assert str(before) == f"database {database} at {folder}:{before.port}, public.schema_migrations"
+
+
+def test_an_ipv6_address_is_told_from_its_port() -> None:
+    place = Migrator("postgresql://me@[::1]:6000/app", "m").destination
+    assert str(place) == "database app at [::1]:6000, public.schema_migrations"
 
 
 async def test_a_socket_s_directory_is_a_host_in_each_place(tmp_path: Path) -> None:

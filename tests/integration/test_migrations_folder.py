@@ -148,7 +148,7 @@ async def test_the_runner_applies_everything_from_any_folder(dsn: str, folder: P
 async def test_a_dry_run_shows_everything_and_applies_nothing(dsn: str, folder: Path, tmp_path: Path) -> None:
     shown = call([folder / "run_migrations.py", "--dry-run"], tmp_path, dsn)
     assert shown.returncode == 0
-    assert len(shown.stdout.splitlines()) == len(NUMBERS)
+    assert len(shown.stdout.splitlines()) == 1 + len(NUMBERS)
     assert (await shape(dsn), await applied(dsn)) == (set(), [])
     assert not (folder / ".migration_history").exists()
 

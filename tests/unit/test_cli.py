@@ -34,6 +34,7 @@ from pgratchet.core.errors import (
 from pgratchet.core.masking import discreet
 from pgratchet.core.model import (
     Adoption,
+    Destination,
     Direction,
     Entry,
     Failure,
@@ -53,6 +54,7 @@ from pgratchet.core.model import (
 )
 from pgratchet.files.layouts.own import own
 
+UNCONNECTED = Destination(None, None, None, "public.schema_migrations")
 DSN = "postgresql://somebody@nowhere/nothing"
 ARGUMENTS = {"new": ["add users"]}
 """The arguments that a command needs."""
@@ -65,6 +67,7 @@ class FakeMigrator:
     answers: dict[str, Any] = field(default_factory=dict)
     made: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    destination: Destination = UNCONNECTED
 
     def __call__(self, *arguments: Any, **options: Any) -> "FakeMigrator":
         self.made.append((arguments, options))
@@ -395,6 +398,7 @@ def test_a_run_says_what_it_did_step_by_step(fake: FakeMigrator) -> None:
     ]
     assert json.loads(invoke("redo", "--json").stdout) == {
         "ok": True,
+        **UNCONNECTED._asdict(),
         "finished": [
             {"version": "7", "name": "name7", "direction": "down", "statements": 2, "seconds": 0.0125},
             {"version": "7", "name": "name7", "direction": "up", "statements": 2, "seconds": 0.0125},
@@ -406,6 +410,24 @@ def test_a_run_says_what_it_did_step_by_step(fake: FakeMigrator) -> None:
 @pytest.mark.parametrize("arguments", [["up"], ["down"], ["redo"], ["plan"], ["up", "--rehearse"]])
 def test_a_run_with_nothing_to_do_says_so(arguments: list[str]) -> None:
     assert lines(invoke(*arguments)) == ["nothing to do"]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"new", "repair"}))
+def test_every_report_begins_with_the_place_if_it_is_known(fake: FakeMigrator, name: str) -> None:
+    fake.destination = Destination("db", 6000, "app", "public.t")
+    fake.answers["adopt"] = Adoption("public.a", "public.t", (), (), (), (), dry_run=True)
+    assert lines(invoke(name))[0] == "database app at db:6000, public.t"
+    for error in (ServerError("no"), InterruptedBySignalError(signal.SIGINT), LookupError("unforeseen")):
+        fake.answers[name] = error
+        assert invoke(name).stderr.splitlines()[0] == "database app at db:6000, public.t"
+    document = json.loads(invoke(name, "--json").stdout)
+    assert [document[key] for key in ("ok", "host", "port", "database", "table")] == [
+        False,
+        "db",
+        6000,
+        "app",
+        "public.t",
+    ]
 
 
 def test_a_rehearsal_says_that_nothing_has_changed(fake: FakeMigrator) -> None:
@@ -433,6 +455,7 @@ def test_a_plan_says_what_would_be_done_and_how(fake: FakeMigrator) -> None:
     ]
     assert json.loads(invoke("up", "--dry-run", "--json").stdout) == {
         "ok": True,
+        **UNCONNECTED._asdict(),
         "steps": [
             {
                 "version": "7",
@@ -620,7 +643,7 @@ def test_the_status_as_json_has_both_sides(fake: FakeMigrator) -> None:
 @pytest.mark.parametrize("name", ["check", "wait"])
 def test_a_schema_that_is_there_is_one_line(name: str) -> None:
     assert lines(invoke(name)) == ["everything is applied"]
-    assert json.loads(invoke(name, "--json").stdout) == {"ok": True}
+    assert json.loads(invoke(name, "--json").stdout) == {"ok": True, **UNCONNECTED._asdict()}
 
 
 def test_an_adoption_says_what_becomes_of_every_row(fake: FakeMigrator) -> None:
@@ -639,6 +662,7 @@ def test_an_adoption_says_what_becomes_of_every_row(fake: FakeMigrator) -> None:
     assert lines(invoke("adopt", "--yes"))[0] == "adopted, from public.a into public.b: 2, 3"
     assert json.loads(invoke("adopt", "--yes", "--json").stdout) == {
         "ok": True,
+        **UNCONNECTED._replace(table="public.b")._asdict(),
         "source": "public.a",
         "target": "public.b",
         "adopted": ["2", "3"],
@@ -917,7 +941,7 @@ def test_logs_are_on_stderr_and_more_of_them_where_wanted(fake: FakeMigrator, mo
     monkeypatch.setattr(fake, "up", up, raising=False)
     less, more = invoke("up", "--json"), invoke("up", "-v")
 
-    assert json.loads(less.stdout) == {"ok": True, "finished": []}
+    assert json.loads(less.stdout) == {"ok": True, **UNCONNECTED._asdict(), "finished": []}
     assert less.stderr.endswith(" INFO some news\n")
     assert [line.partition(" ")[2] for line in more.stderr.splitlines()] == ["INFO some news", "DEBUG small news"]
     assert logger.handlers == []

@@ -1,20 +1,24 @@
 """One plain function for each command: it calls the library once, and returns a report."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Unpack
+from typing import Annotated, TypeVar, Unpack
 
 import typer
 
-from pgratchet import migrator
 from pgratchet.cli import reports
 from pgratchet.cli.interruption import run
 from pgratchet.cli.options import Common, Judging, Locking, Waiting, Writing
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
-from pgratchet.core.model import Kind, State, Verdict
+from pgratchet.core.model import Destination, Kind, State, Verdict
 from pgratchet.files.layouts import DEFAULT_LAYOUT
+from pgratchet.migrator import Migrator
+from pgratchet.migrator import new as write_files
+
+T = TypeVar("T")
 
 LOOKS, LOOK_AGAIN = 10, 0.1
 """How often the history is read again after an interrupted run while a version is running, and the seconds between."""
@@ -40,57 +44,61 @@ Accept = Annotated[bool, typer.Option("--accept", help="The edited file of an ap
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason; the history keeps it.")]
 
 
+class StoppedError(Exception):
+    """The work of a migrator ended with an error, its `cause`, at a `destination`."""
+
+    def __init__(self, cause: BaseException, destination: Destination) -> None:
+        super().__init__(cause, destination)
+        self.cause = cause
+        self.destination = destination
+
+
 def up(to: To = None, *, dry_run: DryRun = False, rehearse: Rehearse = False, **flags: Unpack[Writing]) -> Report:
     """Apply the pending migrations."""
     if dry_run and rehearse:
         raise UsageError("--dry-run and --rehearse are two different things; give one of them")
     if dry_run:
-        return reports.planned(run(partial(open_migrator(flags).plan, to)))
+        return _report(flags, lambda migrator: migrator.plan(to), reports.planned)
     if rehearse:
-        return reports.rehearsed(run(partial(open_migrator(flags).rehearse, to)))
-    runner = open_migrator(flags)
-    return reports.done(run(partial(runner.up, to), partial(_left, runner)))
+        return _report(flags, lambda migrator: migrator.rehearse(to), reports.rehearsed)
+    return _report(flags, lambda migrator: migrator.up(to), reports.done, _left)
 
 
 def down(to: DownTo = None, steps: DownSteps = None, **flags: Unpack[Writing]) -> Report:
     """Revert the newest version, or more."""
-    runner = open_migrator(flags)
-    return reports.done(run(partial(runner.down, to, steps=steps), partial(_left, runner)))
+    return _report(flags, lambda migrator: migrator.down(to, steps=steps), reports.done, _left)
 
 
 def redo(steps: Steps = 1, **flags: Unpack[Writing]) -> Report:
     """Revert the newest version and apply it again."""
-    runner = open_migrator(flags)
-    return reports.done(run(partial(runner.redo, steps), partial(_left, runner)))
+    return _report(flags, lambda migrator: migrator.redo(steps), reports.done, _left)
 
 
 def status(**flags: Unpack[Common]) -> Report:
     """Show every version, in the files and in the database."""
-    return reports.status(run(open_migrator(flags).status))
+    return _report(flags, lambda migrator: migrator.status(), reports.status)
 
 
 def check(**flags: Unpack[Judging]) -> Report:
     """Exit with 0 if everything is applied, 3 if not, 4 if files and history disagree."""
-    run(open_migrator(flags).check)
-    return reports.up_to_date()
+    return _report(flags, lambda migrator: migrator.check(), reports.up_to_date)
 
 
 def wait(**flags: Unpack[Waiting]) -> Report:
     """Return when another runner has applied everything."""
-    run(open_migrator(flags).wait)
-    return reports.up_to_date()
+    return _report(flags, lambda migrator: migrator.wait(), reports.up_to_date)
 
 
 def plan(to: To = None, **flags: Unpack[Judging]) -> Report:
     """Show the plan of `up`; change nothing."""
-    return reports.planned(run(partial(open_migrator(flags).plan, to)))
+    return _report(flags, lambda migrator: migrator.plan(to), reports.planned)
 
 
 def new(description: Description, *, python: Python = False, **flags: Unpack[Common]) -> Report:
     """Write the files of a new migration."""
     settings = read(flags)
     folder, layout = settings.get("dir", DEFAULT_DIR), settings.get("layout", DEFAULT_LAYOUT)
-    return reports.created(migrator.new(folder, description, Kind.PYTHON if python else Kind.SQL, layout=layout))
+    return reports.created(write_files(folder, description, Kind.PYTHON if python else Kind.SQL, layout=layout))
 
 
 def adopt(
@@ -101,8 +109,11 @@ def adopt(
     **flags: Unpack[Locking],
 ) -> Report:
     """Take over the history of a home-made runner."""
-    work = partial(open_migrator(flags).adopt, source, dry_run=not yes, skip_failed=skip_failed)
-    return reports.adopted(run(work))
+    return _report(
+        flags,
+        lambda migrator: migrator.adopt(source, dry_run=not yes, skip_failed=skip_failed),
+        reports.adopted,
+    )
 
 
 def repair(  # noqa: PLR0913 - one option for each verdict
@@ -121,10 +132,28 @@ def repair(  # noqa: PLR0913 - one option for each verdict
     verdicts = [verdict for verdict, is_given in given if is_given]
     if len(verdicts) != 1:
         raise UsageError(f"give one of {', '.join(f'--{verdict}' for verdict in Verdict)}")
-    return reports.repaired(run(partial(open_migrator(flags).repair, version, verdicts[0], reason)))
+    return _report(flags, lambda migrator: migrator.repair(version, verdicts[0], reason), reports.repaired)
 
 
-async def _left(runner: migrator.Migrator) -> str:
+def _report(
+    flags: Common,
+    work: Callable[[Migrator], Awaitable[T]],
+    report: Callable[[T], Report],
+    left: Callable[[Migrator], Awaitable[str]] | None = None,
+) -> Report:
+    """Return the report of a migrator's work, with the place where it was done; raises StoppedError.
+
+    `left` is asked what interrupted work has left.
+    """
+    migrator = open_migrator(flags)
+    try:
+        result = run(partial(work, migrator), left and partial(left, migrator))
+    except BaseException as error:
+        raise StoppedError(error, migrator.destination) from error
+    return report(result).at(migrator.destination)
+
+
+async def _left(runner: Migrator) -> str:
     """Return the states of all versions after an interrupted run, in one line."""
     entries = await runner.status()
     for _ in range(LOOKS):

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pgratchet.cli import streams, troubles
-from pgratchet.cli.commands import COMMANDS
+from pgratchet.cli.commands import COMMANDS, StoppedError
 from pgratchet.cli.excerpts import Drawn
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.options import spelled_out, taken_as_given
@@ -87,12 +87,16 @@ def _carry_out(command: Callable[..., Report], options: dict[str, Any]) -> int:
 
 def _fail(error: BaseException, *, as_json: bool | None, verbose: bool | None) -> int:
     """Report any error, and return the exit code."""
+    stopped = error if isinstance(error, StoppedError) else None
+    if stopped is not None:
+        error = stopped.cause
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         error = InterruptedBySignalError(signal.SIGINT)
     if verbose and not isinstance(error, troubles.FORESEEN):
         trace = "".join(traceback.format_exception(error))
         typer.echo(printable_lines(discreet(trace)), file=sys.stderr)
-    _tell(troubles.report(error), ok=False, as_json=as_json)
+    report = troubles.report(error)
+    _tell(report.at(stopped.destination) if stopped is not None else report, ok=False, as_json=as_json)
     return troubles.exit_code(error)
 
 

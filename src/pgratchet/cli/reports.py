@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pgratchet.core.model import Adoption, Direction, Entry, Finished, Mode, Plan, RecordState, State
+from pgratchet.core.model import Adoption, Destination, Direction, Entry, Finished, Mode, Plan, RecordState, State
 from pgratchet.core.plan import planning
 from pgratchet.core.plan.halfway import HALF_DONE
 from pgratchet.core.printing import printable, ranges
@@ -26,6 +26,12 @@ class Report(NamedTuple):
 
     lines: Sequence[str]
     document: dict[str, Any]
+
+    def at(self, destination: Destination) -> Self:
+        """Return the report with the place that it is about: its first line, and four fields."""
+        place = destination._replace(table=self.document.get("table", destination.table))
+        head = [] if place.host is None else [str(place)]
+        return self._replace(lines=[*head, *self.lines], document=place._asdict() | self.document)
 
 
 def done(steps: Sequence[Finished]) -> Report:
@@ -95,7 +101,7 @@ def left(entries: Sequence[Entry]) -> str:
     return "; ".join([_total(entries), *filter(None, map(_begun, entries))])
 
 
-def up_to_date() -> Report:
+def up_to_date(_: None) -> Report:
     """Report that nothing is pending."""
     return Report(["everything is applied"], {})
 
@@ -127,7 +133,8 @@ def adopted(adoption: Adoption) -> Report:
         lines.append("nothing has changed; --yes does it")
     elif not adoption.dry_run:
         lines.append(f"from now on give --table {adoption.target}, or set it: see PGRATCHET_TABLE and [tool.pgratchet]")
-    return Report(lines if adoption.adopted else [*lines, "nothing to adopt"], adoption._asdict())
+    document = {"table": adoption.target} | adoption._asdict()
+    return Report(lines if adoption.adopted else [*lines, "nothing to adopt"], document)
 
 
 def _total(entries: Sequence[Entry]) -> str:

@@ -85,6 +85,22 @@ class Verdict(StrEnum):
     ACCEPT = "accept"
 
 
+class Destination(NamedTuple):
+    """A history table, and the server and the database that hold it, None where they are not known.
+
+    `host` is a name, an address, or the directory of a socket.
+    """
+
+    host: str | None
+    port: int | None
+    database: str | None
+    table: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.host and ":" in self.host else self.host
+        return printable(f"database {self.database} at {host}:{self.port}, {self.table}")
+
+
 class File(NamedTuple):
     """One file of a migration directory, as it was found: `path` is for people, `name` is for rules."""
 

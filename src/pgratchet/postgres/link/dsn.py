@@ -13,6 +13,8 @@ from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import Hidden, hide
 
 Dsn: TypeAlias = str | Hidden[str]
+Whereabouts: TypeAlias = tuple[str | None, int | None, str | None]
+"""Host, port and database, as far as they are known."""
 
 _SCHEMES = {"postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg"}
 _DRIVERS = {"psycopg", "psycopg2", "psycopg2cffi", "psycopg_async", "pg8000", "aiopg", "pygresql", "pypostgresql"}
@@ -140,17 +142,33 @@ class Address(NamedTuple):
         return max(2, seconds) if seconds > 0 else None
 
     @property
-    def place(self) -> str:
-        """Database, server and user, with the environment's defaults, and the source."""
-        user = self.get("user") or os.environ.get("PGUSER", "")
-        database = self.get("dbname") or os.environ.get("PGDATABASE") or user
+    def whereabouts(self) -> Whereabouts:
+        """The host, the port and the database; no host and no port if there are several, or the default socket's."""
+        host = self.get("host") or os.environ.get("PGHOST", "")
+        (_, port), *others = self._servers
+        known = host and port.isdecimal() and not others
+        return host if known else None, int(port) if known else None, self._database or None
+
+    @property
+    def _user(self) -> str:
+        return self.get("user") or os.environ.get("PGUSER", "")
+
+    @property
+    def _database(self) -> str:
+        return self.get("dbname") or os.environ.get("PGDATABASE") or self._user
+
+    @property
+    def _servers(self) -> Sequence[tuple[str, str]]:
         hosts = (self.get("host") or os.environ.get("PGHOST") or "the local socket").split(",")
         ports = (self.get("port") or os.environ.get("PGPORT") or "5432").split(",")
-        if len(ports) == 1:
-            ports *= len(hosts)
-        servers = ", ".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
-        user = f"user {user}" if user else "the user of this process"
-        database = f"database {database}" if database else "the database of the user's name"
+        return tuple(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
+
+    @property
+    def place(self) -> str:
+        """Database, server and user, with the environment's defaults, and the source."""
+        servers = ", ".join(f"{host}:{port}" for host, port in self._servers)
+        user = f"user {self._user}" if self._user else "the user of this process"
+        database = f"database {self._database}" if self._database else "the database of the user's name"
         return f"{database} at {servers}, {user}, by {self.source}"
 
 

@@ -17,7 +17,7 @@ from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, backoff
 from pgratchet.postgres.link.cancelling import undisturbed
-from pgratchet.postgres.link.dsn import Address
+from pgratchet.postgres.link.dsn import Address, Whereabouts
 from pgratchet.postgres.link.factories import made_by, refuse_uncallable
 from pgratchet.postgres.link.lending import Lendable
 from pgratchet.postgres.link.overhearing import OverhearingLoop
@@ -220,6 +220,17 @@ def _refit(connection: Connection) -> None:
     for option, value in options.items():
         if (number := getattr(socket, option, None)) is not None:
             plug.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def whereabouts(connection: Connection) -> Whereabouts:
+    """Return host, port and database of a connection; of several hosts, the one that it was made to."""
+    # There is no public way to these, too: the transport knows no names.
+    address: Any = getattr(connection, "_addr", None)
+    database: str | None = getattr(getattr(connection, "_params", None), "database", None)
+    if isinstance(address, str):
+        folder, _, number = address.rpartition("/.s.PGSQL.")
+        return folder, int(number), database
+    return *(address or (None, None)), database
 
 
 async def set_parameters(
