@@ -93,11 +93,12 @@ class Statements:
     def noting(self) -> Iterator[None]:
         """Note the statements that this process sends inside the block, without the text of migrations."""
         # Wire.send() calls own.execute(), where the text of a migration cannot be told from ours any more.
-        execute = own.execute
+        execute, copied = own.execute, own.copied
         inside: list[str] = []
 
         def noting(door: Callable[..., Any]) -> Callable[..., Any]:
             async def through(connection: object, text: str, *arguments: object, **more: object) -> Any:
+                assert door is not copied or ";" in text, "a pooler may send a COPY that comes alone to a standby"
                 if not inside or text not in inside:
                     self.note(text)
                 return await door(connection, text, *arguments, **more)

@@ -176,11 +176,10 @@ class History(NamedTuple):
         """
         # COPY alone would take a materialized view, too, from PostgreSQL 18 on. Without a list of columns it takes
         # those that are there. Another tool's table may be large: it is refused before it is read.
-        lock = f"LOCK TABLE ONLY {self.table.quoted} IN ACCESS SHARE MODE;"
         copy = f"COPY {self.table.quoted} {own.AS_CSV}"
         try:
             async with self._reading(connection):
-                return await own.copied(connection, lock + check(self.table) + copy, patience)
+                return await own.copied(connection, self._lock + check(self.table) + copy, patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return {}
         except asyncpg.WrongObjectTypeError:
@@ -197,37 +196,38 @@ class History(NamedTuple):
         self, connection: Connection, versions: Sequence[str] | None, patience: float | None = None
     ) -> tuple[HistoryRow, ...]:
         """Return the rows of `versions`, None for all, as `read` does; call this only where the table `is_safe`."""
-        query = self._as_json
-        if versions is not None:
-            query += f" WHERE version {EQ} ANY ($1::pg_catalog.text[])"
         try:
             async with self._reading(connection):
-                arguments = [] if versions is None else [list(versions)]
-                records = await own.fetch(connection, query, *arguments, patience=patience)
+                read = await own.copied(connection, self._lock + self.reading(versions), patience)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return ()
-        columns = _columns(text for (text,) in records)
+        columns = _columns(read)
         if columns and not columns.keys() >= set(REQUIRED):
             raise ForeignTableError(self.described(*await self.relation(connection)))
-        try:
-            return _rows(columns)
-        except ValueError:
-            raise ServerError(self.unreadable) from None
+        return self._known(columns)
 
     @property
-    def _as_json(self) -> str:
-        """A query for all rows: as JSON a row has its columns by name, of any type, and its dates in ISO format."""
-        return f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text AS row FROM {self.table.quoted} AS history"
+    def _lock(self) -> str:
+        """The statement before a COPY: a pooler may send a COPY that comes alone to a standby."""
+        return f"LOCK TABLE ONLY {self.table.quoted} IN ACCESS SHARE MODE;"
 
-    def reading(self, versions: Iterable[str]) -> str:
-        """Return the COPY whose result `was_read` takes: the rows of these versions, where the table `is_safe`."""
-        these = ", ".join(map(literal, versions))
-        return f"COPY ({self._as_json} WHERE version {EQ} ANY (ARRAY[{these}])) {own.AS_CSV}"
+    def reading(self, versions: Iterable[str] | None) -> str:
+        """Return the COPY whose result `was_read` takes: the rows of `versions`, as in `read_some`.
 
-    def was_read(self, columns: dict[str, Texts]) -> tuple[HistoryRow, ...]:
+        As JSON a row has its columns by name, of any type, and its dates in ISO format.
+        """
+        query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text AS row FROM {self.table.quoted} AS history"
+        if versions is not None:
+            query += f" WHERE version {EQ} ANY (ARRAY[{', '.join(map(literal, versions))}]::pg_catalog.text[])"
+        return f"COPY ({query}) {own.AS_CSV}"
+
+    def was_read(self, read: dict[str, Texts]) -> tuple[HistoryRow, ...]:
         """Return the rows that `reading` has read; raises ServerError if a value cannot be read."""
+        return self._known(_columns(read))
+
+    def _known(self, columns: dict[str, Texts]) -> tuple[HistoryRow, ...]:
         try:
-            return _rows(_columns(filter(None, columns.get("row", ()))))
+            return _rows(columns)
         except ValueError:
             raise ServerError(self.unreadable) from None
 
@@ -535,10 +535,10 @@ def _values_or_none(type_: Type, texts: Texts) -> list[Any]:
     return list(map(value, texts))
 
 
-def _columns(rows: Iterable[str]) -> dict[str, Texts]:
-    """Return the columns of rows as JSON."""
-    read = [json.loads(text, parse_int=str) for text in rows]
-    return {name: [row[name] for row in read] for name in read[0]} if read else {}
+def _columns(read: dict[str, Texts]) -> dict[str, Texts]:
+    """Return the columns of rows that were read as JSON."""
+    rows = [json.loads(text, parse_int=str) for text in read.get("row", ()) if text]
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
 def _rows(texts: dict[str, Texts], values: Callable[[Type, Texts], list[Any]] = _values) -> tuple[HistoryRow, ...]:
