@@ -15,15 +15,16 @@ MAJORS := 14 15 16 17 18
 TYPER := .typer
 TYPER_FLOOR := $(shell sed -n 's/^ *"typer>=\([0-9.]*\)",/\1/p' pyproject.toml)
 
-.PHONY: help ready demo test test-all test-matrix test-typer chaos model lint types bench clean
+.PHONY: help ready demo test test-all test-matrix test-typer engines chaos model lint types bench clean
 
 help:
 	@echo "make demo    three replicas start at once on an empty database, a private one"
 	@echo "make test    the tests of every guarantee (make test ARGS='-k lifespan' for a part)"
-	@echo "make test-all     these, the tests of servers and frameworks, PostgreSQL 14 and 18, the oldest typer"
+	@echo "make test-all     these, the tests of servers and frameworks, PostgreSQL 14 and 18, the oldest typer, engines"
 	@echo "make test-18 the tests that need a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
 	@echo "make test-typer   the command line, on the oldest typer that is accepted"
+	@echo "make engines a herd behind pgpool-II, measured"
 	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
@@ -42,8 +43,8 @@ test: $(VENV)/.dev
 	$(TEST) -m "not third_party" $(ARGS)
 
 test-all: $(VENV)/.dev
-	$(TEST) $(ARGS)
-	$(MAKE) test-14 test-18 test-typer
+	$(TEST) --ignore=tests/engines $(ARGS)
+	$(MAKE) test-14 test-18 test-typer engines
 
 test-matrix: $(MAJORS:%=test-%)
 
@@ -56,6 +57,11 @@ test-%: $(VENV)/.dev $(SERVERS)/.installed
 test-typer: $(TYPER)/.installed
 	PYTHONPATH=$(CURDIR)/$(TYPER) $(TEST) -W ignore::DeprecationWarning:typer \
 		tests/unit/test_cli.py tests/applications/test_command_line.py $(ARGS)
+
+# One after the other: each has several servers, and is measured.
+engines: $(VENV)/.dev
+	@tests/engines/install.sh
+	$(RUN) -m pytest tests/engines $(ARGS)
 
 chaos: $(VENV)/.dev
 	$(RUN) -m tests.chaos $(ARGS)
