@@ -29,7 +29,7 @@ from pgratchet import (
     StatementFinished,
     Waiting,
 )
-from tests.support import PASS_GATE, Write, connected, gate, runner_lock, tell, until
+from tests.support import PASS_GATE, Write, ask, connected, gate, runner_lock, tell, until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +38,10 @@ UP = Direction.UP
 
 def told(events: list[Event], *kinds: type) -> list[Event]:
     return [event for event in events if isinstance(event, kinds)]
+
+
+def versions(events: list[Event], kind: type[Started | Finished]) -> list[str]:
+    return [event.version for event in events if isinstance(event, kind)]
 
 
 @pytest.fixture
@@ -57,9 +61,9 @@ async def test_a_run_tells_its_course(dsn: str, write: Write, events: list[Event
         looks[0],
         locked,
         looks[1],
-        Started("1", "a", UP, 3, together=2),
-        Started("2", "b", UP, 1, together=2),
+        Started("1", "a", UP, 3),
         *(StatementFinished("1", "a", UP, number, 3) for number in (1, 2, 3)),
+        Started("2", "b", UP, 1),
         *finished,
         Done(finished),
     ]
@@ -96,6 +100,125 @@ async def test_statements_of_a_file_without_a_transaction_are_told_as_they_are_c
     await Migrator(dsn, write({"001_a.sql": text}), listener=events.append).up()
 
     assert told(events, StatementFinished) == [StatementFinished("1", "a", UP, number, 2) for number in (1, 2)]
+
+
+DEFERRED = "CREATE TABLE a (n int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO a VALUES (1), (1 / 1);"
+ONE, THREE = "CREATE TABLE a ();", "CREATE TABLE c ();"
+STOPPED = {
+    "the first, at its end": (DEFERRED, "CREATE TABLE b ();", ["1"]),
+    "at run time": (ONE, "CREATE TABLE b (); ALTER TABLE nowhere ADD x int;", ["1", "2"]),
+    "in a function": (ONE, "SELECT 1/0;", ["1", "2"]),
+    "at its first character": (ONE, "CREATE TABEL b ();", ["1"]),
+    "statement by statement": (ONE, "-- pgratchet: no-transaction\nSELECT 1; SELECT 1/0;", ["1", "2"]),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "begun"), STOPPED.values(), ids=STOPPED)
+async def test_a_step_that_never_ran_has_not_begun(
+    dsn: str, write: Write, first: str, second: str, begun: list[str]
+) -> None:
+    events: list[Event] = []
+    files = {"001_a.sql": first, "002_b.sql": second, "003_c.sql": THREE}
+    with pytest.raises(MigrationFailedError) as caught:
+        await Migrator(dsn, write(files), listener=events.append).up()
+
+    assert versions(events, Started) == begun
+    finished = [step.version for step in caught.value.finished]
+    assert versions(events, Finished) == finished
+    events.clear()
+    cures = {"1 / 1": "2", "nowhere": "b", "1/0": "1", "TABEL": "TABLE"}
+    for wrong, right in cures.items():
+        files = {name: text.replace(wrong, right) for name, text in files.items()}
+    await Migrator(dsn, write(files), listener=events.append).up()
+    assert versions(events, Started) == versions(events, Finished) == list("123"[len(finished) :])
+
+
+async def test_a_step_begins_while_the_steps_of_its_message_before_it_are_not_told_to_be_done(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    """The log of a run that waits in the third of five files says so."""
+    files = {f"00{n}_m.sql": f"CREATE TABLE t{n} ();" for n in range(1, 6)} | {"003_m.sql": "DROP TABLE old;"}
+    await tell(dsn, "CREATE TABLE old ()")
+    migrator = Migrator(dsn, write(files), lock_timeout=0, listener=events.append)
+
+    async def in_the_third() -> bool:
+        return versions(events, Started) == ["1", "2", "3"]
+
+    async with connected(dsn) as reader, anyio.create_task_group() as tasks, reader.transaction():
+        await reader.execute("SELECT * FROM old")
+        tasks.start_soon(migrator.up)
+        await until(in_the_third)
+        assert told(events, Finished) == []
+        assert migrator.readiness == Readiness(Condition.RUNNING, 0, ("4", "5"), ("1", "2", "3"))
+    assert versions(events, Started) == list("12345")
+
+
+async def test_a_step_that_is_tried_again_after_a_timeout_has_begun_once(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    await tell(dsn, "CREATE TABLE old ()")
+    files = {"001_a.sql": ONE, "002_b.sql": "DROP TABLE old;", "003_c.sql": THREE}
+
+    async def tried_twice() -> bool:
+        return len(told(events, Retried)) == 2
+
+    async with connected(dsn) as reader, anyio.create_task_group() as tasks, reader.transaction():
+        await reader.execute("SELECT * FROM old")
+        tasks.start_soon(Migrator(dsn, write(files), lock_timeout=0.1, listener=events.append).up)
+        await until(tried_twice)
+    assert versions(events, Started) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("mode", ["", "-- pgratchet: no-transaction\n"], ids=["transaction", "statements"])
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_a_step_whose_session_was_lost_has_begun_once_and_runs_all_along(
+    dsn: str, write: Write, events: list[Event], mode: str, direction: Direction
+) -> None:
+    slow, quick = f"{mode}SELECT 1;\n{PASS_GATE}", "SELECT 1;"
+    up, down = (slow, quick) if direction is UP else (quick, slow)
+    migrator = Migrator(dsn, write({"001_a.sql": up, "001_a.down.sql": down}), lock_timeout=0, listener=events.append)
+    if direction is Direction.DOWN:
+        await migrator.up()
+        events.clear()
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.up if direction is UP else migrator.down)
+        pid = await closed.reached()
+        await tell(dsn, f"SELECT pg_terminate_backend({pid})")
+        await closed.reached_by_another(pid)
+        assert migrator.readiness == Readiness(Condition.RUNNING, running=("1",))
+        await closed.open()
+    assert told(events, Started) == [Started("1", "a", direction, 2)]
+    assert migrator.readiness == (
+        Readiness(Condition.APPLIED, 1) if direction is UP else Readiness(Condition.PENDING, 0, ("1",))
+    )
+
+
+async def test_of_two_runs_without_a_lock_only_the_one_that_claims_a_version_begins_it(dsn: str, write: Write) -> None:
+    """The other one waits for the claim as long as the migration takes."""
+    folder = write({"001_a.sql": PASS_GATE})
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+    first: list[Event] = []
+    second: list[Event] = []
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(Migrator(dsn, folder, lock="none", lock_timeout=0, listener=first.append).up)
+        await closed.reached()
+        tasks.start_soon(Migrator(dsn, folder, lock="none", lock_timeout=0, listener=second.append).up)
+        await until(lambda: ask(dsn, waits))
+        await closed.open()
+    assert (len(told(first, Started)), told(second, Started, Locked)) == (1, [])
+    assert second[-1] == Done(())
+
+
+async def test_where_no_notice_can_tell_that_a_step_has_begun_the_answer_does(
+    dsn: str, write: Write, events: list[Event]
+) -> None:
+    await tell(dsn, "DROP EXTENSION plpgsql")
+    files = {"001_a.sql": ONE, "002_b.sql": "CREATE TABLE b ();", "003_c.sql": "DROP TABLE no;", "004_d.sql": THREE}
+    migrator = Migrator(dsn, write(files), listener=events.append)
+    with pytest.raises(MigrationFailedError):
+        await migrator.up()
+    assert versions(events, Started) == versions(events, Finished) == ["1", "2"]
+    await Migrator(dsn, write({"003_c.sql": "SELECT 1;"}), listener=events.append).up()
 
 
 async def test_the_way_down_is_told_as_such(dsn: str, write: Write, events: list[Event]) -> None:
@@ -273,5 +396,4 @@ async def test_structlog_shows_the_parts_of_each_event(dsn: str, write: Write) -
         "migration_name": "a",
         "migration_direction": "up",
         "migration_statements": 1,
-        "migration_together": 1,
     }

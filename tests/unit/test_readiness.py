@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import pytest
 
@@ -211,3 +212,27 @@ def test_an_event_waits_for_a_thread_that_sums_up_readiness() -> None:
     assert waits
     assert seen == [Readiness(Condition.PENDING, applied=2, pending=("3", "4"))]
     assert course.readiness.running == ("3",)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (MISSING, Readiness(Condition.RUNNING, 2, pending=("4",), running=("3",))),
+        (MISSING._replace(pending=("4",), interrupted=("3",)), Readiness(Condition.RUNNING, 2, ("4",), ("3",))),
+        (MISSING._replace(applied=3, pending=("4",)), Readiness(Condition.PENDING, 3, pending=("4",))),
+    ],
+    ids=["rolled back", "half done", "done by another"],
+)
+def test_a_step_that_has_begun_runs_also_behind_another_look_unless_somebody_has_done_it(
+    found: Looked, expected: Readiness
+) -> None:
+    assert after(MISSING, started("3"), found) == expected
+    assert after(MISSING, started("3"), found, finished("3"), finished("4"), Done(())).ready
+
+
+@pytest.mark.parametrize("before", ["interrupted", "in_doubt", "failed", "running"])
+def test_a_cancelled_step_is_as_it_was_before_it_began(before: str) -> None:
+    missing: dict[str, Any] = {"pending": ("4",), before: ("3",)}
+
+    left = after(MISSING._replace(**missing), started("3"), Failed("CancelledError", ""))
+    assert left == Readiness(Condition.FAILED, 2)._replace(**missing)

@@ -65,7 +65,6 @@ def test_fields_are_the_parts_under_names_that_no_record_has_yet() -> None:
         "migration_name": "add_users",
         "migration_direction": "up",
         "migration_statements": 2,
-        "migration_together": 1,
     }
 
 

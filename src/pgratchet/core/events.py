@@ -49,16 +49,12 @@ class Locked(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A step was sent to the server. Steps of short DDL share a message: the events of all `together` come at once.
-
-    The server runs them one after the other, and begins with the first, which may hold any statement.
-    """
+    """A step has begun: its version is claimed, and its script is next. Told once, however often the run tries it."""
 
     version: str
     name: str
     direction: Direction
     statements: int
-    together: int = 1
 
     def __str__(self) -> str:
         return printable(f"{self.direction} {self.version} {self.name}")

@@ -135,16 +135,16 @@ class Course:
                     self._missing |= dict.fromkeys(event.in_doubt, State.IN_DOUBT)
                     self._missing |= dict.fromkeys(event.failed, State.FAILED)
                     self._applied, self._unknown = event.applied, event.unknown
-                    self._under_way.clear()
                     if self._missing or self._state is not Condition.APPLIED:
                         self._state = Condition.PENDING
+                    begun, self._under_way = self._under_way, {}
+                    for version, before in begun.items():
+                        done = State.PENDING if before is State.APPLIED else State.APPLIED
+                        # Otherwise another run has done it meanwhile.
+                        if self._missing.get(version, State.APPLIED) is not done:
+                            self._begin(version)
                 case Started():
-                    before = self._missing.get(event.version, State.APPLIED)
-                    if before is State.APPLIED:
-                        self._applied -= 1
-                    self._under_way.setdefault(event.version, before)
-                    self._missing[event.version] = State.RUNNING
-                    self._state = Condition.RUNNING
+                    self._begin(event.version)
                 case Finished():
                     # A step that a lost connection left unanswered is told after the look that found it applied.
                     self._under_way.pop(event.version, None)
@@ -162,6 +162,14 @@ class Course:
                     pass
             # Not before the event is taken: a signal handler that asks in between would leave half of it here.
             self._known = None
+
+    def _begin(self, version: str) -> None:
+        before = self._missing.get(version, State.APPLIED)
+        if before is State.APPLIED:
+            self._applied -= 1
+        self._under_way.setdefault(version, before)
+        self._missing[version] = State.RUNNING
+        self._state = Condition.RUNNING
 
     def _fail(self, event: Failed) -> None:
         for version, before in self._under_way.items():

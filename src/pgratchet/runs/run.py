@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from pgratchet.core.errors import ConnectionLostError
 from pgratchet.core.events import Locked, Tell
-from pgratchet.core.model import Catalogue, Direction, Entry
+from pgratchet.core.model import Catalogue, Direction, Entry, Lock
 from pgratchet.core.plan import planning
 from pgratchet.core.printing import ranges
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
@@ -130,7 +130,8 @@ class Run:
                 waiting = await self._lock.waiting(connection, holder)
                 holder = waiting.holder
                 self.progress.tell(waiting)
-        self.progress.tell(Locked(time.monotonic() - began))
+        if self._lock.records.lock is not Lock.NONE:
+            self.progress.tell(Locked(time.monotonic() - began))
         return Turn(connection, self._settings, self._budget, self.progress, self._lock, self._observer)
 
     async def _carry_out(self, turn: Turn, phases: deque[planning.Phase]) -> bool:

@@ -99,7 +99,7 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
     if owner not in (None, known.role) and not known.pooled:
         await own.execute(connection, become(owner))
     blockers = Blockers(settings.direct, key, None if by is Lock.TRANSACTION or known.pooled else known.pid)
-    wire = Wire(connection, blockers, turn.budget, turn.progress.tell, records.guards.sign)
+    wire = Wire(connection, blockers, turn.budget, turn.progress, records.guards.sign)
     return wire, Framing.of(records, settings.limits, known, owner)
 
 

@@ -12,7 +12,6 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
-from pgratchet.core.events import Started
 from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.core.sql.scripts import changes_new_sessions
@@ -93,12 +92,10 @@ class Execution:
         self._progress.unanswered = group
         self._progress.attempts += 1
         limits = self._framing.limits.of(step.script.source.options)
-        self._wire.begin(step.migration.version, limits.lock_timeout)
-        for claim in group:
-            migration, statements = claim.step.migration, claim.step.script.statements
-            self._progress.tell(
-                Started(migration.version, migration.name, claim.step.direction, statements, len(group))
-            )
+        self._wire.begin(group, limits.lock_timeout)
+        if self._framing.marker is None:
+            # The server does not say when it has claimed the step.
+            self._progress.begin(step)
         try:
             if step.script.mode is Mode.STATEMENTS:
                 await self._alone(statement_by_statement.run_script, group[0])
@@ -271,6 +268,7 @@ async def resolve(connection: Connection, records: Records, progress: Progress, 
 
 def report(progress: Progress, step: Step, seconds: float | None) -> None:
     """Add a step to the finished ones, and tell it."""
+    progress.begin(step)
     migration = step.migration
     finished = Finished(migration.version, migration.name, step.direction, step.script.statements, seconds)
     progress.finished.append(finished)

@@ -77,7 +77,7 @@ async def _step(wire: Wire, framing: Framing, claim: Claim) -> None:
     # Deferred again: SET CONSTRAINTS ALL IMMEDIATE at the end of one file would hold for all later ones.
     closing = framing.closing(claim) + framing.clean + "SET CONSTRAINTS ALL DEFERRED;"
     limits = framing.limits.of(claim.step.script.source.options)
-    wire.begin(claim.step.migration.version, limits.lock_timeout)
+    wire.begin((claim,), limits.lock_timeout)
     if claim.step.migration.kind is Kind.PYTHON:
         try:
             await wire.send(Message(opening))

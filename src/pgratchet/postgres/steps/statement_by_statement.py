@@ -69,6 +69,7 @@ class _Script:
         claimed = self._recording(self._records.claim(self._claim, self._framing.facts.writer))
         # SET, not SET LOCAL: bare statements have no transaction.
         await self._ours(claimed + self._framing.settings(self._claim, "SET"), in_doubt=self._doubt is not None)
+        self._wire.progress.begin(self._claim.step)
         for segment in session_settings(script, done):
             # The session that had these settings is gone. `_refuse_another_session` compares the result.
             message = Message(script.text_of(segment), (Part(0, self._claim, segment),))

@@ -245,7 +245,7 @@ class Framing(NamedTuple):
                 f"/* pgratchet {claim.step.migration.version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
                 + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
                 + ("" if durable else "SET LOCAL synchronous_commit = off;")
-                + self.opening(claim, told=told)
+                + self.opening(claim)
             )
             tail = f"{self.closing(claim, durable=durable, told=told)}COMMIT;{self.reset}"
             frames.append(Frame(claim, head, tail))
@@ -270,13 +270,13 @@ class Framing(NamedTuple):
         role = become(self.owner, local=True) if self.owner and self.facts.pooled else ""
         return f"{role}LOCK TABLE {self.records.table.quoted} IN SHARE ROW EXCLUSIVE MODE;"
 
-    def opening(self, claim: Claim, *, told: bool = True) -> str:
-        """Return the SQL between BEGIN and a script. It ends with a boundary if that is to be `told`."""
+    def opening(self, claim: Claim) -> str:
+        """Return the SQL between BEGIN and a script. It ends with a boundary."""
         settings = self.local_settings + self.settings(claim, "SET LOCAL")
-        return settings + self.records.claim(claim, self.facts.writer) + (self.boundary if told else "")
+        return settings + self.records.claim(claim, self.facts.writer) + self.boundary
 
     def closing(self, claim: Claim, *, durable: bool = True, told: bool = True) -> str:
-        """Return the SQL between a script and COMMIT, with a boundary as in `opening`."""
+        """Return the SQL between a script and COMMIT, with a boundary if the end of the script is to be `told`."""
         constraints = f"SET CONSTRAINTS ALL IMMEDIATE;{self.boundary if told else ''}"
         return constraints + self.ourselves + (DURABLE if durable else "") + self.records.record(claim)
 

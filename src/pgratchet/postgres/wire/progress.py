@@ -1,8 +1,8 @@
 """How far a run has come."""
 
 from pgratchet.core.errors import ConnectionLostError
-from pgratchet.core.events import Tell
-from pgratchet.core.model import Finished
+from pgratchet.core.events import Started, Tell
+from pgratchet.core.model import Direction, Finished, Step
 from pgratchet.postgres.ledger.records import Claim
 
 Group = tuple[Claim, ...]
@@ -22,3 +22,11 @@ class Progress:
         self.unanswered: Group = ()
         self.attempts = 0
         self.losses: list[ConnectionLostError] = []
+        self._begun: set[tuple[str, Direction]] = set()
+
+    def begin(self, step: Step) -> None:
+        """Tell that a step has begun, unless the run has told it before."""
+        migration, direction = step.migration, step.direction
+        if (migration.version, direction) not in self._begun:
+            self._begun.add((migration.version, direction))
+            self.tell(Started(migration.version, migration.name, direction, step.script.statements))

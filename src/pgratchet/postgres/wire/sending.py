@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 
-from pgratchet.core.events import Retried, StatementFinished, Tell
+from pgratchet.core.events import Retried, StatementFinished
 from pgratchet.core.model import Segment, Step
 from pgratchet.postgres.ledger.history import Texts
 from pgratchet.postgres.ledger.lock import HOLDERS
+from pgratchet.postgres.ledger.records import Claim
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, Tries, backoff, retry
 from pgratchet.postgres.link.own import UnreadableError
@@ -22,6 +23,7 @@ from pgratchet.postgres.link.session import Connect, Connection, describe, lost,
 from pgratchet.postgres.link.sql import EQ
 from pgratchet.postgres.wire.backends import SESSIONS, told
 from pgratchet.postgres.wire.message import Message, Part, boundary
+from pgratchet.postgres.wire.progress import Group, Progress
 
 LOOK_AFTER = 2.0
 """Seconds, at most, before a second session looks for blockers of the work, and between two looks."""
@@ -47,33 +49,38 @@ _log = logging.getLogger("pgratchet")
 
 
 class Wire:
-    """One session. `budget` bounds its waiting; `tell` gets each retry and each finished statement.
+    """One session. `budget` bounds its waiting; `progress` is told of steps, statements and retries.
 
     `blockers` looks for sessions in the way while this one works. Since the last `begin`, `marks` counts the notices
     whose whole text is `marker`, and `crossed` those that are its `boundary`.
     """
 
-    def __init__(self, connection: Connection, blockers: "Blockers", budget: Budget, tell: Tell, marker: str) -> None:
+    def __init__(
+        self, connection: Connection, blockers: "Blockers", budget: Budget, progress: Progress, marker: str
+    ) -> None:
         self.connection = connection
         self.marks = self.crossed = 0
         self.budget = budget
+        self.progress = progress
         self._blockers = blockers
-        self._tell = tell
         self._marker = marker
         self._boundary = boundary(marker)
+        self._boundaries: deque[Claim | None] = deque()
         self._marked: deque[Part] = deque()
         self._version = ""
         self._lock_timeout = 0.0
 
-    def begin(self, version: str, lock_timeout: float) -> None:
-        """Begin a step: events name its version, and markers are counted from 0.
+    def begin(self, group: Group, lock_timeout: float) -> None:
+        """Begin the first step of a group: events name its version, and markers are counted from 0.
 
         Blockers are looked for twice within `lock_timeout` seconds. A lock timeout charges all of them to the budget.
         """
-        self._version = version
+        self._version = group[0].step.migration.version
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
         self.marks = self.crossed = 0
+        # Of all scripts the beginning is told, of the first one the end, too.
+        self._boundaries = deque((group[0], None, *group[1:]))
         self._marked.clear()
 
     @contextmanager
@@ -94,6 +101,9 @@ class Wire:
                 self.tell_finished(part.claim.step, part.segment)
         elif notice.message == self._boundary:
             self.crossed += 1
+            claim = self._boundaries.popleft() if self._boundaries else None
+            if claim is not None:
+                self.progress.begin(claim.step)
         elif notice.sqlstate != NO_TRANSACTION:
             _log.info("%s: %s", notice.severity, notice.message)
 
@@ -101,7 +111,7 @@ class Wire:
         """Tell that a step is done up to the end of a segment."""
         version, name, total = step.migration.version, step.migration.name, step.script.statements
         done = segment.first + segment.statements - 1
-        self._tell(StatementFinished(version, name, step.direction, done, total))
+        self.progress.tell(StatementFinished(version, name, step.direction, done, total))
 
     async def send(self, message: Message, meanwhile: Meanwhile | None = None) -> dict[str, Texts]:
         """Run a message of the simple protocol, and return the columns that it reads.
@@ -132,6 +142,7 @@ class Wire:
         # The server goes on after a warning that cannot be read.
         with suppress(UnreadableError):
             await own.execute(self.connection, f"ROLLBACK;{reset}")
+        self._boundaries.clear()
 
     async def watch(self, work: Callable[[], Awaitable[T]], meanwhile: Meanwhile | None = None) -> T:
         """Return the result of `work`, or raise its error; log the sessions that block it for long.
@@ -176,7 +187,7 @@ class Wire:
         if isinstance(error, asyncpg.LockNotAvailableError):
             self.budget.spend(self._lock_timeout)
         event = Retried(self._version, what, attempt + 1, describe(error), self._blockers.seen)
-        self._tell(event)
+        self.progress.tell(event)
         await self.budget.pause(*backoff(attempt), event.why)
 
 
