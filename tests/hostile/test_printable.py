@@ -44,9 +44,10 @@ from pgratchet import (
     UsageError,
     Waiting,
 )
-from pgratchet.cli import excerpts, program, reports, troubles
+from pgratchet.cli import program, reports, troubles
 from pgratchet.core.model import Entry, Plan, State
 from pgratchet.core.printing import printable, printable_lines, to_json
+from pgratchet.runs import excerpts
 from pgratchet.runs.journal import append
 from pgratchet.runs.telling import fields
 from pgratchet.runs.telling import tell as tell_event

@@ -1,16 +1,28 @@
 import asyncio
 import logging
 import signal
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
 from starlette.applications import Starlette
 
-from pgratchet import BehindError, BudgetExceededError, MigrationFailedError, Migrator, Readiness, UsageError, migrated
+from pgratchet import (
+    BehindError,
+    BudgetExceededError,
+    FilesError,
+    MigrationFailedError,
+    Migrator,
+    Readiness,
+    ServerError,
+    UsageError,
+    migrated,
+)
 from tests.frameworks.drivers import started
 from tests.support import PASS_GATE, Write, ask, deserted, exists, gate, runner_lock, states, tell, waiters
 
@@ -198,3 +210,60 @@ class TestTheHook:
             async with migrated(migrator):
                 pass
             assert migrator.readiness.ready
+
+
+async def traceback_of(hook: migrated, wanted: type[BaseException]) -> list[str]:
+    """Return the lines that a server prints of the error with which a start fails."""
+    with pytest.raises(wanted) as caught:
+        await hook.__aenter__()
+    return "".join(traceback.format_exception(caught.value)).rstrip().split("\n")
+
+
+@anyio_test
+class TestTheTracebackOfAFailedStart:
+    async def test_it_ends_with_the_report(self, write: Write, dsn: str) -> None:
+        folder = write({"001_a.sql": "SELECT 1;\n\tSELECT nope;"})
+        lines = await traceback_of(migrated(Migrator(dsn, folder)), MigrationFailedError)
+        assert lines[-9:] == [
+            f"{folder}/001_a.sql:2:9: up 1 a failed in statement 2 of 2",
+            "",
+            "  1 | SELECT 1;",
+            "> 2 | \tSELECT nope;",
+            "    | \t       ^",
+            "",
+            'SQLSTATE 42703: column "nope" does not exist',
+            "",
+            "fix the file and start again: the failed migration was rolled back",
+        ]
+        write({"001_a.sql": "SELECT 1;"})
+        async with migrated(Migrator(dsn, folder)):
+            pass
+
+    async def test_it_has_the_frames_of_a_python_migration(self, write: Write, dsn: str) -> None:
+        code = "def helper():\n    return {}['key']\n\n\nasync def up(connection):\n    helper()\n"
+        lines = await traceback_of(migrated(Migrator(dsn, write({"001_a.py": code}))), MigrationFailedError)
+        assert "    return {}['key']" in lines
+        assert lines[-1] == "fix the file and start again: the failed migration was rolled back"
+
+    async def test_it_has_the_frames_of_a_factory_of_connections(self, folder: Path) -> None:
+        async def connect() -> Any:
+            raise LookupError("no token")
+
+        lines = await traceback_of(migrated(Migrator(connect=connect, migrations=folder)), ServerError)
+        assert '    raise LookupError("no token")' in lines
+
+    @pytest.mark.parametrize("wrong", ["password", "database", "files"])
+    async def test_it_ends_with_the_message_and_has_no_frames_of_the_run(
+        self, dsn: str, write: Write, folder: Path, wrong: str
+    ) -> None:
+        wanted: type[BaseException] = ServerError
+        if wrong == "password":
+            dsn = urlsplit(dsn)._replace(netloc=f"postgres:wrong@{urlsplit(dsn).netloc.rpartition('@')[2]}").geturl()
+        elif wrong == "database":
+            dsn = urlsplit(dsn)._replace(path="/nowhere").geturl()
+        else:
+            write({"003_c.sql": "SELECT 'unterminated;"})
+            wanted = FilesError
+        lines = await traceback_of(migrated(Migrator(dsn, folder)), wanted)
+        assert lines[-1].startswith(f"pgratchet.core.errors.{wanted.__name__}: ")
+        assert not [line for line in lines if "asyncpg/" in line or "pgratchet/runs/" in line]

@@ -87,3 +87,30 @@ async def test_a_lifespan_that_raises_on_a_schema_that_is_ready_is_a_failed_star
     async with start(LEDGER).one(name, "gated", flags="", raises=True) as serving:
         assert await serving.ended() == RAISING[name]
     assert await states(dsn) == {"1": "applied"}
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "gunicorn", "hypercorn", "granian"])
+async def test_the_last_lines_of_a_failed_start_are_its_report(dsn: str, start: Start, name: str) -> None:
+    servers = start(LEDGER | {"002_b.sql": "SELECT 1;\nSELECT nope FROM ledger;"})
+    async with servers.one(name) as serving:
+        await serving.ended()
+        said = serving.log.read_text()
+    report = [
+        "002_b.sql:2:8: up 2 b failed in statement 2 of 2",
+        "",
+        "  1 | SELECT 1;",
+        "> 2 | SELECT nope FROM ledger;",
+        "    |        ^",
+        "",
+        'SQLSTATE 42703: column "nope" does not exist',
+        "",
+        "finished before it: 1; they stay",
+        "fix the file and start again: the failed migration was rolled back",
+    ]
+    before, found, after = said.rpartition("\n".join(report))
+    assert found, said
+    assert after.count("\n") < 9
+    assert 'File "' not in after
+    if name == "uvicorn":
+        assert before.count("\n") < 20
+    assert len(await Migrator(dsn, start({"002_b.sql": "SELECT 1;"}).folder).up()) == 1

@@ -32,7 +32,7 @@ FLOORS = (
 )
 """The rooms, from the ground up: each imports from itself and from floors below; "" is the package itself."""
 
-HOMES = {"asyncpg": ("postgres",), "typer": ("cli",), "rich": ("cli",), "pytest": ("testing",)}
+HOMES = {"asyncpg": ("postgres",), "typer": ("cli",), "rich": ("cli", "runs.excerpts"), "pytest": ("testing",)}
 """Where alone a package may be imported; anyio may be anywhere but in core and files."""
 
 

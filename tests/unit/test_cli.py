@@ -16,7 +16,7 @@ import typer
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from pgratchet.cli import excerpts, interruption, program, reports, settings, troubles
+from pgratchet.cli import interruption, program, reports, settings, troubles
 from pgratchet.cli.commands import COMMANDS
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.core.errors import (
@@ -53,6 +53,7 @@ from pgratchet.core.model import (
     Verdict,
 )
 from pgratchet.files.layouts.own import own
+from pgratchet.runs import excerpts
 
 UNCONNECTED = Destination(None, None, None, "public.schema_migrations")
 DSN = "postgresql://somebody@nowhere/nothing"

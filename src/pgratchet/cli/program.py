@@ -15,7 +15,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from pgratchet.cli import streams, troubles
 from pgratchet.cli.commands import COMMANDS, StoppedError
-from pgratchet.cli.excerpts import Drawn
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.options import spelled_out, taken_as_given
 from pgratchet.cli.reports import Report
@@ -24,6 +23,7 @@ from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Failed
 from pgratchet.core.masking import discreet
 from pgratchet.core.printing import printable, printable_lines, to_json
+from pgratchet.runs.excerpts import Drawn
 from pgratchet.version import __version__
 
 # The error for a wrong command line. From 0.26 on, it is of the copy of click inside typer, not of the package.

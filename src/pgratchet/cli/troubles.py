@@ -1,12 +1,8 @@
 """Errors as lines for people, as documents for programs, and as exit codes for the shell."""
 
 import traceback
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
-from pgratchet.cli import excerpts
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.reports import Report
 from pgratchet.core.errors import (
@@ -19,8 +15,7 @@ from pgratchet.core.errors import (
     ScriptError,
 )
 from pgratchet.core.masking import discreet
-from pgratchet.core.model import Direction, Failure, Finished, Mode
-from pgratchet.core.printing import ranges
+from pgratchet.runs.failures import told
 
 EXIT_CODES: dict[type[BaseException], int] = {
     MigrationFailedError: 1,
@@ -56,7 +51,8 @@ def report(error: BaseException) -> Report:
     match error:
         case MigrationFailedError():
             finished = {"finished": [step._asdict() for step in error.finished]}
-            return Report(tuple(_failed(error.failure, error.finished)), finished | document)
+            again = f"run `pgratchet {error.failure.direction}` again"
+            return Report(tuple(told(error.failure, error.finished, again)), finished | document)
         case FilesError():
             count = len(error.problems)
             total = "1 problem" if count == 1 else f"{count} problems"
@@ -95,39 +91,3 @@ def _facts(error: PgratchetError | InterruptedBySignalError) -> dict[str, Any]:
             return {"signal": error.signal.name}
         case _:
             return {}
-
-
-def _failed(failure: Failure, finished: Sequence[Finished]) -> Iterator[str]:
-    place = ":".join(str(part) for part in (failure.path, failure.line, failure.column) if part is not None)
-    where = f" in statement {failure.statement} of {failure.statements}" if failure.statement else ""
-    step = f"{failure.direction} {failure.version} {failure.name}"
-    yield f"{place}: {step} failed{where}" if failure.history is None else f"{step} could not be recorded"
-    if failure.excerpt and failure.line is not None:
-        yield ""
-        yield from excerpts.drawn(failure.excerpt, failure.line, failure.column)
-        yield ""
-    yield f"SQLSTATE {failure.sqlstate}: {failure.message}" if failure.sqlstate else failure.message
-    for name in ("detail", "hint", "context"):
-        if said := getattr(failure, name):
-            yield f"{name}: {said}"
-    yield ""
-    if finished:
-        yield f"finished before it: {_together(finished)}; they stay"
-    yield _advice(failure)
-
-
-def _together(finished: Sequence[Finished]) -> str:
-    """Return the versions by direction: between those that a run has finished in one direction it has left none."""
-    groups = [
-        (direction, [step.version for step in steps]) for direction, steps in groupby(finished, attrgetter("direction"))
-    ]
-    plain = all(direction is Direction.UP for direction, _ in groups)
-    return ", ".join(f"{'' if plain else f'{way} '}{ranges(versions, versions)}" for way, versions in groups)
-
-
-def _advice(failure: Failure) -> str:
-    what = "the file" if failure.history is None else f"{failure.history}, not the file,"
-    again = f"fix {what} and run `pgratchet {failure.direction}` again"
-    if failure.mode is Mode.TRANSACTION:
-        return f"{again}: the failed migration was rolled back"
-    return f"{again}: the statements before this one stay committed, and the run goes on after them"

@@ -89,7 +89,8 @@ class Gate:
             if answered or (self._migrator.readiness.ready and not asked):
                 raise
             # Servers print the message as it is.
-            message = printable_lines(f"{type(error).__name__}: {error}")
+            lines = f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())
+            message = printable_lines("\n".join(lines))
             await send({"type": "lifespan.startup.failed", "message": message})
             if isinstance(error, SystemExit):
                 raise

@@ -1,14 +1,17 @@
 """The lifespan hook: an application does not start before its schema is ready."""
 
 import inspect
+import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 from pgratchet.core import arguments
-from pgratchet.core.errors import UsageError
+from pgratchet.core.errors import MigrationFailedError, PgratchetError, UsageError
 from pgratchet.migrator import Migrator
+from pgratchet.runs.failures import told
 from pgratchet.runs.telling import refuse_coroutine
 from pgratchet.web.background import OnFailure, in_background
 
@@ -75,7 +78,13 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         """Run the lifespan of one application; yields the value that `inner` yields."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._migrator.serving())
-            await stack.enter_async_context(in_background(self._verb, self._patience, self._on_failure))
+            try:
+                await stack.enter_async_context(in_background(self._verb, self._patience, self._on_failure))
+            except PgratchetError as error:
+                if isinstance(error, MigrationFailedError):
+                    error.add_note("\n".join(told(error.failure, error.finished, "start again")))
+                # Servers print the traceback. Frames of ours, and of asyncpg, would only bury the message.
+                raise error.with_traceback(None) from _with_code_of_others(error.__cause__)
             yield None if self._inner is None else await stack.enter_async_context(self._inner(app))
 
     async def __aenter__(self) -> Any:
@@ -88,6 +97,13 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._entered.pop().__aexit__(kind, error, trace)
+
+
+def _with_code_of_others(cause: BaseException | None) -> BaseException | None:
+    """Return the cause if code of others has raised it or passed it on, such as a Python migration; None if not."""
+    frames = () if cause is None else (frame for frame, _ in traceback.walk_tb(cause.__traceback__))
+    names = {frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames}
+    return cause if names - sys.stdlib_module_names - {"pgratchet", "asyncpg", "anyio"} else None
 
 
 def _refuse_no_lifespan(inner: Lifespan) -> None:
