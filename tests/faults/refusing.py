@@ -1,8 +1,8 @@
-"""A server before a PostgreSQL server that refuses one setting, as other platforms and engines do."""
+"""A server before a PostgreSQL server that answers some messages itself, as other platforms and engines do."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -14,6 +14,22 @@ READY = b"Z\0\0\0\5I"
 async def refusing(dsn: str, name: str, code: str) -> AsyncIterator[str]:
     """Yield the DSN of a server that answers a startup packet, or a query, that sets `name` with the error `code`."""
     setting = re.compile(rf"\('{name}', '|SET (LOCAL )?{name} ".encode())
+
+    def answer(message: bytes) -> bytes | None:
+        if message.startswith(b"Q"):
+            return error("ERROR", code) + READY if setting.search(message) else None
+        return error("FATAL", code) if name.encode() + b"\0" in message else None
+
+    async with between(dsn, answer) as there:
+        yield there
+
+
+@asynccontextmanager
+async def between(dsn: str, answer: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
+    """Yield the DSN of a server that forwards each message to another one, unless `answer` has an answer to it.
+
+    A startup packet has no kind before it. An answer that is a FATAL error ends the session.
+    """
     parts = urlsplit(dsn)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -22,8 +38,8 @@ async def refusing(dsn: str, name: str, code: str) -> AsyncIterator[str]:
             if startup[4:8] == SSL_REQUEST:
                 writer.write(b"N")
                 startup = await _read(reader)
-            if name.encode() + b"\0" in startup:
-                writer.write(_error("FATAL", code))
+            if refusal := answer(startup):
+                writer.write(refusal)
             else:
                 await _serve(startup, reader, writer)
         writer.close()
@@ -34,12 +50,13 @@ async def refusing(dsn: str, name: str, code: str) -> AsyncIterator[str]:
         answers = asyncio.ensure_future(_forward(back, writer))
         try:
             while True:
-                kind = await reader.readexactly(1)
-                message = await _read(reader)
-                if kind == b"Q" and setting.search(message):
-                    writer.write(_error("ERROR", code) + READY)
-                else:
-                    there.write(kind + message)
+                message = await reader.readexactly(1) + await _read(reader)
+                if (own := answer(message)) is None:
+                    there.write(message)
+                    continue
+                writer.write(own)
+                if b"VFATAL" in own:
+                    break
         finally:
             there.close()
             answers.cancel()
@@ -64,6 +81,8 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.close()
 
 
-def _error(severity: str, code: str) -> bytes:
-    fields = f"S{severity}\0V{severity}\0C{code}\0Mrefused\0\0".encode()
-    return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
+def error(severity: str, code: str, **more: str) -> bytes:
+    """Return an error of a server's; `more` are fields by their letters."""
+    fields = {"S": severity, "V": severity, "C": code, "M": "refused"} | more
+    body = b"".join(f"{letter}{text}\0".encode() for letter, text in fields.items()) + b"\0"
+    return b"E" + (len(body) + 4).to_bytes(4, "big") + body

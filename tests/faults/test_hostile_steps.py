@@ -6,6 +6,7 @@ import pytest
 
 from pgratchet import HistoryError, MigrationFailedError, Migrator, Verdict
 from pgratchet.runs.turning import MOST_LOSSES
+from tests.faults import refusing
 from tests.support import (
     HEAD,
     PATIENCE,
@@ -19,6 +20,7 @@ from tests.support import (
     history,
     states,
     tell,
+    without_tls,
 )
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +37,37 @@ async def test_a_step_that_ends_its_session_each_time_fails(dsn: str, write: Wri
     write({"002_b.sql": "SELECT 2;"})
     await migrator.up()
     assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("sql", "57P05"), ("sql", "25P03"), ("sql", "57014"), ("statements", "57P01"), ("py", "XX000")]
+)
+async def test_the_words_of_a_server_that_ends_the_session_are_told_the_first_time(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, code: str, kind: str
+) -> None:
+    file = {
+        "sql": {"001_a.sql": "CREATE TABLE a ();\nSELECT 'deadly';"},
+        "statements": {"001_a.sql": f"{HEAD}SELECT 'deadly';"},
+        "py": {"001_a.py": "async def up(connection):\n    await connection.execute(\"SELECT 'deadly'\")\n"},
+    }[kind]
+    folder = write(file)
+    fatal = refusing.error("FATAL", code, M="not on this plan", D="five seconds are all", H="buy more")
+    times = 0
+
+    def answer(message: bytes) -> bytes | None:
+        nonlocal times
+        times += b"'deadly'" in message
+        return fatal if b"'deadly'" in message else None
+
+    async with refusing.between(without_tls(dsn), answer) as there:
+        error = await failure_of(Migrator(there, folder))
+
+    first = next(record.getMessage() for record in caplog.records if "lost" in record.getMessage())
+    assert f"not on this plan DETAIL: five seconds are all HINT: buy more ({code})" in first
+    failure = error.failure
+    assert (failure.sqlstate, failure.detail, failure.hint) == (code, "five seconds are all", "buy more")
+    assert times == MOST_LOSSES
+    assert len(await Migrator(dsn, folder).up()) == 1
 
 
 async def test_a_step_that_ends_its_session_each_time_loses_no_more_than_the_most(dsn: str, write: Write) -> None:

@@ -11,7 +11,7 @@ from pgratchet.core.plan.halfway import HALF_DONE, refuse_unrecoverable, taken_o
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.session import APPLICATION, set_parameters
+from pgratchet.postgres.link.session import APPLICATION, last_words, set_parameters
 from pgratchet.postgres.link.sql import become
 from pgratchet.postgres.steps import execution, rehearsal, statement_by_statement
 from pgratchet.postgres.wire import backends
@@ -130,8 +130,11 @@ async def _look_again(turn: Turn) -> tuple[Entry, ...]:
 def _lost_too_often(progress: Progress) -> MigrationFailedError:
     step = progress.unanswered[0].step
     migration, path = step.migration, step.script.source.path
+    said = last_words(progress.losses[-1])
     message = f"{progress.losses[-1]}; this happened {len(progress.losses)} times in a row while the step ran"
     failure = Failure(migration.version, migration.name, step.direction, path, message, step.script.mode)
+    if said is not None:
+        failure = failure._replace(sqlstate=said.sqlstate, detail=said.detail, hint=said.hint)
     return MigrationFailedError(failure, progress.finished)
 
 

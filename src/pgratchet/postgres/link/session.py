@@ -334,8 +334,21 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
 
 
 def lost(error: BaseException) -> ConnectionLostError:
-    """Return the error that a session is lost, given the error of its use."""
-    return ConnectionLostError(f"the connection to the server was lost: {describe(error)}")
+    """Return the error that a session is lost, given the error of its use, with the last words of the server."""
+    return ConnectionLostError(f"the connection to the server was lost: {describe(last_words(error) or error)}")
+
+
+def last_words(error: BaseException | None) -> asyncpg.PostgresError | None:
+    """Return the error by which a server has ended a session; None if the session ended without one.
+
+    asyncpg has an error of its own for that, which has the server's as its cause.
+    """
+    while error is not None:
+        severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
+        if isinstance(error, asyncpg.PostgresError) and severity in {"FATAL", "PANIC"}:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 async def _close(connection: Connection) -> None:
