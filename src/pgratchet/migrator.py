@@ -228,7 +228,8 @@ class Migrator:
         """Revert everything above `to` (0 for everything), or the newest `steps` versions, one by default."""
         to, steps = discreet(to), discreet(steps)
         if to is not None and steps is not None:
-            raise UsageError("give either to, a version to go back to, or steps, a number of versions")
+            one, other = arguments.spelled("to"), arguments.spelled("steps")
+            raise UsageError(f"give either {one}, a version to go back to, or {other}, a number of versions")
         if to is None:
             steps = arguments.count("steps", 1 if steps is None else steps)
         way = planning.WayDown(self._version(to), steps)
@@ -304,7 +305,7 @@ class Migrator:
         source, dry_run, skip_failed = discreet(source), discreet(dry_run), discreet(skip_failed)
         arguments.switch("dry_run", dry_run)
         arguments.switch("skip_failed", skip_failed)
-        table = Table.parse(source, "source")
+        table = Table.parse(source, arguments.spelled("source"))
         migrations = {migration.version: migration for migration in (await self._read(needed=True)).migrations}
         if dry_run:
             return await foresee(self._settings, migrations, table, skip_failed=skip_failed)
@@ -325,7 +326,9 @@ class Migrator:
 
         version, reason = discreet(version), discreet(reason)
         said = Verdict(arguments.choice("verdict", verdict, Verdict))
-        judgement = Judgement(self._canonical("version", version), said, arguments.prose("reason", reason))
+        judgement = Judgement(
+            self._canonical("version", version), said, arguments.prose(arguments.spelled("reason"), reason)
+        )
         work = partial(repair, self._settings, await self._read(), judgement, self._budget())
         return await cancelled_for_good(work)
 
@@ -351,7 +354,8 @@ class Migrator:
         text = str(version) if fits else "..."
         canonical = self._settings.layout.canonical(text) if fits else None
         if canonical is None:
-            raise UsageError(f"{what} is '{text:.40}', which is no version: {self._settings.layout.form}")
+            name = arguments.spelled(what)
+            raise UsageError(f"{name} is '{text:.40}', which is no version: {self._settings.layout.form}")
         return canonical
 
     async def _read(self, *, needed: bool = False) -> Catalogue:

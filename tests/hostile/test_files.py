@@ -1227,7 +1227,7 @@ def test_a_row_of_another_runner_without_a_version_is_refused_with_a_cure(versio
 
     first, second = str(caught.value).split("\n")
     assert "correct that row, or delete it" in first
-    assert "skip it (--skip-failed)" in second
+    assert "skip it (skip_failed=True)" in second
     assert first.isprintable()
     assert second.isprintable()
     assert len(first) < 400

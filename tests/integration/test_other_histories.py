@@ -65,7 +65,7 @@ async def test_reading_a_mistyped_table_names_the_history_that_is_there(
     (warning,) = warnings(caplog)
     assert warning == (
         f"there is no table {MISTYPED}: nothing counts as applied; this database has another history of pgratchet, "
-        f"{HISTORY}: if the name is a mistake, correct table (--table, PGRATCHET_TABLE)"
+        f"{HISTORY}: if the name is a mistake, correct table"
     )
     assert not await exists(dsn, MISTYPED)
 

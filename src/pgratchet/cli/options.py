@@ -131,6 +131,20 @@ def _process(param: Any, ctx: Any, value: Any) -> Any:
     return value if param.callback is None else param.callback(ctx, param, value)
 
 
+def flag(name: str, value: object = None) -> str:
+    """Return an argument of the library as the command line has it, with its value if it is not None."""
+    if name == "version":
+        return "VERSION"
+    if name not in _options():
+        return f"--{name.replace('_', '-')}"
+    if value is None:
+        return spelling(name)
+    option = _names(name)[0]
+    if isinstance(value, list):
+        return " ".join(f"{option} {each}" for each in value)
+    return option if value is True else f"{option} {value}"
+
+
 def spelling(name: str) -> str:
     """Return the names of a setting on the command line: its flag and its environment variables."""
     flag, variables = _names(name)

@@ -16,9 +16,10 @@ from typer.core import TyperCommand, TyperGroup
 from pgratchet.cli import streams, troubles
 from pgratchet.cli.commands import COMMANDS, StoppedError
 from pgratchet.cli.interruption import InterruptedBySignalError
-from pgratchet.cli.options import spelled_out, taken_as_given
+from pgratchet.cli.options import flag, spelled_out, taken_as_given
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import did_you_mean
+from pgratchet.core.arguments import spelling
 from pgratchet.core.errors import UsageError
 from pgratchet.core.events import Failed
 from pgratchet.core.masking import discreet
@@ -66,7 +67,7 @@ def complete(command: Callable[..., Report]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**options: Any) -> None:
-        with _logging(verbose=bool(options["verbose"])):
+        with _logging(verbose=bool(options["verbose"])), spelling(flag):
             code = _carry_out(command, options)
         if code:
             raise typer.Exit(code)

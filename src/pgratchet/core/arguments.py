@@ -5,14 +5,19 @@ The first parameter of each is the name of the argument for the caller: a parame
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 from pgratchet.core.errors import UsageError
 from pgratchet.core.printing import UNSEEN
 
 LONGEST_SECONDS = 2147483.647
 """The longest time limit that PostgreSQL's settings take: 2147483647 ms, which is 24 days."""
+
+Spelling: TypeAlias = Callable[[str, object], str]
+"""Returns an argument, with a value if that is not None, in the form in which its giver writes it."""
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 """The units of a duration that is a text, in seconds; a text without a unit is in seconds too."""
@@ -22,6 +27,29 @@ _DURATION = re.compile(rf"([0-9]{{0,10}}\.?[0-9]{{1,9}})\s*({'|'.join(UNITS)}|)"
 _CONTROLS = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
 
 _WAY_OUT = "remove it: a text from a file or a secret, for example, often ends with a newline"
+
+
+def _as_keyword(name: str, value: object) -> str:
+    shown = f'"{value}"' if isinstance(value, str) else repr(value)
+    return name if value is None else f"{name}={shown}"
+
+
+_spelling: ContextVar[Spelling] = ContextVar("spelling", default=_as_keyword)
+
+
+@contextmanager
+def spelling(spell: Spelling) -> Iterator[None]:
+    """Let messages about arguments be for a caller that writes them as `spell` does."""
+    token = _spelling.set(spell)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
+
+
+def spelled(name: str, value: object = None) -> str:
+    """Return an argument as its giver writes it: `lock="session"` in Python, `--lock session` on the command line."""
+    return _spelling.get()(name, value)
 
 
 def text(what: str, value: object) -> str:

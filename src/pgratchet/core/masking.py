@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from types import CellType, TracebackType
 from typing import Generic, TypeVar, cast
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.printing import printable
 
 T = TypeVar("T")
@@ -107,5 +108,6 @@ def misplaced(**given: object) -> str:
         # A number holds no password, and may have too many digits for str().
         text = " ".join(str(part) for part in parts if not isinstance(part, int))
         if discreet(text) != text:
-            return f"{name} holds a password ('{printable(discreet(text))}'); only a DSN may, as dsn or direct_dsn"
+            where = f"{spelled('dsn')} or {spelled('direct_dsn')}"
+            return f"{name} holds a password ('{printable(discreet(text))}'); only a DSN may, as {where}"
     return ""

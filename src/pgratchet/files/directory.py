@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import UsageError
 from pgratchet.core.model import File, Problem
 
@@ -89,7 +90,7 @@ def read(location: Location) -> Iterator[File]:
 def emptiness(location: Location, recognises: Callable[[Iterable[File]], bool]) -> Problem:
     """Return the problem of a folder without migrations; it names folders below whose files `recognises` accepts."""
     below = [str(folder) for folder in islice(_below(location), MOST_FOLDERS) if _holds(folder, recognises)]
-    allow = "or allow a folder without migrations (allow_empty, --allow-empty)"
+    allow = f"or allow a folder without migrations ({spelled('allow_empty', value=True)})"
     if not below:
         cure = f"name the folder that has them, put the files into the package or the image, {allow}"
         return Problem(str(location), f"there is no migration in this folder{_relative(location)}", cure)

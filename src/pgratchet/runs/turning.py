@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import HistoryError, MigrationFailedError, ServerError
 from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, RecordState, Step
 from pgratchet.core.plan.halfway import HALF_DONE, refuse_unrecoverable, taken_over
@@ -155,6 +156,6 @@ def _refuse_bare(steps: Iterable[Step]) -> None:
         path, why = bare
         raise ServerError(
             f"{path} runs outside a transaction ({why}), and there is no lock of a session "
-            "here, as behind a pooler; give a DSN that leads straight to the server as direct_dsn, or "
-            'lock="session" where the pooler is known to keep sessions apart'
+            f"here, as behind a pooler; give a DSN that leads straight to the server as {spelled('direct_dsn')}, or "
+            f"{spelled('lock', 'session')} where the pooler is known to keep sessions apart"
         )

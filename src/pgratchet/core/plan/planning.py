@@ -10,6 +10,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import FilesError, HistoryError, UsageError
 from pgratchet.core.events import Looked
 from pgratchet.core.model import (
@@ -195,7 +196,7 @@ def refuse_disagreement(
             )
             wrong.append((version, f"{migration.up.path} was edited after it had been applied{when}; {cure}"))
         elif migration is not None and state is State.LATE and not allow_late:
-            cure = "give it a number above them, or allow late migrations"
+            cure = f"give it a number above them, or allow late migrations ({spelled('allow_late', value=True)})"
             wrong.append((version, f"{migration.up.path} is pending, but later versions are applied; {cure}"))
     if wrong:
         raise HistoryError("\n".join(printable(text) for _, text in wrong), [version for version, _ in wrong])

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ForeignTableError, ServerError
 from pgratchet.core.model import AdoptedRow, HistoryRow, RecordState
 from pgratchet.files.layout import Layout
@@ -308,8 +309,7 @@ class History(NamedTuple):
             f"the table {self.table} is not safe to use: "
             + "; ".join(f"{what} belongs to the role {owner}" for what, owner in strange)
             + ", whose code would run with the rights of this run. If you trust that role, name it as trusted: "
-            + " ".join(f"--trusted-owner {owner}" for owner in owners)
-            + f", or trusted_owners = {owners}. Otherwise find out where it comes from, and drop it or give it to "
+            + f"{spelled('trusted_owners', owners)}. Otherwise find out where it comes from, and drop it or give it to "
             "another role"
         )
 
@@ -320,12 +320,12 @@ class History(NamedTuple):
             others = ", ".join([*found.others[:MOST_SHOWN_TABLES], *more])
             which = "another history" if len(found.others) == 1 else "other histories"
             _log.warning(
-                "there is no table %s: %s; this database has %s of pgratchet, %s: if the name is a mistake, correct "
-                "table (--table, PGRATCHET_TABLE)",
+                "there is no table %s: %s; this database has %s of pgratchet, %s: if the name is a mistake, correct %s",
                 self.table,
                 effect,
                 which,
                 others,
+                spelled("table"),
             )
 
     async def ensure(
@@ -500,7 +500,7 @@ class History(NamedTuple):
     def described(self, kind: str | None, columns: set[str]) -> str:
         """Return the message for a relation of this kind, with these columns, that is no history of ours."""
         other = f"{self.table.schema}.pgratchet_migrations"
-        keep = f'keep it, and give pgratchet a table of its own (table = "{other}")'
+        keep = f"keep it, and give pgratchet a table of its own ({spelled('table', other)})"
         if kind in _KINDS:
             return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
         whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ServerError
 from pgratchet.core.events import Waiting
 from pgratchet.core.model import Lock
@@ -140,5 +141,5 @@ async def _refuse_statement_pooling(connection: Connection) -> None:
             raise
         raise ServerError(
             f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
-            "server as direct_dsn, or one to a pool in transaction or session mode"
+            f"server as {spelled('direct_dsn')}, or one to a pool in transaction or session mode"
         ) from error

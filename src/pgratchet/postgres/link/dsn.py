@@ -84,7 +84,7 @@ _IGNORED = {
         ],
         _ONE_SESSION,
     ),
-    "schema": "the schema of the history is a part of `table`, and a migration finds its tables by search_path",
+    "schema": "the history's schema is a part of its table's name, and a migration finds its tables by search_path",
 }
 """The parameters that have no effect on a run, by their names, with the reason."""
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
@@ -144,7 +145,8 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
     if not row["held"]:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
-            'without advisory locks; give a DSN that leads straight to the server, or lock="transaction" or "none"'
+            "without advisory locks; give a DSN that leads straight to the server, "
+            f"{spelled('lock', 'transaction')} or {spelled('lock', 'none')}"
         )
     if row["standby"]:
         raise NotPrimaryError("the server is a standby: nothing can be applied here; give the DSN of the primary")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ForeignTableError, HistoryError, ServerError, UsageError
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 from pgratchet.core.printing import one_line, printable
@@ -148,7 +149,7 @@ def _failed(version: str, row: ForeignRow) -> str:
     return (
         f"version {version} ({row.filename}) is recorded as failed: "
         f"{row.error_message or 'no reason given'}; "
-        "make sure that nothing of it is left, and skip it (--skip-failed): it is then pending"
+        f"make sure that nothing of it is left, and skip it ({spelled('skip_failed', value=True)}): it is then pending"
     )
 
 
