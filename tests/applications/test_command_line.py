@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgratchet import embedded
+from pgratchet import FilesError, Migrator, PgratchetError, ServerError, Verdict, embedded
 from pgratchet.cli import main
 from tests import support
 from tests.support import Write
@@ -40,7 +40,7 @@ def folder(write: Write) -> Path:
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts the program in a directory of its own; whatever still runs in the end is killed."""
+    """Starts the program as a process, in a directory of its own; whatever still runs in the end is killed."""
     started = []
 
     def start(*arguments: str | Path, **more: str) -> "subprocess.Popen[str]":
@@ -62,9 +62,24 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def run(start: Start) -> Run:
+def run(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the program in this process, in a directory of its own: a process for each would take ten times as long."""
+
     def run(*arguments: str | Path, **more: str) -> "subprocess.CompletedProcess[str]":
-        return ended(start(*arguments, **more))
+        command = ["pgratchet", *map(str, arguments)]
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", command)
+            for name in os.environ.keys() - environment.keys():
+                patch.delenv(name)
+            for name, value in more.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as end:
+                main()
+        return subprocess.CompletedProcess(command, int(end.value.code or 0), *capfd.readouterr())
 
     return run
 
@@ -109,8 +124,8 @@ def test_up_applies_and_says_so_and_has_nothing_to_do_the_second_time(pgratchet:
     assert states(dsn) == {"1": "applied", "2": "applied"}
 
 
-def test_logs_do_not_mix_with_the_document(pgratchet: Run) -> None:
-    result = pgratchet("up", "--json", "-v")
+def test_logs_do_not_mix_with_the_document(start: Start, dsn: str, folder: Path) -> None:
+    result = ended(start("up", "--dir", folder, "--json", "-v", DATABASE_URL=dsn))
 
     assert [step["version"] for step in document(result)["finished"]] == ["1", "2"]
     assert "INFO" in result.stderr
@@ -121,11 +136,12 @@ def test_up_stops_at_a_version(pgratchet: Run, dsn: str) -> None:
     assert states(dsn) == {"1": "applied"}
 
 
-def test_the_installed_program_is_the_same_one(environment: dict[str, str]) -> None:
-    program = Path(sys.executable).with_name("pgratchet")
-    shown = subprocess.run([program, "--version"], env=environment, capture_output=True, text=True, check=True)
+def test_the_installed_program_is_the_same_one(environment: dict[str, str], dsn: str, folder: Path) -> None:
+    command: list[str | Path] = [Path(sys.executable).with_name("pgratchet"), "up", "--dir", folder, "--dsn", dsn]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
-    assert shown.stdout.startswith("pgratchet ")
+    assert result.stdout.startswith("applied 1 users ")
+    assert states(dsn) == {"1": "applied", "2": "applied"}
 
 
 COMPLETES = """
@@ -331,10 +347,11 @@ def test_a_failed_migration_as_json_has_place_and_cause(pgratchet: Run, write: W
     assert [step["version"] for step in document(result)["finished"]] == ["1", "2"]
 
 
-def test_the_budget_bounds_the_wait_for_the_lock(pgratchet: Run, dsn: str) -> None:
+def test_the_budget_bounds_the_wait_for_the_lock(start: Start, pgratchet: Run, dsn: str, folder: Path) -> None:
     async def run_behind_somebody() -> "subprocess.CompletedProcess[str]":
         async with support.runner_lock(dsn):
-            return await asyncio.to_thread(pgratchet, "up", "--budget", "0.5", "--json")
+            process = start("up", "--dir", folder, "--budget", "0.5", "--json", DATABASE_URL=dsn)
+            return await asyncio.to_thread(ended, process)
 
     result = asyncio.run(run_behind_somebody())
 
@@ -389,6 +406,85 @@ def test_new_writes_files_that_up_applies_once_they_are_written(run: Run, dsn: s
     assert (created.returncode, refused.returncode, applied.returncode) == (0, 4, 0)
     assert "write its SQL" in refused.stderr
     assert report(applied.stdout)[0].startswith("applied 1 add_orders ")
+
+
+NOTHING = "SELECT 1"
+FOREIGN = "DROP TABLE schema_migrations; CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty bool)"
+STRANGER = "ALTER TABLE schema_migrations OWNER TO pg_monitor"
+NAMED: list[tuple[str, dict[str, str], str, str, Callable[[Migrator], Awaitable[object]], str]] = [
+    (NOTHING, {"0_late.sql": "SELECT 1;"}, "up", "(--allow-late)", Migrator.up, "(allow_late=True)"),
+    (FOREIGN, {}, "up", "(--table public.pgratchet_migrations)", Migrator.up, '(table="public.pgratchet_migrations")'),
+    (STRANGER, {}, "up", ": --trusted-owner pg_monitor.", Migrator.up, ": trusted_owners=['pg_monitor']."),
+    (NOTHING, {}, "up --to soon", "--to is 'soon'", lambda m: m.up("soon"), "to is 'soon'"),
+    (NOTHING, {}, "down --to 1 --steps 1", "--to, a version", lambda m: m.down(1, steps=1), "either to, a version"),
+    (NOTHING, {}, "down --to 1 --steps 1", "--steps, a number", lambda m: m.down(1, steps=1), "or steps, a number"),
+    (NOTHING, {}, "adopt --source a.b.c", "--source is", lambda m: m.adopt("a.b.c"), "source is"),
+    (
+        NOTHING,
+        {},
+        "repair soon --skip --reason x",
+        "VERSION is 'soon'",
+        lambda m: m.repair("soon", Verdict.SKIP, "x"),
+        "version is 'soon'",
+    ),
+    (
+        NOTHING,
+        {},
+        "repair 1 --skip --reason \udcff",
+        "--reason has",
+        lambda m: m.repair("1", Verdict.SKIP, "\udcff"),
+        "reason has",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sql", "files", "command", "flag", "call", "argument"), NAMED)
+def test_an_error_names_flags_here_and_arguments_in_python(  # noqa: PLR0913, PLR0917 - fixtures, and the two sides
+    pgratchet: Run,
+    dsn: str,
+    write: Write,
+    sql: str,
+    files: dict[str, str],
+    command: str,
+    flag: str,
+    call: Callable[[Migrator], Awaitable[object]],
+    argument: str,
+) -> None:
+    pgratchet("up")
+    asyncio.run(support.tell(dsn, sql))
+    folder = write(files)
+
+    async def in_python() -> str:
+        with pytest.raises(PgratchetError) as caught:
+            await call(Migrator(dsn, folder))
+        return str(caught.value)
+
+    # The second time, what the command line has set is set back.
+    for _ in range(2):
+        assert flag in pgratchet(*command.split()).stderr
+        said = asyncio.run(in_python())
+        assert argument in said
+        assert "--" not in said
+
+
+def test_an_empty_folder_names_the_flag_here_and_the_argument_in_python(run: Run, dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    assert "(--allow-empty)" in run("up", "--dir", "empty", DATABASE_URL=dsn).stderr
+    with pytest.raises(FilesError, match=r"\(allow_empty=True\)"):
+        asyncio.run(Migrator(dsn, tmp_path / "empty").up())
+
+
+def test_a_lack_of_a_lock_names_the_flags_here_and_the_arguments_in_python(
+    pgratchet: Run, dsn: str, write: Write
+) -> None:
+    folder = write({"3_bare.sql": "-- pgratchet: no-transaction\nVACUUM;\n"})
+    said = pgratchet("up", "--lock", "transaction").stderr
+
+    assert "as --direct-dsn (PGRATCHET_DIRECT_DSN), or --lock session where" in said
+    with pytest.raises(ServerError, match='as direct_dsn, or lock="session" where'):
+        asyncio.run(Migrator(dsn, folder, lock="transaction").up())
+    assert pgratchet("up").returncode == 0
 
 
 def test_a_journal_gets_a_line_for_each_step(pgratchet: Run, tmp_path: Path) -> None:
