@@ -5,6 +5,7 @@ In their order, the files that a page shows are written, its shell blocks and it
 
 import ast
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -368,9 +369,20 @@ def test_the_page_of_the_migrations_makes_and_applies_one(reader: Reader) -> Non
     assert reader.run("pgratchet status").endswith("9 pending\n")
 
 
-@pytest.mark.parametrize("page", ["docs/command-line.md", "docs/deployment.md"])
-def test_a_page_says_nothing_that_fails(page: str, reader: Reader) -> None:
-    reader.follow(page)
+def test_documents_have_the_fields_that_the_page_of_the_command_line_shows(reader: Reader) -> None:
+    done, behind = (json.loads(block.text) for block in blocks("docs/command-line.md", "json"))
+    folder = reader.cwd / "migrations" / "versions"
+    folder.mkdir(parents=True)
+    (folder / "001_create_users.sql").write_text("CREATE TABLE users (); CREATE TABLE pets ()")
+    reader.run(f"export DATABASE_URL={reader.own_dsn}")
+
+    found = json.loads(reader.run("pgratchet up --json 2> log"))
+    assert [{**step, "seconds": 0.004} for step in found["finished"]] == done["finished"]
+    assert found.keys() == done.keys()
+
+    (folder / "007_more.sql").write_text("SELECT 1")
+    found = json.loads(reader.run("pgratchet check --json 2> log", 3))
+    assert found == behind
 
 
 def test_what_the_page_of_the_servers_says_migrates_first_and_serves(reader: Reader) -> None:
@@ -503,6 +515,7 @@ def test_the_page_about_production_makes_roles_that_suffice(reader: Reader) -> N
 
 
 ELSEWHERE = {
+    "docs/deployment.md": "its block is a part of the chart, which tests/unit/test_kubernetes_files.py compares",
     "benchmarks/README.md": "it measures for minutes; tests/unit/test_pages.py asks for the options that it gives",
     "docs/architecture.md": "its diagram is no code",
     "docs/frameworks.md": "each block is a file in examples/, which tests/frameworks runs",

@@ -16,6 +16,7 @@ import typer
 import yaml
 
 import pgratchet
+from pgratchet import Readiness
 from pgratchet.cli import program
 from pgratchet.cli.commands import COMMANDS
 from tests.pages import PAGES, ROOT, Block, anchors, blocks, commands, links, parsed, prose, signature, spans
@@ -187,6 +188,25 @@ def test_a_command_of_the_contributors_without_make_is_what_make_runs(with_make:
 
 def test_the_table_of_the_contributors_is_read() -> None:
     assert sum(bool(without) for _, without in CONTRIBUTING) > 8
+
+
+def test_each_method_of_the_api_page_has_the_arguments_that_it_shows() -> None:
+    calls = re.findall(r"^\| `await (\w+)(\(.*?\))` \|", PAGES["docs/python-api.md"], re.MULTILINE)
+
+    assert len(calls) > 8
+    for name, arguments in calls:
+        real = inspect.signature(getattr(pgratchet.Migrator, name))
+        told = inspect.signature(eval(f"lambda self, {arguments[1:-1]}: ..."))  # noqa: S307 - our own page
+        assert [*told.parameters] == [*real.parameters], name
+        assert [each.default for each in told.parameters.values()] == [
+            each.default for each in real.parameters.values()
+        ], name
+
+
+def test_the_readiness_of_the_api_page_has_every_field() -> None:
+    shown = [json.loads(block.text) for block in blocks("docs/python-api.md", "json")]
+
+    assert [each for each in shown if tuple(each) != Readiness._fields] == []
 
 
 def test_each_command_line_of_a_server_is_one_that_is_started_in_the_tests() -> None:
