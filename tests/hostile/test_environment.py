@@ -449,6 +449,25 @@ UNEXPECTED = {
 }
 
 
+SIGNALLED = """
+import os, signal, time
+from pgratchet.cli import settings
+settings.Migrator = lambda *_, **__: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))
+"""
+GROUPED = """
+from pgratchet.cli import commands
+def stop(_): raise BaseExceptionGroup("all", [KeyboardInterrupt(), BrokenPipeError()])
+commands.reports.done, commands.run = stop, lambda *_, **__: ()
+"""
+ENDS = {
+    "a package that is missing": ("import sys; sys.modules['typer'] = None", 6, "ModuleNotFoundError"),
+    "an exit with words": ("import logging, sys; logging.StreamHandler = lambda: sys.exit('words')", 6, "SystemExit"),
+    "a signal before the work": (SIGNALLED, 143, "InterruptedBySignalError"),
+    "a group of anything": (GROUPED, 6, "BaseExceptionGroup"),
+}
+"""Ways in which the program ends that its commands do not see."""
+
+
 class TestAnErrorThatNobodyHasForeseen:
     @pytest.fixture
     def broken(self, monkeypatch: pytest.MonkeyPatch, command: Command) -> Command:
@@ -486,6 +505,22 @@ class TestAnErrorThatNobodyHasForeseen:
         result = broken("raise KeyboardInterrupt", "up", "--json")
 
         assert (result.returncode, document(result)["error"]["signal"]) == (130, "SIGINT")
+
+    @pytest.mark.parametrize(("code", "exit_code", "kind"), ENDS.values(), ids=ENDS.keys())
+    def test_the_program_ends_with_a_document_wherever_it_ends(
+        self, program: Program, code: str, exit_code: int, kind: str
+    ) -> None:
+        (program.folder / "migrations").mkdir()
+
+        result = program.run("up", "--json", "--dsn", NOWHERE, code=code)
+
+        assert (result.returncode, document(result)["ok"], document(result)["error"]["type"]) == (
+            exit_code,
+            False,
+            kind,
+        )
+        assert "Traceback" not in result.stderr
+        assert program.run("new", "add users").returncode == 0
 
     def test_an_unexpected_error_ends_a_real_process_in_the_same_way(self, program: Program) -> None:
         code = "from pgratchet.cli import reports\nreports.created = lambda paths: 1 / 0"

@@ -155,6 +155,8 @@ def main() -> None:
     """Run the command line of this process, and exit."""
     # All objects of the imports stay until the exit: otherwise the interpreter's last collections would search them.
     gc.freeze()
+    # While the library is at work, `interruption.run` takes the signals; this is for the moments around it.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     with streams.lasting():
         code = _exit_code(sys.argv[1:])
         if trouble := streams.lost(sys.stdout):
@@ -162,7 +164,12 @@ def main() -> None:
                 f"error: stdout has not taken the whole report: {trouble}; committed work stays", file=sys.stderr
             )
             code = code or troubles.UNWRITTEN
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.exit(code)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise InterruptedBySignalError(number)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -171,9 +178,9 @@ def _exit_code(arguments: list[str]) -> int:
         return app(arguments, prog_name="pgratchet", standalone_mode=False) or 0
     except _WrongUseError as error:
         return _wrong_use(error, as_json=as_json)
-    except SystemExit as end:  # typer's, after it has served a shell's completion
-        return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - the interpreter's exit code would say that a migration failed
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            return error.code or 0  # typer's, after it has served a shell's completion
         return _fail(error, as_json=as_json, verbose=verbose)
 
 
