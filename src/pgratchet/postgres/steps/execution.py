@@ -232,7 +232,8 @@ async def attributed(
             await own.execute(wire.connection, f"BEGIN;{alone}SET CONSTRAINTS ALL IMMEDIATE;ROLLBACK")
         except asyncpg.PostgresError as error:
             await wire.roll_back(framing.reset)
-            if (records.guards.raised(error), error.sqlstate, error.context) != (raised, cause.sqlstate, cause.context):
+            is_same = raised is Guard.ROW or (error.args[0], error.context) == (cause.args[0], cause.context)
+            if not is_same or records.guards.raised(error) is not raised or error.sqlstate != cause.sqlstate:
                 return failure
         else:
             return failure
