@@ -5,6 +5,7 @@ import asyncpg
 import pytest
 
 from pgratchet import ForeignTableError, HistoryError, Migrator, State, UsageError, Verdict
+from pgratchet.postgres.link.sql import literal
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +104,86 @@ async def test_a_row_that_only_failed_is_refused_unless_it_is_to_be_skipped(old_
 
     assert (adoption.adopted, adoption.skipped) == (("1",), ("2",))
     assert await states(old_history, folder) == {"1": State.APPLIED, "2": State.PENDING}
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "run_migrations.py", line 41, in run
+    cursor.execute(sql)
+KeyError: 'cause'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "run_migrations.py", line 44, in run
+    raise
+{}
+LINE 1: ALTER TABLE nope
+                    ^
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "quoted"),
+    [
+        (None, ": no reason given;"),
+        ("", ": no reason given;"),
+        ("boom", ": boom;"),
+        ('\n  relation "nope" does not exist\nLINE 1: SELECT\n        ^\n', ': relation "nope" does not exist;'),
+        (TRACEBACK.format("psycopg.UndefinedTable: no nope"), ": psycopg.UndefinedTable: no nope;"),
+        ("Traceback (most recent call last):\n  File", ": Traceback (most recent call last):"),
+        ("x" * 9000, f": {'x' * 200}...;"),
+    ],
+)
+async def test_one_line_of_an_old_error_is_quoted(
+    old_history: str, write: Write, error: str | None, quoted: str
+) -> None:
+    said = "NULL" if error is None else literal(error)
+    await execute(old_history, f"INSERT INTO schema_migrations VALUES (2, 'two', '002_two.sql', now(), false, {said})")
+
+    with pytest.raises(HistoryError) as caught:
+        await Migrator(old_history, write(FILES)).adopt()
+    text = str(caught.value)
+    assert quoted in text
+    assert text.isprintable()
+    assert len(text) < 500
+    assert (await Migrator(old_history, write(FILES)).adopt(skip_failed=True)).skipped == ("2",)
+
+
+FOREIGN = {
+    "alembic_version": ("version_num varchar(32) PRIMARY KEY", "Alembic"),
+    "django_migrations": ("id bigint, app text, name text, applied timestamptz", "Django"),
+    "__diesel_schema_migrations": ("version varchar(50) PRIMARY KEY, run_on timestamp", "Diesel"),
+    "things": ("id int, name text, colour text", "something else"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_the_way_from_another_tools_table_is_named_and_leads_there(dsn: str, write: Write, name: str) -> None:
+    columns, tool = FOREIGN[name]
+    await execute(dsn, f"CREATE TABLE {name} ({columns}); CREATE TABLE one (id int)")
+    migrator = Migrator(dsn, write(FILES))
+
+    with pytest.raises(ForeignTableError) as caught:
+        await migrator.adopt(f"public.{name}")
+    assert str(caught.value).startswith(
+        f"the table public.{name} was made by {tool}, not by pgratchet; only a home-made"
+    )
+    assert f"(pg_dump --schema-only --exclude-table=public.{name})" in str(caught.value)
+    assert "pgratchet repair VERSION --applied" in str(caught.value)
+
+    await migrator.repair("1", Verdict.APPLIED, f"made by {tool}")
+    assert [step.version for step in await migrator.up()] == ["2"]
+
+
+async def test_our_own_history_is_nothing_to_adopt(dsn: str, write: Write) -> None:
+    migrator = Migrator(dsn, write(FILES))
+    await migrator.up()
+
+    with pytest.raises(UsageError, match="is a history of pgratchet already"):
+        await migrator.adopt()
+    with pytest.raises(UsageError, match=r"there is no table public\.nothing to adopt; name the right one: source"):
+        await migrator.adopt("public.nothing")
+    assert await migrator.up() == ()
 
 
 async def test_a_row_of_another_file_is_refused(old_history: str, write: Write) -> None:

@@ -236,6 +236,8 @@ FOREIGN = {
         "version int, description text, filename text, executed_at timestamptz, success boolean, error_message text",
         "adopt",
     ),
+    "Alembic": ("version_num varchar(32) NOT NULL PRIMARY KEY", "Alembic"),
+    "goose": ("id int PRIMARY KEY, version_id bigint, is_applied boolean, tstamp timestamp", "goose"),
     "unknown": ("id serial PRIMARY KEY, name text", "something else"),
 }
 

@@ -497,10 +497,10 @@ class History(NamedTuple):
         rows = await own.fetch(connection, _RELATION, self.table.quoted)
         return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
 
-    def described(self, kind: str | None, columns: set[str]) -> str:
+    def described(self, kind: str | None, columns: set[str], cure: str = "") -> str:
         """Return the message for a relation of this kind, with these columns, that is no history of ours."""
         other = f"{self.table.schema}.pgratchet_migrations"
-        keep = f"keep it, and give pgratchet a table of its own ({spelled('table', other)})"
+        keep = cure or f"keep it, and give pgratchet a table of its own ({spelled('table', other)})"
         if kind in _KINDS:
             return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
         whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")

@@ -15,6 +15,7 @@ from pgratchet.core.errors import ForeignTableError, HistoryError, ServerError, 
 from pgratchet.core.model import AdoptedRow, ForeignRow, Kind, Migration
 from pgratchet.core.printing import one_line, printable
 from pgratchet.files.layout import Layout
+from pgratchet.postgres.ledger.columns import REQUIRED
 from pgratchet.postgres.ledger.history import TABLES, History
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import Connection
@@ -25,6 +26,9 @@ UNKNOWN_CHECKSUM = "unknown"
 
 _COLUMNS = "version, description, filename, executed_at::pg_catalog.timestamptz, success, error_message"
 _ADOPTABLE = "only a home-made runner's table can be adopted"
+
+LONGEST_QUOTE = 200
+"""The most characters of an old error that a message quotes."""
 
 
 class Takeover(NamedTuple):
@@ -51,12 +55,18 @@ async def read_foreign(connection: Connection, source: History) -> tuple[Foreign
             # No other session changes the table between the look at its columns and the reading.
             await own.execute(connection, f"LOCK TABLE {table.quoted} IN ACCESS SHARE MODE")
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-            raise UsageError(f"there is no table {table} to adopt") from None
+            raise UsageError(f"there is no table {table} to adopt; name the right one: {spelled('source')}") from None
         except asyncpg.WrongObjectTypeError:
             raise ForeignTableError(f"{table} is no table; {_ADOPTABLE}") from None
         kind, columns = await source.relation(connection)
         if kind not in TABLES or not columns.issuperset(ForeignRow._fields):
-            raise ForeignTableError(f"{source.described(kind, columns)}; {_ADOPTABLE}")
+            if columns.issuperset(REQUIRED):
+                raise UsageError(f"{table} is a history of pgratchet already: there is nothing to adopt")
+            way = (
+                f"write the schema of today into a first file (pg_dump --schema-only --exclude-table={table}), and "
+                "record that file as applied: pgratchet repair VERSION --applied --reason ..."
+            )
+            raise ForeignTableError(source.described(kind, columns, f"{_ADOPTABLE}; {way}"))
         await source.inspected(connection)
         try:
             rows = await own.fetch(connection, f"SELECT {_COLUMNS} FROM {table.quoted}")
@@ -148,9 +158,19 @@ def _other_file(version: str, row: ForeignRow, migration: Migration) -> str:
 def _failed(version: str, row: ForeignRow) -> str:
     return (
         f"version {version} ({row.filename}) is recorded as failed: "
-        f"{row.error_message or 'no reason given'}; "
+        f"{_cause(row)}; "
         f"make sure that nothing of it is left, and skip it ({spelled('skip_failed', value=True)}): it is then pending"
     )
+
+
+def _cause(row: ForeignRow) -> str:
+    """Return the one line of an old error that says most: the first, or the one with the exception of a traceback."""
+    lines = [line for line in str(row.error_message or "").splitlines() if line.strip()] or ["no reason given"]
+    begins = [at for at, line in enumerate(lines, 1) if line.startswith("Traceback (")]
+    # The frames of a traceback are indented, and the exception behind them is not.
+    behind = (line for line in lines[begins[-1] :] if not line[0].isspace()) if begins else iter(())
+    said = next(behind, lines[0]).strip()
+    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]}..."
 
 
 def _adopted(version: str, row: ForeignRow, migration: Migration | None) -> AdoptedRow:
