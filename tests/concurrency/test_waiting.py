@@ -4,9 +4,10 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import asyncpg
@@ -15,6 +16,7 @@ from anyio.abc import SocketStream
 
 from pgratchet import BudgetExceededError, Migrator, embedded
 from pgratchet.embedded import Server
+from pgratchet.postgres.ledger.lock import RunnerLock
 from tests.poolers import pgbouncer
 from tests.processes import replicas
 from tests.support import (
@@ -77,28 +79,49 @@ async def test_fifty_waiters_all_go_on_within_half_a_second_of_the_last_commit(d
     assert await column(dsn, "SELECT n FROM ledger") == list(range(1, len(delays) + 1))
 
 
-async def test_waiters_log_who_holds_the_lock_and_what_runs_again_and_again(
+async def test_waiters_log_since_when_they_wait_and_each_change_of_what_the_holder_does_once(
     dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgratchet.runs.run.TELL_EVERY", 0.1)
+    monkeypatch.setattr("pgratchet.runs.run.LOOK_EVERY", 0.05)
     second_gate = 8
     second = f"SELECT pg_advisory_xact_lock_shared({second_gate});"
     folder = write({"007_first.sql": PASS_GATE, "008_second.sql": "-- pgratchet: no-transaction\n" + second})
 
-    async def told_twice(what: str) -> bool:
+    looks = 0
+    holder = RunnerLock.holder
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await holder(*arguments)
+
+    monkeypatch.setattr(RunnerLock, "holder", counted)
+
+    def said(what: str) -> list[str]:
         lines = [record.getMessage() for record in caplog.records]
-        return len([line for line in lines if "waiting for" in line and f"up {what} (role" in line]) > 1
+        return [line for line in lines if "waiting since" in line and f"for up {what} (role" in line]
+
+    async def seen_often(what: str) -> bool:
+        nonlocal looks
+        if not any("blocked by a lock" in line for line in said(what)):
+            looks = 0
+        return looks > 5
 
     with caplog.at_level(logging.INFO, "pgratchet"):
         async with connected(dsn) as stopper, gate(dsn) as closed, anyio.create_task_group() as tasks:
             await stopper.execute(f"SELECT pg_advisory_lock({second_gate})")
             tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
             await closed.reached()
+            began = datetime.now(UTC)
             tasks.start_soon(Migrator(dsn, folder).up)
-            await until(partial(told_twice, "7 first"))
+            await until(partial(seen_often, "7 first"))
             await closed.open()
-            await until(partial(told_twice, "8 second"))
+            await until(partial(seen_often, "8 second"))
             await stopper.execute(f"SELECT pg_advisory_unlock({second_gate})")
+    lines = said("7 first") + said("8 second")
+    assert len(set(lines)) == len(lines)
+    (since,) = {line.split()[2] for line in lines}
+    assert f"{began:%H:%M:%SZ}" <= since <= f"{began + timedelta(seconds=2):%H:%M:%SZ}"
     assert await states(dsn) == {"7": "applied", "8": "applied"}
 
 

@@ -184,7 +184,7 @@ async def test_a_role_that_sees_nothing_of_other_sessions_is_told_the_same(dsn: 
 async def test_a_waiting_replica_notices_that_the_runner_has_died_although_no_row_changes(
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgratchet.runs.observing.TELL_EVERY", 0.1)
+    monkeypatch.setattr("pgratchet.runs.observing.LOOK_EVERY", 0.1)
     folder = write({"001_a.sql": CASES["between statements"][0]})
     reader = Migrator(dsn, folder)
 

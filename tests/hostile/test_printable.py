@@ -13,6 +13,7 @@ import time
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def test_line_breaks_of_our_own_stay() -> None:
 
 
 EVENTS: list[Event] = [
-    Waiting(EVIL),
+    Waiting(EVIL, datetime.now(UTC)),
     Started("2", EVIL, Direction.UP, 1),
     StatementFinished("2", EVIL, Direction.UP, 1, 2),
     Retried("2", EVIL, 1, EVIL, EVIL),
@@ -474,7 +475,7 @@ async def test_a_blocker_is_told_in_one_line(dsn: str, write: Write, terminal: T
         finally:
             evil.terminate()
         assert code == 5
-        assert "waiting for a lock held by pid" in said
+        assert "for a lock held by pid" in said
         assert r"\n13:00:00 \x1b[2J" in said
     await Migrator(dsn, folder).up()
 
@@ -492,7 +493,7 @@ async def test_a_role_whose_name_is_a_line_of_the_log_applies_and_is_told_as_the
             tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
 
             async def told() -> bool:
-                return any("waiting for pgratchet since" in message for message in caplog.messages)
+                return any("for up 1 a (role" in message for message in caplog.messages)
 
             await until(told)
             await closed.open()

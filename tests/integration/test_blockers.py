@@ -2,13 +2,16 @@
 
 import logging
 import re
+from functools import partial
 from typing import Literal
 
 import anyio
+import asyncpg
 import pytest
 
 from pgratchet import BudgetExceededError, Migrator
-from tests.support import Connection, Write, a_role, as_role, connected, states, tell
+from pgratchet.postgres.wire import backends
+from tests.support import Connection, Write, a_role, as_role, connected, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -60,6 +63,44 @@ async def test_a_failure_names_the_blockers_with_all_that_is_known_of_them(
             about = rf"pid {pid} \({user}, {application}, idle in transaction for \d+ s: SELECT pg_backend_pid\(\)"
             assert re.search(about, text), text
     await Migrator(dsn, write({})).up()
+    assert await states(dsn) == {"1": "applied"}
+
+
+async def test_blockers_are_told_once_and_again_when_they_are_others(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tell(dsn, "CREATE TABLE busy (n int)")
+    folder = write({"001_a.sql": "ALTER TABLE busy ADD m int;"})
+    looks = 0
+    describe = backends.told
+
+    def counted(rows: list[asyncpg.Record]) -> str:
+        nonlocal looks
+        looks += bool(rows)
+        return describe(rows)
+
+    monkeypatch.setattr("pgratchet.postgres.wire.sending.told", counted)
+
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        return [line for line in lines if "for a lock held by" in line]
+
+    async def seen_often(lines: int) -> bool:
+        nonlocal looks
+        if len(said()) < lines:
+            looks = 0
+        return looks > 5
+
+    with caplog.at_level(logging.WARNING, "pgratchet"), anyio.fail_after(20):
+        async with connected(dsn) as one, connected(dsn) as two, anyio.create_task_group() as tasks:
+            pids = [await block(one), await block(two)]
+            tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).up)
+            await until(partial(seen_often, 1))
+            await one.execute("COMMIT")
+            await until(partial(seen_often, 2))
+            await two.execute("COMMIT")
+    assert [[pid for pid in pids if f"pid {pid} " in line] for line in said()] == [pids, pids[1:]]
+    assert all(re.match(r"waiting since \d\d:\d\d:\d\dZ for a lock held by pid", line) for line in said())
     assert await states(dsn) == {"1": "applied"}
 
 

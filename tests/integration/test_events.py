@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import anyio
 import pytest
@@ -233,6 +234,7 @@ async def test_the_way_down_is_told_as_such(dsn: str, write: Write, events: list
 
 
 async def test_a_waiter_tells_for_whom_it_waits(dsn: str, write: Write, events: list[Event]) -> None:
+    began = datetime.now(UTC)
     async with runner_lock(dsn), anyio.create_task_group() as tasks:
         tasks.start_soon(Migrator(dsn, write({"001_a.sql": "SELECT 1;"}), listener=events.append).up)
 
@@ -244,6 +246,7 @@ async def test_a_waiter_tells_for_whom_it_waits(dsn: str, write: Write, events: 
     (first, *_) = told(events, Waiting)
     assert isinstance(first, Waiting)
     assert first.holder.startswith("somebody else (role ")
+    assert began <= first.since <= datetime.now(UTC)
     assert isinstance(events[-1], Failed)
     assert events[-1].error == "CancelledError"
 
@@ -310,7 +313,7 @@ async def test_a_waiter_follows_the_steps_of_the_other_runner(dsn: str, write: W
         tasks.start_soon(reader.wait)
 
         async def told_for_whom() -> bool:
-            return told(events, Waiting) == [Waiting("another runner to apply 1, 2")]
+            return [event.holder for event in events if isinstance(event, Waiting)] == ["another runner to apply 1, 2"]
 
         async def failed() -> bool:
             return reader.readiness == Readiness(Condition.PENDING, applied=1, failed=("2",))

@@ -220,7 +220,7 @@ class TestAWaiter:
 
         async def told() -> str:
             messages = (record.getMessage() for record in caplog.records)
-            return next((message for message in messages if "waiting for" in message), "")
+            return next((message for message in messages if "waiting since" in message), "")
 
         with caplog.at_level(logging.INFO, "pgratchet"):
             async with gate(dsn) as closed, anyio.create_task_group() as tasks:

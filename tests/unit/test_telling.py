@@ -1,5 +1,6 @@
 import json
 import logging
+from datetime import UTC, datetime
 
 import pytest
 
@@ -19,10 +20,11 @@ from pgratchet import (
 )
 from pgratchet.runs.telling import fields, tell
 
+NOON = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 FINISHED = Finished("3", "add_users", Direction.UP, 2, 0.5)
 SENTENCES: dict[Event, tuple[int, str]] = {
     Looked(2, ("3",), ("4",), (), ()): (logging.DEBUG, "2 applied, 2 to do"),
-    Waiting("somebody"): (logging.INFO, "waiting for somebody"),
+    Waiting("somebody", NOON): (logging.INFO, "waiting since 12:00:00Z for somebody"),
     Locked(1.25): (logging.INFO, "locked after 1.2 s"),
     Started("3", "add_users", Direction.UP, 2): (logging.INFO, "up 3 add_users"),
     StatementFinished("3", "add_users", Direction.UP, 1, 2): (logging.DEBUG, "up 3 add_users: 1 of 2 statements"),
@@ -77,16 +79,16 @@ def test_a_listener_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.Log
     def listener(_: Event) -> None:
         raise LookupError("broken")
 
-    tell(list[Event]().append, listener, Waiting("somebody"))
+    tell(list[Event]().append, listener, Waiting("somebody", NOON))
 
     assert [record.getMessage() for record in caplog.records] == [
-        "waiting for somebody",
+        "waiting since 12:00:00Z for somebody",
         "the listener failed at Waiting",
     ]
     assert caplog.records[1].exc_info is not None
 
 
 def test_nobody_has_to_listen(caplog: pytest.LogCaptureFixture) -> None:
-    tell(list[Event]().append, None, Waiting("somebody"))
+    tell(list[Event]().append, None, Waiting("somebody", NOON))
 
     assert len(caplog.records) == 1

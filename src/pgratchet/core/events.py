@@ -4,6 +4,7 @@ The values hold texts as they are.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import NamedTuple
 
 from pgratchet.core.errors import MigrationFailedError, PgratchetError
@@ -31,12 +32,16 @@ class Looked(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Another runner has the lock; `holder` describes it and its present work."""
+    """A run waits for another one, `since` a time of its own clock; `holder` describes the other one and its work.
+
+    Told when the wait begins, and with each change of that description.
+    """
 
     holder: str
+    since: datetime
 
     def __str__(self) -> str:
-        return printable(f"waiting for {self.holder}")
+        return printable(f"waiting since {self.since:%H:%M:%SZ} for {self.holder}")
 
 
 class Locked(NamedTuple):

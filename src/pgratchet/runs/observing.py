@@ -7,7 +7,7 @@ from pgratchet.core.errors import MigrationFailedError
 from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, RecordState
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.history import refuse_misspelled
-from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
+from pgratchet.postgres.link.budget import LOOK_EVERY, Budget, Interval
 from pgratchet.postgres.link.session import Connection
 from pgratchet.postgres.wire import backends
 from pgratchet.postgres.wire.progress import Progress
@@ -28,7 +28,7 @@ class Observer:
         self._told: dict[str, str | None] = {}
         self._rows: dict[str, HistoryRow] = {}
         self._at_work = frozenset[str]()
-        self._often = Interval(TELL_EVERY)
+        self._often = Interval(LOOK_EVERY)
         self._safe: bool | None = None
 
     async def look(self, connection: Connection, *, anybodys: bool = False) -> tuple[Entry, ...]:

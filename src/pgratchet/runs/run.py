@@ -7,15 +7,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
 
 from pgratchet.core.errors import ConnectionLostError
-from pgratchet.core.events import Locked, Tell
+from pgratchet.core.events import Locked, Tell, Waiting
 from pgratchet.core.model import Catalogue, Direction, Entry, Lock
 from pgratchet.core.plan import planning
 from pgratchet.core.printing import ranges
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
-from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval, backoff
+from pgratchet.postgres.link.budget import LOOK_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, OutdatedSessionError, open_session
+from pgratchet.postgres.wire.backends import News
 from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.observing import Observer, all_applied
 from pgratchet.runs.settings import Settings
@@ -100,13 +102,12 @@ class Run:
         """Return once everything is applied, by another runner."""
 
         async def work(connection: Connection) -> None:
-            often = Interval(TELL_EVERY)
+            waiting = _Waiting(self.progress.tell, self._lock)
             while missing := planning.missing(entries := await self._observer.look(connection, anybodys=True)):
                 whom = f"another runner to apply {ranges(missing, (entry.version for entry in entries))}"
                 while not all_applied(missing, rows := await self._observer.follow(connection, missing)):
                     self._observer.warn_of_failures(rows)
-                    if often.is_over():
-                        self.progress.tell(await self._lock.waiting(connection, whom))
+                    await waiting.look(connection, whom)
                     await self._budget.poll(f"waiting for {whom}")
 
         await through_losses(work, self._settings.connect, self._budget, self.progress)
@@ -116,20 +117,16 @@ class Run:
 
         Raises MigrationFailedError if another runner fails at a missing version meanwhile.
         """
-        holder = "another session"
-        began, often = time.monotonic(), Interval(TELL_EVERY)
+        began, waiting = time.monotonic(), _Waiting(self.progress.tell, self._lock)
         while not await self._lock.try_acquire(connection):
-            await self._budget.poll(f"waiting for the lock of {holder}")
+            await self._budget.poll(f"waiting for the lock of {waiting.holder or 'another session'}")
             if missing:
                 # Before the next try: a run that has nothing left to do must not take the lock from those that wait.
                 rows = await self._observer.follow(connection, missing)
                 if all_applied(missing, rows):
                     return None
                 self._observer.raise_new_failure(missing)
-            if often.is_over():
-                waiting = await self._lock.waiting(connection, holder)
-                holder = waiting.holder
-                self.progress.tell(waiting)
+            await waiting.look(connection)
         if self._lock.records.lock is not Lock.NONE:
             self.progress.tell(Locked(time.monotonic() - began))
         return Turn(connection, self._settings, self._budget, self.progress, self._lock, self._observer)
@@ -146,6 +143,27 @@ class Run:
             await self._budget.poll("waiting for another runner")
             return False
         return True
+
+
+class _Waiting:
+    """One wait for other runners: told when it begins, and with each change of what the holder of the lock does."""
+
+    def __init__(self, tell: Tell, lock: RunnerLock) -> None:
+        self.holder: str | None = None
+        self._tell = tell
+        self._lock = lock
+        self._since = datetime.now(UTC)
+        self._often = Interval(LOOK_EVERY)
+        self._news = News()
+
+    async def look(self, connection: Connection, otherwise: str | None = None) -> None:
+        """Look at the holder, from time to time, and tell a change; `otherwise` is whom a run waits for without one."""
+        if not self._often.is_over():
+            return
+        holder = await self._lock.holder(connection)
+        self.holder = str(holder) if holder else otherwise or self.holder
+        if self.holder is not None and self._news.is_new(self.holder):
+            self._tell(Waiting(self.holder, self._since))
 
 
 async def through_losses(

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import get_args
 
 from pgratchet.core.errors import PgratchetError, UsageError
@@ -69,9 +70,10 @@ def fields(event: Event) -> dict[str, object]:
     """Return the fields that a log record has for an event.
 
     With a prefix, as `name` and `message` are fields of every record already, and `event` is structlog's own.
-    Texts are printable, as some handlers write them as they are.
+    Texts are printable, as some handlers write them as they are; times are texts, as others write them as JSON.
     """
     kind = type(event)
     show = printable_lines if kind is Failed else printable
-    shown = (show(value) if isinstance(value, str) else value for value in event)
+    texts = (value.isoformat() if isinstance(value, datetime) else value for value in event)
+    shown = (show(value) if isinstance(value, str) else value for value in texts)
     return dict(zip(_NAMES[kind], (kind.__name__, *shown), strict=True))

@@ -9,13 +9,12 @@ import asyncpg
 
 from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ServerError
-from pgratchet.core.events import Waiting
 from pgratchet.core.model import Lock
 from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.own import Guards
-from pgratchet.postgres.link.session import Connection, describe
+from pgratchet.postgres.link.session import AT_WORK, Connection, describe
 from pgratchet.postgres.link.sql import EQ, Table, become
 
 LOCK_ROWS = (
@@ -42,8 +41,8 @@ Behind a pooler that may be another backend than the one that took it.
 """
 
 _HOLDER = (
-    "SELECT a.pid, a.usename, a.application_name FROM pg_catalog.pg_stat_activity a "
-    f"WHERE a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS})"
+    f"SELECT a.pid, a.usename, a.application_name, a.wait_event_type {EQ} 'Lock' AS is_blocked "
+    f"FROM pg_catalog.pg_stat_activity a WHERE a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS})"
 )
 
 _log = logging.getLogger("pgratchet")
@@ -54,14 +53,20 @@ class BusyError(Exception):
 
 
 class Holder(NamedTuple):
-    """The session that holds the lock."""
+    """The session that holds the lock. It `is_blocked` while it waits for a lock itself; None if that is hidden."""
 
     pid: int
     role: str | None
     application: str
+    is_blocked: bool | None
 
     def __str__(self) -> str:
-        return f"{self.application or 'a session without a name'} (role {self.role}, server process {self.pid})"
+        name, at_work = self.application, ""
+        if name.startswith(AT_WORK):
+            since, _, name = name.removeprefix(AT_WORK).partition(": ")
+            at_work = f", at work since {since}"
+        blocked = ", blocked by a lock of another session" if self.is_blocked else ""
+        return f"{name or 'a session without a name'} (role {self.role}, server process {self.pid}{at_work}{blocked})"
 
 
 async def is_free(connection: Connection, key: int) -> bool:
@@ -82,12 +87,6 @@ async def exclusively(
                 yield
                 return
         await budget.poll("waiting for another runner to give back the lock")
-
-
-async def holder(connection: Connection, key: int) -> Holder | None:
-    """Return the session that holds the lock; None if there is none."""
-    rows = await own.fetch(connection, _HOLDER, key)
-    return Holder(rows[0]["pid"], rows[0]["usename"], rows[0]["application_name"]) if rows else None
 
 
 class RunnerLock:
@@ -126,9 +125,10 @@ class RunnerLock:
         if self.records.lock is Lock.TRANSACTION and not await is_free(connection, self._key):
             raise BusyError
 
-    async def waiting(self, connection: Connection, otherwise: str) -> Waiting:
-        """Return the event that this run waits for the holder of the lock, or for `otherwise` if nobody holds it."""
-        return Waiting(str(await holder(connection, self._key) or otherwise))
+    async def holder(self, connection: Connection) -> Holder | None:
+        """Return the session that holds the lock; None if there is none."""
+        rows = await own.fetch(connection, _HOLDER, self._key)
+        return Holder(*rows[0]) if rows else None
 
 
 async def _refuse_statement_pooling(connection: Connection) -> None:

@@ -21,8 +21,8 @@ LEAST_PAUSE = 0.1
 MOST_PAUSE = 0.3
 """Bounds, in seconds, of the pause between two looks at the work of another runner."""
 
-TELL_EVERY = 5.0
-"""Seconds between two lines of the log about the same wait."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks at the session that a run waits for."""
 
 
 class Interval:

@@ -60,6 +60,9 @@ LATER_PARAMETERS = {"transaction_timeout": "0"}
 APPLICATION = "pgratchet"
 """The name of a session whose DSN gives it no name."""
 
+AT_WORK = f"{APPLICATION} since "
+"""The name of a session that works on a step begins with this; the time at which its turn began and the step follow."""
+
 _UNCONNECTED = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched, OSError, TimeoutError)
 _REFUSED = (
     asyncpg.InvalidParameterValueError,

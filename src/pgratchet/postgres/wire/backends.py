@@ -1,7 +1,9 @@
 """Other sessions at work: finding them, describing them in one line, waiting for their end."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 
 import asyncpg
 
@@ -10,9 +12,9 @@ from pgratchet.core.plan.halfway import HALF_DONE
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.lock import HOLDERS
 from pgratchet.postgres.link import own
-from pgratchet.postgres.link.budget import TELL_EVERY, Budget, Interval
+from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.roles import as_login
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.session import AT_WORK, Connection
 from pgratchet.postgres.link.sql import CONCAT, EQ, GT, MINUS, NE
 
 SESSIONS = (
@@ -38,7 +40,7 @@ _RUNNER = (
     f"pg_catalog.starts_with($3, a.usename::pg_catalog.text {CONCAT} '@'), true) "
     f"AND (COALESCE(a.state {NE} 'idle', true) "
     f"OR a.state_change {GT} (pg_catalog.clock_timestamp() {MINUS} '1 second'::pg_catalog.interval) "
-    "AND pg_catalog.starts_with(a.application_name, 'pgratchet since ') "
+    f"AND pg_catalog.starts_with(a.application_name, '{AT_WORK}') "
     f"OR a.pid {EQ} ANY (SELECT l.pid FROM {HOLDERS.replace('$1', '$4')}))"
 )
 
@@ -55,6 +57,8 @@ _BUILDERS = (
     f"SELECT l.pid FROM {LOCKS} AND l.relation {EQ} $1 AND l.mode {EQ} ANY ('{{ShareUpdateExclusiveLock,ShareLock,"
     "ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'::pg_catalog.text[]))"
 )
+
+_AGE = re.compile(r"(?<= for )\d+(?= s: )")
 
 _log = logging.getLogger("pgratchet")
 
@@ -85,14 +89,26 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
 
     Polls, because a session that waits in a blocked statement keeps a snapshot (see `RunnerLock.try_acquire`).
     """
-    often, waited = Interval(TELL_EVERY), False
+    since, news, waited = datetime.now(UTC), News(), False
     while somebody := await who():
         waited = True
-        reason = f"{what}: waiting for {somebody}"
-        if often.is_over():
-            _log.warning("%s", reason)
-        await budget.poll(reason)
+        if news.is_new(somebody):
+            _log.warning("%s: waiting since %s for %s", what, f"{since:%H:%M:%SZ}", somebody)
+        await budget.poll(f"{what}: waiting for {somebody}")
     return waited
+
+
+class News:
+    """The descriptions of other sessions that were told already: each is told once, whatever ages are in it."""
+
+    def __init__(self) -> None:
+        self._told = set[str]()
+
+    def is_new(self, description: str) -> bool:
+        """Return whether a description was not told yet; from now on it was."""
+        known = len(self._told)
+        self._told.add(_AGE.sub("", description))
+        return len(self._told) > known
 
 
 def told(rows: Iterable[asyncpg.Record]) -> str:

@@ -20,7 +20,7 @@ from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
-from pgratchet.postgres.link.session import APPLICATION, Connection, NotPrimaryError, parameters_sql, refused
+from pgratchet.postgres.link.session import APPLICATION, AT_WORK, Connection, NotPrimaryError, parameters_sql, refused
 from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, NE, Limits, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
@@ -285,9 +285,7 @@ class Framing(NamedTuple):
     def settings(self, claim: Claim, scope: Literal["SET", "SET LOCAL"]) -> str:
         """Return the SQL that sets a step's limits and the name of its session: the step, and the start of the turn."""
         migration, limits = claim.step.migration, self.limits.of(claim.step.script.source.options)
-        name = (
-            f"pgratchet since {self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
-        )
+        name = f"{AT_WORK}{self.facts.now:%H:%M:%SZ}: {claim.step.direction} {migration.version} {migration.name}"
         shown = printable(name).encode()[:LONGEST_NAME].decode(errors="ignore")
         return (
             self.setting(scope, "lock_timeout", milliseconds(limits.lock_timeout))

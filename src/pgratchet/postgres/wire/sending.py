@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from pgratchet.postgres.link.budget import Budget, Tries, backoff, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connect, Connection, describe, lost, open_session
 from pgratchet.postgres.link.sql import EQ
-from pgratchet.postgres.wire.backends import SESSIONS, told
+from pgratchet.postgres.wire.backends import SESSIONS, News, told
 from pgratchet.postgres.wire.message import Message, Part, boundary
 from pgratchet.postgres.wire.progress import Group, Progress
 
@@ -75,6 +76,8 @@ class Wire:
 
         Blockers are looked for twice within `lock_timeout` seconds. A lock timeout charges all of them to the budget.
         """
+        if self._version != group[0].step.migration.version:
+            self._blockers.forget()
         self._version = group[0].step.migration.version
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
@@ -109,6 +112,7 @@ class Wire:
 
     def tell_finished(self, step: Step, segment: Segment) -> None:
         """Tell that a step is done up to the end of a segment."""
+        self._blockers.forget()
         version, name, total = step.migration.version, step.migration.name, step.script.statements
         done = segment.first + segment.statements - 1
         self.progress.tell(StatementFinished(version, name, step.direction, done, total))
@@ -203,6 +207,12 @@ class Blockers:
         self.every = 1.0
         self.connect = connect
         self._worker = key, pid
+        self.forget()
+
+    def forget(self) -> None:
+        """Tell the same sessions again when they block other work."""
+        self._since: datetime | None = None
+        self._news = News()
 
     async def look_out(self) -> None:
         """Look until cancelled. An error here is logged, and disturbs nobody."""
@@ -214,7 +224,9 @@ class Blockers:
                         rows = await own.fetch(connection, _BLOCKERS, *self._worker)
                         if seen := told(rows):
                             self.seen = seen
-                            _log.warning("waiting for a lock held by %s", seen)
+                            self._since = self._since or datetime.now(UTC)
+                            if self._news.is_new(seen):
+                                _log.warning("waiting since %s for a lock held by %s", f"{self._since:%H:%M:%SZ}", seen)
                         await anyio.sleep(self.every)
                 finally:
                     # Not close(): a cancelled run would have to wait for it.
