@@ -359,15 +359,13 @@ class Migrator:
         return canonical
 
     async def _read(self, *, needed: bool = False) -> Catalogue:
-        """Return the migrations, and log the warnings of their files.
+        """Return the migrations.
 
         If there are none, and that is not allowed, raises FilesError where some are `needed`, and logs a warning
         elsewhere.
         """
         layout, strict = self._settings.layout, self._settings.strict
         catalogue = await asyncio.to_thread(lambda: layout.parse(directory.read(self.migrations), strict=strict))
-        for warning in catalogue.warnings:
-            _log.warning("%s", warning)
         if not catalogue.migrations and not self._allow_empty:
             problem = await asyncio.to_thread(directory.emptiness, self.migrations, layout.recognises)
             if needed:

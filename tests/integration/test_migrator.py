@@ -1,6 +1,7 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from importlib.resources import files as resources
 from pathlib import Path
 
@@ -353,3 +354,25 @@ async def test_a_dropped_history_is_made_again_and_a_missing_database_is_an_erro
     assert len(await migrator.up()) == 1
     with pytest.raises(ServerError):
         await Migrator(dsn + "x", migrator.migrations).up()
+
+
+async def test_a_gap_is_told_until_the_file_behind_it_is_applied(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrator = Migrator(dsn, write({f"{number}_a.sql": "SELECT 1;" for number in (1, 2, 4)}))
+
+    async def told(verb: str) -> list[str]:
+        caplog.clear()
+        with suppress(BehindError):
+            await getattr(migrator, verb)()
+        return [text.partition("a gap in the numbers: ")[2][:6] for text in caplog.messages if "a gap" in text]
+
+    assert [await told(verb) for verb in ("check", "plan", "up")] == [["3; add"]] * 3
+    assert [await told(verb) for verb in ("up", "check", "wait", "plan", "status", "rehearse")] == [[]] * 6
+    write({f"{number}_a.sql": "SELECT 1;" for number in (7, 8, 11)} | {"11_a.down.sql": "SELECT 1;"})
+    assert [await told(verb) for verb in ("check", "up")] == [["5 to 6", "9 to 1"]] * 2
+    assert [await told(verb) for verb in ("up", "redo", "down")] == [[], [], []]
+    # The file behind the last gap is to be applied again.
+    assert [await told(verb) for verb in ("check", "up", "up")] == [["9 to 1"], ["9 to 1"], []]
+    with pytest.raises(FilesError, match="a gap in the numbers: 3;"):
+        await Migrator(dsn, migrator.migrations, strict=True).check()

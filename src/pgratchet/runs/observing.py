@@ -24,6 +24,7 @@ class Observer:
         self._budget = budget
         self._progress = progress
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
+        self._warnings = catalogue.warnings
         self._old_failures: dict[str, str | None] | None = None
         self._told: dict[str, str | None] = {}
         self._rows: dict[str, HistoryRow] = {}
@@ -44,10 +45,12 @@ class Observer:
         self._progress.tell(planning.looked(entries))
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in rows if row.state is RecordState.FAILED}
-        for warning in planning.refuse_disagreement(
+        warnings = planning.refuse_disagreement(
             entries, settings.layout.rank, allow_late=settings.allow_late, strict=settings.strict
-        ):
+        )
+        for warning in (*(planning.unheard(self._warnings, entries) if self._warnings else ()), *warnings):
             _log.warning("%s", warning)
+        self._warnings = ()
         return entries
 
     async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:

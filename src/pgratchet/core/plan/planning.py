@@ -167,6 +167,16 @@ def looked(entries: Iterable[Entry]) -> Looked:
     )
 
 
+def unheard(warnings: Iterable[Problem], entries: Iterable[Entry]) -> list[Problem]:
+    """Return the warnings about files that are not applied: the run that applies a file is the last to tell of it."""
+    applied = {
+        entry.migration.up.path
+        for entry in entries
+        if entry.migration and entry.row and entry.row.state is RecordState.APPLIED
+    }
+    return [warning for warning in warnings if warning.path not in applied]
+
+
 def refuse_disagreement(
     entries: Sequence[Entry], rank: Ranking, *, allow_late: bool = False, strict: bool = False
 ) -> tuple[str, ...]:
