@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain, islice
 from uuid import uuid4
 
 import asyncpg
@@ -35,7 +36,8 @@ _log = logging.getLogger("pgratchet")
 class Execution:
     """The steps of one run, in one session; `progress` is kept up to date all along.
 
-    The steps that are left are in groups; the steps of a group share a message.
+    The steps that are left are in groups; the steps of a group share a message. The `rest` is grouped as it is needed:
+    while the server works.
     """
 
     def __init__(self, wire: Wire, framing: Framing, progress: Progress) -> None:
@@ -44,6 +46,7 @@ class Execution:
         self._framing = framing
         self._overtaken: set[tuple[str, str | None]] = set()
         self._groups: deque[Group] = deque()
+        self._rest: Iterator[Group] = iter(())
         self._next: tuple[Group, tuple[Message, ...]] | None = None
 
     async def carry_out(self, records: Records, steps: Iterable[Step], applied: Iterable[str]) -> None:
@@ -55,9 +58,10 @@ class Execution:
         self._framing = self._framing._replace(records=records)
         alone = records.lock is not Lock.SESSION
         event_triggers = self._framing.facts.event_triggers
-        self._groups = deque(_one_by_one(steps, applied) if alone else share(steps, event_triggers=event_triggers))
+        self._groups = deque()
+        self._rest = _one_by_one(steps, applied) if alone else share(steps, event_triggers=event_triggers)
         with self._wire.listening():
-            while self._groups:
+            while self._has_group(0):
                 last, finished = self._groups[0][-1].step, len(self._progress.finished)
                 try:
                     await retry(self._run_first, Tries(), self._before_retry, _repeatable)
@@ -68,18 +72,23 @@ class Execution:
                     if failure.history is None:
                         await self._record_failure(claim, error)
                     raise MigrationFailedError(failure, self._progress.finished) from error.cause
-                if may_make_event_triggers(last.script):
+                if self._has_group(0) and may_make_event_triggers(last.script):
                     await self._part_if_event_triggers()
                 done = (step.version for step in self._progress.finished[finished:])
-                if self._groups and last.migration.version in done and changes_new_sessions(last.script):
+                if self._has_group(0) and last.migration.version in done and changes_new_sessions(last.script):
                     # Otherwise a new database, built at once, would differ from one that was built release by release.
                     raise OutdatedSessionError
 
+    def _has_group(self, at: int) -> bool:
+        """Return whether so many groups, and one more, are left."""
+        self._groups.extend(islice(self._rest, max(0, at + 1 - len(self._groups))))
+        return at < len(self._groups)
+
     async def _part_if_event_triggers(self) -> None:
         """Let each step that is left have a message of its own if the steps before have made an event trigger."""
-        shared = any(len(group) > 1 for group in self._groups)
-        if shared and (await own.ask(self._wire.connection, f"SELECT {EVENT_TRIGGERS} AS made"))["made"]:
-            self._groups = deque((claim,) for group in self._groups for claim in group)
+        if (await own.ask(self._wire.connection, f"SELECT {EVENT_TRIGGERS} AS made"))["made"]:
+            left = chain(tuple(self._groups), self._rest)
+            self._groups, self._rest = deque(), ((claim,) for group in left for claim in group)
 
     async def _run_first(self) -> None:
         """Run the first group, or a part of it, and take the steps that are done out of the groups.
@@ -127,12 +136,11 @@ class Execution:
         sent: list[Part] = []
         ready = self._next is not None and self._next[0] is group
         messages: Iterable[Message] = self._next[1] if self._next and ready else self._framing.messages(group)
-        meanwhile = self._compose_next if len(self._groups) > 1 else None
         started = time.monotonic()
         for message in messages:
             sent += message.parts
             try:
-                read = await self._wire.send(message, meanwhile)
+                read = await self._wire.send(message, self._compose_next)
             except asyncpg.PostgresError as error:
                 await self._after_error(message, sent, error)
                 return
@@ -149,6 +157,8 @@ class Execution:
 
     async def _compose_next(self) -> None:
         """Compose the next message, if it is a short one, while the server works on this one."""
+        if not self._has_group(1):
+            return
         group = self._groups[1]
         if len(group) > 1 and (self._next is None or self._next[0] is not group):
             self._next = group, tuple(self._framing.messages(group))
