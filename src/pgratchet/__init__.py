@@ -1,6 +1,7 @@
 """PostgreSQL migrations for asyncio services: each applied exactly once, however many replicas start."""
 
 from pgratchet.core.errors import (
+    AbsentError,
     BehindError,
     BudgetExceededError,
     ConnectionLostError,
@@ -49,6 +50,7 @@ from pgratchet.core.model import (
     State,
     Step,
     Verdict,
+    WaitFor,
 )
 from pgratchet.core.readiness import Condition, Readiness
 from pgratchet.files.directory import Traversable
@@ -59,6 +61,7 @@ from pgratchet.web.gate import Gate, gate
 from pgratchet.web.lifespan import migrated
 
 __all__ = [
+    "AbsentError",
     "Adoption",
     "BehindError",
     "BudgetExceededError",
@@ -108,6 +111,7 @@ __all__ = [
     "Traversable",
     "UsageError",
     "Verdict",
+    "WaitFor",
     "Waiting",
     "__version__",
     "gate",

@@ -26,6 +26,7 @@ from pgratchet.core.model import (
     Lock,
     Plan,
     Verdict,
+    WaitFor,
 )
 from pgratchet.core.plan import planning
 from pgratchet.core.readiness import Course, Readiness
@@ -69,7 +70,9 @@ class Migrator:
     `budget` bounds, in seconds, the waiting of one run: for the server, for the lock, before another try. It never
     cancels a step under way. `connect_budget` bounds the first part of the waiting, until a server answers at all, be
     it with an error; None or 0 for no limit. `lock_timeout` and `statement_timeout` apply to each statement, in
-    seconds, None or 0 for no limit; directives in a file override them.
+    seconds, None or 0 for no limit; directives in a file override them. With `wait_for="database"`, `up`, `down`,
+    `redo`, `rehearse` and `wait` also wait, within the budget, for what somebody else may be making: the database, the
+    roles, the schema of the history, and the rights to them.
 
     `readers` are roles that may wait and check, nothing else. `trusted_owners` are roles that may own the history
     table, and the functions of triggers on it, beside those that a run trusts anyway: an owner of these runs code with
@@ -103,6 +106,7 @@ class Migrator:
         table: str = "public.schema_migrations",
         budget: float | None = None,
         connect_budget: float | None = 60.0,
+        wait_for: WaitFor | Literal["server", "database"] = WaitFor.SERVER,
         lock_timeout: float | None = 5.0,
         statement_timeout: float | None = None,
         allow_late: bool = False,
@@ -125,6 +129,7 @@ class Migrator:
             table=table,
             budget=budget,
             connect_budget=connect_budget,
+            wait_for=wait_for,
             lock_timeout=lock_timeout,
             statement_timeout=statement_timeout,
             allow_late=allow_late,
@@ -138,8 +143,8 @@ class Migrator:
             listener=None if callable(listener) else listener,
         )
         if why:
-            del migrations, layout, table, budget, connect_budget, lock_timeout, statement_timeout, allow_late
-            del strict, allow_empty, readers, trusted_owners, journal, lock, owner, listener
+            del migrations, layout, table, budget, connect_budget, wait_for, lock_timeout, statement_timeout
+            del allow_late, strict, allow_empty, readers, trusted_owners, journal, lock, owner, listener
             raise UsageError(why)
         if listener is not None:
             arguments.function("listener", listener, "a function that takes an event")
@@ -154,6 +159,7 @@ class Migrator:
             Budget,
             arguments.limit("budget", budget),
             arguments.limit("connect_budget", connect_budget) or None,
+            absent=arguments.choice("wait_for", wait_for, WaitFor) == WaitFor.DATABASE,
         )
         self._allow_empty = arguments.switch("allow_empty", allow_empty)
         self._course = Course(layout.rank)

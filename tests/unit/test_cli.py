@@ -256,6 +256,7 @@ EVERYTHING = {
     "table": "a.b",
     "budget": 1.5,
     "connect_budget": 30.0,
+    "wait_for": "database",
     "lock_timeout": 2.0,
     "statement_timeout": 3.0,
     "allow_late": True,
@@ -269,7 +270,7 @@ EVERYTHING = {
 def test_every_setting_can_be_a_flag(fake: FakeMigrator) -> None:
     flags = "--dsn postgresql:///x --dir d --table a.b --budget 1500ms --lock-timeout 2 --statement-timeout 3s"
     more = "--allow-late --layout pgratchet --strict --allow-empty --reader web --reader worker --journal j.jsonl"
-    result = invoke("up", *flags.split(), *more.split(), "--connect-budget", "30s")
+    result = invoke("up", *flags.split(), *more.split(), "--connect-budget", "30s", "--wait-for", "database")
 
     assert result.exit_code == 0
     assert fake.made == [(("postgresql:///x", "d"), EVERYTHING | {"layout": own})]

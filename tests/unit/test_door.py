@@ -50,6 +50,7 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("allow_empty", A_SWITCH): SWITCHES,
     ("table", A_STRING): [None, 5, b"public.a", Path("a")],
     ("table", "write schema.name"): ["", "a.b.c", "."],
+    ("wait_for", "must be one of server, database"): ["", "role", "DATABASE", None, 5, True, ["database"]],
     ("lock", A_LOCK): ["", "advisory", "SESSION", 5, True, b"session", ["session"]],
     ("journal", A_PATH): [5, True, b"journal", ["journal"]],
     ("journal", "is empty"): [""],

@@ -5,6 +5,7 @@ import pytest
 
 from pgratchet.core import errors
 from pgratchet.core.errors import (
+    AbsentError,
     BehindError,
     BudgetExceededError,
     ConnectionLostError,
@@ -27,6 +28,7 @@ EXAMPLES = [
     PgratchetError("what"),
     UsageError("what"),
     ServerError("what"),
+    AbsentError("what"),
     ConnectionLostError("what"),
     ScriptError("unterminated", 12),
     FilesError([Problem("m/1_a.sql", "a gap", "fill it")]),

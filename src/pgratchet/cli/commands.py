@@ -9,7 +9,7 @@ import typer
 
 from pgratchet.cli import reports
 from pgratchet.cli.interruption import run
-from pgratchet.cli.options import Common, Judging, Locking, Waiting, Writing
+from pgratchet.cli.options import Common, Expecting, Judging, Locking, Writing
 from pgratchet.cli.reports import Report
 from pgratchet.cli.settings import DEFAULT_DIR, open_migrator, read
 from pgratchet.core.errors import UsageError
@@ -84,7 +84,7 @@ def check(**flags: Unpack[Judging]) -> Report:
     return _report(flags, lambda migrator: migrator.check(), reports.up_to_date)
 
 
-def wait(**flags: Unpack[Waiting]) -> Report:
+def wait(**flags: Unpack[Expecting]) -> Report:
     """Return when another runner has applied everything."""
     return _report(flags, lambda migrator: migrator.wait(), reports.up_to_date)
 

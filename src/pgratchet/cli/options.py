@@ -31,6 +31,7 @@ _BUDGET = _setting("BUDGET", "DURATION", "The longest wait in total, as 500ms, 1
 _CONNECT = _setting(
     "CONNECT_BUDGET", "DURATION", "The longest wait for a first answer, 0 for no limit; 60s if not given."
 )
+_WAIT_FOR = _setting("WAIT_FOR", None, "Things to wait for that others make: database includes roles and rights.")
 _DIRECT = _setting("DIRECT_DSN", "URL", "The database without its pooler, for taking the lock.", parser=Hidden)
 _LOCK = _setting("LOCK", None, "How runners exclude each other; as the connection allows if not given.")
 _OWNER = _setting("OWNER", "ROLE", "The role that runs the migrations and owns the history.")
@@ -80,6 +81,12 @@ class Waiting(Judging, total=False):
     connect_budget: Annotated[str | None, _CONNECT]
 
 
+class Expecting(Waiting, total=False):
+    """The options of the command that only waits."""
+
+    wait_for: Annotated[Literal["server", "database"] | None, _WAIT_FOR]
+
+
 class Locking(Waiting, total=False):
     """The options of commands that take the lock."""
 
@@ -91,6 +98,7 @@ class Locking(Waiting, total=False):
 class Writing(Locking, total=False):
     """The options of commands that change the database."""
 
+    wait_for: Annotated[Literal["server", "database"] | None, _WAIT_FOR]
     lock_timeout: Annotated[str | None, _LOCK_TIMEOUT]
     statement_timeout: Annotated[str | None, _STATEMENT]
     readers: Annotated[list[str] | None, _READERS]

@@ -8,7 +8,7 @@ from pgratchet.cli.options import given_by, spelling
 from pgratchet.core import arguments
 from pgratchet.core.errors import UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide, misplaced
-from pgratchet.core.model import Lock
+from pgratchet.core.model import Lock, WaitFor
 from pgratchet.files import directory
 from pgratchet.files.layouts import LAYOUTS
 from pgratchet.migrator import Migrator
@@ -33,6 +33,7 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "allow_late": arguments.switch,
     "strict": arguments.switch,
     "allow_empty": arguments.switch,
+    "wait_for": lambda what, value: arguments.choice(what, value, WaitFor),
     "readers": sql.roles,
     "trusted_owners": sql.roles,
     "journal": arguments.path,

@@ -3,6 +3,7 @@
 PgratchetError
 ├── UsageError                the caller: an argument, a setting or a DSN that cannot be right
 ├── ServerError               the operator: no server, no right to it, or no lock on it
+│   ├── AbsentError           whoever makes databases and roles: one is not there, or a right to it
 │   └── ConnectionLostError   nobody yet: the run connects again
 ├── ScriptError               the author of one script: it cannot be read as SQL
 ├── FilesError                the authors of the directory: every problem at once
@@ -42,6 +43,10 @@ class UsageError(PgratchetError):
 
 class ServerError(PgratchetError):
     """The server cannot be reached, refuses the role, or cannot give what a run needs."""
+
+
+class AbsentError(ServerError):
+    """A database, a role, a schema or a right that the run needs is not there; somebody else may be making it."""
 
 
 class ConnectionLostError(ServerError):

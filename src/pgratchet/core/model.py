@@ -47,6 +47,15 @@ class Lock(StrEnum):
     NONE = "none"
 
 
+class WaitFor(StrEnum):
+    """The things that a run waits for, within its budget, when others make them."""
+
+    SERVER = "server"
+    """The server alone."""
+    DATABASE = "database"
+    """Also the database, the roles, the schema of the history, and the rights to them."""
+
+
 class State(StrEnum):
     """The state of one version, according to files, history and the sessions of the server."""
 

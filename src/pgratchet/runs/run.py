@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
-from pgratchet.core.errors import ConnectionLostError
+from pgratchet.core.errors import AbsentError, ConnectionLostError
 from pgratchet.core.events import Locked, Tell, Waiting
 from pgratchet.core.model import Catalogue, Direction, Entry, Lock
 from pgratchet.core.plan import planning
@@ -172,7 +172,7 @@ async def through_losses(
     """Do `work` in a session; if the session is lost or outdated, do it again in a new one, while the budget lasts.
 
     `progress` says how many sessions one and the same step has lost in a row. Raises NotPrimaryError if the first
-    server takes no changes.
+    server takes no changes, AbsentError unless the budget is for what is absent, too.
     """
     losses = finished = 0
     while True:
@@ -182,6 +182,8 @@ async def through_losses(
                 return await work(connection)
         except OutdatedSessionError:
             _log.info("a migration may have changed the settings of new sessions: the run goes on in one")
+        except AbsentError as error:
+            await budget.wait_for(error)
         except NotPrimaryError as error:
             # At the first contact the address is wrong. After a loss this is a failover, and the standby may become the
             # primary soon.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import asyncpg
 
 from pgratchet.core.arguments import spelled
-from pgratchet.core.errors import ForeignTableError, ServerError
+from pgratchet.core.errors import AbsentError, ForeignTableError, ServerError
 from pgratchet.core.model import AdoptedRow, HistoryRow, RecordState
 from pgratchet.files.layout import Layout
 from pgratchet.postgres.ledger import trust
@@ -245,7 +245,7 @@ class History(NamedTuple):
             raise HistoryBusyError(f"the table {self.table} is locked by another session") from None
         except asyncpg.InsufficientPrivilegeError as error:
             needs = f"USAGE on schema {self.table.schema} and SELECT on {self.table}"
-            raise ServerError(f"{error}; the role {await _role(connection)} needs {needs}") from None
+            raise AbsentError(f"{error}; the role {await _role(connection)} needs {needs}") from None
 
     async def read_patiently(
         self,
@@ -362,8 +362,8 @@ class History(NamedTuple):
                 )
             except asyncpg.InsufficientPrivilegeError as error:
                 cure = await self._cure_of_making(connection)
-                raise ServerError(f"{error}; {cure}") from None
-            except asyncpg.ReadOnlySQLTransactionError:
+                raise AbsentError(f"{error}; {cure}") from None
+            except (asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedObjectError):
                 raise
             except asyncpg.PostgresError as error:
                 if connection.is_closed():

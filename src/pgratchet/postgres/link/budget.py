@@ -1,6 +1,7 @@
 """Waiting and trying again: one budget bounds all pauses of a run; it never interrupts work in progress."""
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -13,9 +14,12 @@ from typing import NamedTuple, TypeVar
 
 import asyncpg
 
-from pgratchet.core.errors import BudgetExceededError
+from pgratchet.core.arguments import spelled
+from pgratchet.core.errors import AbsentError, BudgetExceededError
 
 T = TypeVar("T")
+
+_log = logging.getLogger("pgratchet")
 
 LEAST_PAUSE = 0.1
 MOST_PAUSE = 0.3
@@ -55,10 +59,14 @@ WATCH: ContextVar[Watch] = ContextVar("watch")
 class Budget:
     """The seconds that a run may wait in total, and those until a server answers at all; None for no limit.
 
+    With `absent` the run also waits for a database, roles, a schema and rights that others make.
+
     `watch` is entered whenever the run waits.
     """
 
-    def __init__(self, seconds: float | None, unanswered: float | None = None) -> None:
+    def __init__(self, seconds: float | None, unanswered: float | None = None, *, absent: bool = False) -> None:
+        self._absent = absent
+        self._absences: list[str] = []
         self._seconds = seconds
         self._unanswered = unanswered
         self._spent = 0.0
@@ -90,6 +98,21 @@ class Budget:
     def spend(self, seconds: float) -> None:
         """Charge seconds that were spent waiting."""
         self._spent += seconds
+
+    async def wait_for(self, error: AbsentError) -> None:
+        """Wait before another look for what was absent; raises AbsentError unless the run waits for that.
+
+        Raises BudgetExceededError as `pause` does.
+        """
+        if not self._absent:
+            ask = f"if somebody else is making it now, {spelled('wait_for', 'database')} waits for it"
+            raise AbsentError(f"{error}; {ask}") from error.__cause__
+        self.answered()
+        why = str(error)
+        if [why] != self._absences[-1:]:
+            _log.warning("%s; waiting for it", error)
+        self._absences.append(why)
+        await self.pause(*backoff(len(self._absences) - 1), why)
 
     async def poll(self, why: str) -> None:
         """Sleep until the next look at the work of another runner, as `pause` does."""

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
-from pgratchet.core.errors import ConnectionLostError, PgratchetError, ServerError, UsageError
+from pgratchet.core.errors import AbsentError, ConnectionLostError, PgratchetError, ServerError, UsageError
 from pgratchet.core.masking import FramesForgotten, Hidden, hide
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget, backoff
@@ -23,7 +23,7 @@ from pgratchet.postgres.link.lending import Lendable
 from pgratchet.postgres.link.overhearing import OverhearingLoop
 from pgratchet.postgres.link.refusals import refusal, ways_without_home
 from pgratchet.postgres.link.sql import EQ, identifier, literal
-from pgratchet.postgres.link.unreachable import cure, is_answer, may_pass
+from pgratchet.postgres.link.unreachable import absence, cure, is_answer, may_pass
 
 Connection: TypeAlias = own.Connection
 Connect = Callable[[], Awaitable[Connection]]
@@ -287,14 +287,15 @@ def parameters_sql(refused: Collection[str] = (), *, local: bool = False, name: 
     )
 
 
-def _not_member(owner: str | None, error: Exception) -> ServerError | None:
-    """Return the error that the login may not become the role; None if `error` has another reason."""
-    # The other right that a connection can lack has this source function, which the server does not translate.
-    lacks = isinstance(error, asyncpg.InsufficientPrivilegeError) and error.server_source_function != "CheckMyDatabase"
-    if owner is None or not lacks:
+def _unusable(owner: str | None, error: Exception) -> AbsentError | None:
+    """Return the error that there is no such role, or that the login may not become it; None for any other reason."""
+    no_role = isinstance(error, asyncpg.InvalidParameterValueError)
+    no_right = isinstance(error, asyncpg.InsufficientPrivilegeError) and not absence(error)
+    if owner is None or not (no_role or no_right):
         return None
+    create = f"CREATE ROLE {identifier(owner)}, and " if no_role else ""
     grant = f"GRANT {identifier(owner)} TO the one that logs in"
-    return ServerError(f"cannot work as the role {owner}: {describe(error)}; {grant}")
+    return AbsentError(f"cannot work as the role {owner}: {describe(error)}; {create}{grant}")
 
 
 async def _prepare(connection: Connection, owner: str | None, name: str, *, sessions: bool) -> None:
@@ -306,8 +307,8 @@ async def _prepare(connection: Connection, owner: str | None, name: str, *, sess
             await own.execute(connection, f"SELECT pg_catalog.set_config('role', {literal(owner)}, false){here}")
     except BaseException as error:
         connection.terminate()
-        if isinstance(error, Exception) and (not_member := _not_member(owner, error)):
-            raise not_member from error
+        if isinstance(error, Exception) and (unusable := _unusable(owner, error)):
+            raise unusable from error
         raise
 
 
@@ -317,7 +318,8 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
 
     A server that is absent, starting or full is tried again while the budget lasts; once only if there is no budget.
     Raises ServerError if there is no connection, ConnectionLostError if it is lost inside the block, ServerError for an
-    error of the server's inside the block that no code has handled: NotPrimaryError if the server takes no changes.
+    error of the server's inside the block that no code has handled: NotPrimaryError if the server takes no changes,
+    AbsentError for a role that does not exist.
     """
     connection = await _connected(connect, budget)
     try:
@@ -328,6 +330,8 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
             raise lost(error) from error
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             raise NotPrimaryError(describe(error)) from error
+        if isinstance(error, asyncpg.UndefinedObjectError):
+            raise AbsentError(f"{describe(error)}; create the role, or correct its name") from error
         if isinstance(error, asyncpg.PostgresError):
             raise ServerError(describe(error)) from error
         raise
@@ -370,7 +374,7 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
         try:
             return await connect()
         except _UNCONNECTED as error:
-            raise ServerError(_cannot_connect(error)) from error
+            raise _failure(error) from error
     for attempt in count():
         left = budget.remaining
         try:
@@ -389,12 +393,16 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
             else:
                 reason = _cannot_connect(error)
                 if not may_pass(error):
-                    raise ServerError(reason) from error
+                    raise _failure(error) from error
                 if is_answer(error):
                     budget.answered()
         _log.warning("%s; trying again", reason)
         await budget.pause(*backoff(attempt), reason)
     raise AssertionError("count() has no end")
+
+
+def _failure(error: BaseException) -> ServerError:
+    return (AbsentError if absence(error) else ServerError)(_cannot_connect(error))
 
 
 def _cannot_connect(error: BaseException) -> str:

@@ -37,6 +37,19 @@ _POOLERS_NOT_NOW = (
 )
 """By words, because PgBouncer reports all of these, and a wrong name too, as a protocol violation."""
 
+_ABSENT = {
+    asyncpg.InvalidCatalogNameError: "create the database, or correct its name",
+    # A server that asks for a password does not say whether the role is there.
+    asyncpg.InvalidPasswordError: "create the role with this password, or correct user and password",
+    asyncpg.InvalidAuthorizationSpecificationError: (
+        "create the role with LOGIN and let pg_hba.conf admit it, or correct the user"
+    ),
+}
+"""The cures for a database or a role that is not there, by the error; a subclass comes before its base."""
+
+_POOLERS_ABSENT = ("does not exist", "no such database", "no such user", "password authentication failed")
+"""By words, as above."""
+
 _NO_TLS = "rejected SSL upgrade"
 """Words of asyncpg's error for a server without TLS."""
 
@@ -59,6 +72,18 @@ def is_answer(error: Exception) -> bool:
     return isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.ConnectionDoesNotExistError)
 
 
+def absence(error: BaseException) -> str:
+    """Return the cure for a database, a role or a right that is not there; empty for any other error."""
+    if isinstance(error, asyncpg.ProtocolViolationError) and any(words in str(error) for words in _POOLERS_ABSENT):
+        return "create the database or the role, or correct their names and the password"
+    # The source functions of the server are not translated.
+    if isinstance(error, asyncpg.InsufficientPrivilegeError) and error.server_source_function == "CheckMyDatabase":
+        return "grant the role CONNECT on the database"
+    return next((cure for kind, cure in _ABSENT.items() if isinstance(error, kind)), "")
+
+
 def cure(error: BaseException) -> str:
-    """Return the cure to add to an error that waiting does not cure; empty where the error says enough."""
-    return "; turn its TLS on, or ask for less: sslmode=prefer or disable" if _NO_TLS in str(error) else ""
+    """Return the cure to add to an error of connecting; empty where the error says enough."""
+    if _NO_TLS in str(error):
+        return "; turn its TLS on, or ask for less: sslmode=prefer or disable"
+    return f"; {absent}" if (absent := absence(error)) else ""
