@@ -4,6 +4,8 @@ import pytest
 
 from pgratchet.core.errors import HistoryError
 from pgratchet.core.model import Entry, RecordState
+from pgratchet.core.plan import planning
+from pgratchet.files.layouts.own import own
 from tests.unit.test_planning import compare, entries, judge, migration, row
 
 
@@ -28,6 +30,24 @@ def test_an_edited_migration_is_refused_with_its_file_and_time() -> None:
     assert caught.value.versions == ("1",)
     assert "m/001_name.sql was edited after it had been applied on 2026-03-01 12:30:45" in str(caught.value)
     assert "new migration" in str(caught.value)
+
+
+def test_an_awaited_migration_whose_other_file_was_applied_is_older_and_not_edited() -> None:
+    compared = compare([migration(1, checksum="old"), migration(2)], [row(1)])
+
+    with pytest.raises(HistoryError) as caught:
+        planning.refuse_disagreement(compared, own.rank, awaited={"1", "2"})
+
+    assert caught.value.versions == ("1",)
+    assert str(caught.value) == (
+        "m/001_name.sql is not the file that was applied on 2026-03-01 12:30:45+0000 by alice@host app while this run "
+        "waited; the files here are older than those of the run that did it: start the release that has these"
+    )
+
+
+def test_an_awaited_migration_below_one_that_was_applied_without_it_is_of_an_older_release() -> None:
+    with pytest.raises(HistoryError, match="applied without it while this run waited; the files here are older"):
+        planning.refuse_disagreement(entries([1, 2], [1, 3]), own.rank, awaited={"2"})
 
 
 def test_a_late_migration_is_refused() -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 
 from pgratchet.core.errors import MigrationFailedError
-from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, RecordState
+from pgratchet.core.model import Catalogue, Direction, Entry, Failure, HistoryRow, Migration, Problem, RecordState
 from pgratchet.core.plan import planning
 from pgratchet.postgres.ledger.history import refuse_misspelled
 from pgratchet.postgres.link.budget import LOOK_EVERY, Budget, Interval
@@ -26,6 +26,8 @@ class Observer:
         self._migrations = {migration.version: migration for migration in catalogue.migrations}
         self._warnings = catalogue.warnings
         self._old_failures: dict[str, str | None] | None = None
+        self._awaited = set[str]()
+        self._heard = set[str | Problem]()
         self._told: dict[str, str | None] = {}
         self._rows: dict[str, HistoryRow] = {}
         self._at_work = frozenset[str]()
@@ -41,22 +43,31 @@ class Observer:
         rows = await settings.history.read_patiently(connection, self._budget, anybodys=anybodys)
         self._rows = {row.version: row for row in rows}
         self._at_work = await backends.at_work(connection, rows, settings.history)
-        entries = compare(settings, self._migrations.values(), rows, self._at_work)
-        self._progress.tell(planning.looked(entries))
         if self._old_failures is None:
             self._old_failures = {row.version: row.token for row in rows if row.state is RecordState.FAILED}
+        return self._compared()
+
+    def _compared(self) -> tuple[Entry, ...]:
+        """Return both sides of every version, and tell them; raises HistoryError if they disagree."""
+        settings = self._settings
+        entries = compare(settings, self._migrations.values(), self._rows.values(), self._at_work)
+        self._progress.tell(planning.looked(entries))
         warnings = planning.refuse_disagreement(
-            entries, settings.layout.rank, allow_late=settings.allow_late, strict=settings.strict
+            entries, settings.layout.rank, self._awaited, allow_late=settings.allow_late, strict=settings.strict
         )
         for warning in (*(planning.unheard(self._warnings, entries) if self._warnings else ()), *warnings):
-            _log.warning("%s", warning)
+            if warning not in self._heard:
+                self._heard.add(warning)
+                _log.warning("%s", warning)
         self._warnings = ()
+        self._awaited |= set(planning.missing(entries))
         return entries
 
     async def follow(self, connection: Connection, versions: Sequence[str]) -> tuple[HistoryRow, ...]:
         """Return the rows of versions that other runs are to apply; tell the state of all if these have changed.
 
-        A runner that dies changes no row: whether one is at work is asked again and again.
+        Raises HistoryError if another run has applied other files than those here. A runner that dies changes no row:
+        whether one is at work is asked again and again.
         """
         history = self._settings.history
         if self._safe is None:
@@ -72,8 +83,7 @@ class Observer:
             at_work = await backends.at_work(connection, self._rows.values(), history)
             if changed or at_work != self._at_work:
                 self._at_work = at_work
-                entries = compare(self._settings, self._migrations.values(), self._rows.values(), at_work)
-                self._progress.tell(planning.looked(entries))
+                self._compared()
         return rows
 
     def warn_of_failures(self, rows: Iterable[HistoryRow]) -> None:

@@ -26,6 +26,9 @@ from pgratchet.runs.turn import Turn
 PRIMARY_PAUSE = 0.5, 1.0
 """Bounds, in seconds, of the pause before a server that was a standby is asked again."""
 
+LOOK_AT_ALL_EVERY = 10.0
+"""Seconds between two looks of a waiting process at the whole history."""
+
 _log = logging.getLogger("pgratchet")
 
 
@@ -105,10 +108,14 @@ class Run:
             waiting = _Waiting(self.progress.tell, self._lock)
             while missing := planning.missing(entries := await self._observer.look(connection, anybodys=True)):
                 whom = f"another runner to apply {ranges(missing, (entry.version for entry in entries))}"
+                looked = time.monotonic()
                 while not all_applied(missing, rows := await self._observer.follow(connection, missing)):
                     self._observer.warn_of_failures(rows)
                     await waiting.look(connection, whom)
                     await self._budget.poll(f"waiting for {whom}")
+                    if time.monotonic() - looked > LOOK_AT_ALL_EVERY:
+                        # Other releases may have given up a file that is here: nobody applies it any more.
+                        break
 
         await through_losses(work, self._settings.connect, self._budget, self.progress)
 

@@ -32,6 +32,8 @@ from pgratchet.core.printing import printable, ranges
 NOTHING = "0"
 """The version below all others, unless a version has that name: to go down to it reverts everything."""
 
+_OLDER = "the files here are older than those of the run that did it: start the release that has these"
+
 RUNNABLE = (State.PENDING, State.FAILED, State.LATE)
 """The states of the versions that `up` would run."""
 
@@ -178,9 +180,16 @@ def unheard(warnings: Iterable[Problem], entries: Iterable[Entry]) -> list[Probl
 
 
 def refuse_disagreement(
-    entries: Sequence[Entry], rank: Ranking, *, allow_late: bool = False, strict: bool = False
+    entries: Sequence[Entry],
+    rank: Ranking,
+    awaited: Collection[str] = (),
+    *,
+    allow_late: bool = False,
+    strict: bool = False,
 ) -> tuple[str, ...]:
     """Return warnings about differences between files and history that do not stop a run.
+
+    The versions that the run has `awaited` were not applied when it began: another run has worked on them meanwhile.
 
     Raises HistoryError with all other differences: an edited migration; a late one, unless late ones are allowed; a
     version without a file whose floor lies above the newest file. With `strict`, any version without a file is one of
@@ -204,10 +213,17 @@ def refuse_disagreement(
                 "restore the file and put the change into a new migration, or accept the file as it is: "
                 f"pgratchet repair {version} --accept --reason ..."
             )
-            wrong.append((version, f"{migration.up.path} was edited after it had been applied{when}; {cure}"))
+            said = f"was edited after it had been applied{when}; {cure}"
+            if version in awaited:
+                by = f" by {row.applied_by}" if row and row.applied_by else ""
+                said = f"is not the file that was applied{when}{by} while this run waited; {_OLDER}"
+            wrong.append((version, f"{migration.up.path} {said}"))
         elif migration is not None and state is State.LATE and not allow_late:
             cure = f"give it a number above them, or allow late migrations ({spelled('allow_late', value=True)})"
-            wrong.append((version, f"{migration.up.path} is pending, but later versions are applied; {cure}"))
+            said = f"is pending, but later versions are applied; {cure}"
+            if version in awaited:
+                said = f"is pending, but later versions were applied without it while this run waited; {_OLDER}"
+            wrong.append((version, f"{migration.up.path} {said}"))
     if wrong:
         raise HistoryError("\n".join(printable(text) for _, text in wrong), [version for version, _ in wrong])
     return tuple(warnings)
