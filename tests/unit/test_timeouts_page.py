@@ -1,5 +1,6 @@
 import importlib
 import inspect
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,9 @@ def test_the_page_says_what_is_so(row: str) -> None:
     else:
         seconds = value if isinstance(value, tuple) else (value,)
         assert said[1].strip() == " to ".join(f"{each:g}" for each in seconds) + " s"
+
+
+def test_the_page_says_how_often_a_run_tries_again() -> None:
+    told = re.findall(r"^\| another try because[^|]*\| ([^|]+) \|", PAGE, re.MULTILINE)
+
+    assert told == ["no bound but the budget", *(f"{most} times" for most in budget.MOST.values() if most < math.inf)]
