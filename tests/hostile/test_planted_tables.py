@@ -459,11 +459,11 @@ async def test_a_table_that_is_planted_while_ours_is_made_is_not_written(
     async with mallory(dsn) as her:
         inspected = History.inspected
 
-        async def planting(history: History, connection: Connection, before: str = "") -> Inspection:
+        async def planting(history: History, connection: Connection, before: str = "", **found: Any) -> Inspection:
             if before:
                 monkeypatch.undo()
                 await tell(her, TABLES["a trigger"])
-            return await inspected(history, connection, before)
+            return await inspected(history, connection, before, **found)
 
         monkeypatch.setattr(History, "inspected", planting)
         with pytest.raises(ForeignTableError, match="trusted_owners=\\["):
@@ -482,12 +482,12 @@ async def test_code_attached_to_a_table_that_has_just_been_made_does_not_run(
 
         inspected = History.inspected
 
-        async def meanwhile(history: History, connection: Connection, before: str = "") -> Inspection:
-            found = await inspected(history, connection, before)
+        async def meanwhile(history: History, connection: Connection, before: str = "", **found: Any) -> Inspection:
+            table = await inspected(history, connection, before, **found)
             if before:
                 monkeypatch.undo()
                 await tell(her, HER_TRIGGER.format("STATEMENT"))
-            return found
+            return table
 
         monkeypatch.setattr(History, "inspected", meanwhile)
         with pytest.raises(ForeignTableError, match=f"belongs to the role {name}"):

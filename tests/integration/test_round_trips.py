@@ -12,8 +12,8 @@ pytestmark = pytest.mark.anyio
 LOCK = b"pg_try_advisory_lock"
 """What every run that means to apply something sends."""
 
-BEFORE_THE_FIRST = 6
-"""Round trips of a run before its first message: look, lock, facts, inspection, making the history, look again."""
+BEFORE_THE_FIRST = 5
+"""Round trips of a run before its first message: look, lock, facts, making the history, look again."""
 
 Write = Callable[[Mapping[str, str | bytes]], Path]
 

@@ -27,7 +27,7 @@ async def adopt(
     key = None if settings.lock is Lock.NONE else table.lock_key
     async with open_session(settings.direct, budget) as connection:
         history = settings.history._replace(table=table)
-        known = await facts(connection, None, history.owner, settings.tool_version)
+        known = await facts(connection, history, None, settings.tool_version)
         async with lock.exclusively(connection, key, budget, history.owner):
             seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
             takeover = await _compared(connection, settings, migrations, source, history, skip_failed=skip_failed)

@@ -32,8 +32,8 @@ async def repair(settings: Settings, catalogue: Catalogue, judgement: Judgement,
         open_session(settings.direct, budget) as connection,
         lock.exclusively(connection, key, budget, history.owner),
     ):
-        known = await facts(connection, None, history.owner, settings.tool_version)
-        seal = await history.hold(connection, (*settings.readers, *known.readers), budget)
+        known = await facts(connection, history, None, settings.tool_version)
+        seal = await history.hold(connection, (*settings.readers, *known.readers), budget, known.found)
         records = Records(history.table, Lock.NONE, Guards(), absent=seal.absent)
         entry = await _entry(connection, settings, catalogue, judgement.version, budget)
         await _record(connection, records, entry, judgement, known, history)

@@ -11,6 +11,7 @@ from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, Re
 from pgratchet.core.plan.halfway import HALF_DONE, refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
 from pgratchet.postgres.ledger import lock
+from pgratchet.postgres.ledger.trust import Inspection
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.session import APPLICATION, last_words, set_parameters
 from pgratchet.postgres.link.sql import become
@@ -41,10 +42,11 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
     readers = (*turn.settings.readers, *framing.facts.readers)
     executing = execution.Execution(wire, framing, turn.progress)
     overtaken: list[tuple[HistoryRow | None, ...]] = []
+    found: Inspection | None = framing.facts.found
     while phases:
         direction = phases[0].direction
         records = turn.lock.records
-        seal = await history.ensure(turn.connection, readers, turn.budget, without=records.absent)
+        seal, found = await history.ensure(turn.connection, readers, turn.budget, found, records.absent), None
         turn.lock.records = records._replace(check=seal.check(records.guards), absent=seal.absent)
         entries = await _look_again(turn)
         waited = False
@@ -90,9 +92,8 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
     """
     connection, settings, by = turn.connection, turn.settings, turn.lock.records.lock
     key, owner, records = settings.history.table.lock_key, settings.history.owner, turn.lock.records
-    known = await facts(
-        connection, lock.HELD.format(key=key) if by is Lock.SESSION else None, owner, settings.tool_version
-    )
+    held = lock.HELD.format(key=key) if by is Lock.SESSION else None
+    known = await facts(connection, settings.history, held, settings.tool_version)
     if not known.prepared:
         # In a pooler's session only for this statement: it shows which ones the server refuses.
         name = known.application or APPLICATION

@@ -276,13 +276,15 @@ class History(NamedTuple):
         found = await trust.inspect(connection, *self)
         return None if found.kind is None else found.kind in TABLES and not found.strange
 
-    async def inspected(self, connection: Connection, before: str = "") -> trust.Inspection:
-        """Return the facts about the table, also if there is none; the SQL `before` runs in the same transaction.
+    async def inspected(
+        self, connection: Connection, before: str = "", found: trust.Inspection | None = None
+    ) -> trust.Inspection:
+        """Return the facts about the table, also if there is none, as `found` already or behind the SQL `before`.
 
         Raises ForeignTableError if it is another kind of relation, if other tables inherit from it, or if a role that
         the run does not trust could run code in a session that writes to it.
         """
-        found = await trust.inspect(connection, *self, before)
+        found = found or await trust.inspect(connection, *self, before)
         if found.kind not in (None, *TABLES):
             raise ForeignTableError(self.described(*await self.relation(connection)))
         if found.strange:
@@ -329,13 +331,18 @@ class History(NamedTuple):
             )
 
     async def ensure(
-        self, connection: Connection, readers: Sequence[str], budget: Budget, without: Collection[str] = ()
+        self,
+        connection: Connection,
+        readers: Sequence[str],
+        budget: Budget,
+        found: trust.Inspection | None = None,
+        without: Collection[str] = (),
     ) -> trust.Seal:
         """Make the table if there is none, add missing columns, and let the readers read it; return the table.
 
-        Other runners may do the same at the same time. Where the role may not add a column, the log says which columns
-        are not written and how to add them, once: not if the caller knows that it is written `without` them. Raises
-        ServerError if such a column is essential.
+        `found` is the table as it is now, None if the caller has not looked. Other runners may do the same at the same
+        time. Where the role may not add a column, the log says which columns are not written and how to add them, once:
+        not if the caller knows that it is written `without` them. Raises ServerError if such a column is essential.
         """
         as_owner = become(self.owner, local=True) if self.owner else ""
         schema = identifier(self.table.schema)
@@ -344,7 +351,7 @@ class History(NamedTuple):
             f"GRANT SELECT ON {self.table.quoted} TO {identifier(role)};"
             for role in readers
         ]
-        found = await self.inspected(connection)
+        found = await self.inspected(connection, found=found)
         if found.kind is None:
             self._warn_of_others(found, "this run makes a second history")
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
@@ -447,9 +454,15 @@ class History(NamedTuple):
         as_owner = become(self.owner, local=True) if self.owner else ""
         return await self._changed(connection, f"{as_owner}{alter};", budget)
 
-    async def hold(self, connection: Connection, readers: Sequence[str], budget: Budget) -> trust.Seal:
+    async def hold(
+        self,
+        connection: Connection,
+        readers: Sequence[str],
+        budget: Budget,
+        found: trust.Inspection | None = None,
+    ) -> trust.Seal:
         """Do the same as `ensure`; until the transaction ends no session can attach code to the table."""
-        await self.ensure(connection, readers, budget)
+        await self.ensure(connection, readers, budget, found)
         return await self._changed(connection, f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE;", budget)
 
     async def is_granted(self, connection: Connection, readers: Sequence[str]) -> bool:

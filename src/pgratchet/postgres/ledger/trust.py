@@ -1,7 +1,7 @@
 """The roles whose code runs when a session reads a table or writes to it, and the refusal of those not trusted."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pgratchet.postgres.ledger.columns import COLUMNS, REQUIRED
 from pgratchet.postgres.link import own
@@ -24,15 +24,18 @@ _ACTING = (
 # A role is trusted if it could do as much without the table: the roles that the run works as, or is really a member of,
 # the owners of the schema and of the database, the roles that may become one of these; superusers; those that are named
 # as trusted. Not by pg_has_role(), which says that a superuser is a member of every role.
-def _inspection(table: str, schema: str, owner: str, trusted: str) -> str:
-    """Return the query of `inspect`, given its arguments as SQL."""
+def inspection(table: Table, owner: str | None, trusted: Sequence[str]) -> str:
+    """Return the query whose row `inspected` takes: the facts about a table before `owner` writes to it.
+
+    None is the current role.
+    """
     return f"""
 WITH RECURSIVE relation AS (
     SELECT c.oid, c.relkind FROM pg_catalog.pg_class c
-    WHERE c.oid {EQ} pg_catalog.to_regclass({table})::pg_catalog.oid
+    WHERE c.oid {EQ} pg_catalog.to_regclass({literal(table.quoted)})::pg_catalog.oid
 ), runner AS (
     SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE r.rolname {EQ} session_user OR r.rolname {EQ} current_user OR r.rolname {EQ} {owner}::pg_catalog.text
+    WHERE r.rolname {EQ} session_user OR r.rolname {EQ} current_user OR r.rolname {EQ} {literal(owner)}::pg_catalog.text
 ), above AS (
     SELECT oid FROM runner
     UNION
@@ -40,7 +43,7 @@ WITH RECURSIVE relation AS (
 ), below AS (
     SELECT oid FROM runner
     UNION
-    SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {schema}
+    SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {literal(table.schema)}
     UNION
     SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database()
     UNION
@@ -51,7 +54,7 @@ WITH RECURSIVE relation AS (
     SELECT oid FROM below
     UNION
     SELECT r.oid FROM pg_catalog.pg_roles r
-    WHERE r.rolsuper OR r.rolname {EQ} 'pg_database_owner' OR r.rolname {EQ} ANY ({trusted})
+    WHERE r.rolsuper OR r.rolname {EQ} 'pg_database_owner' OR r.rolname {EQ} ANY ({array(trusted)})
 ), tree AS (
     SELECT oid FROM relation
     UNION
@@ -100,19 +103,19 @@ WITH RECURSIVE relation AS (
     SELECT u.class, u.id, t.typowner FROM used u JOIN pg_catalog.pg_type t
     ON u.class {EQ} 'pg_catalog.pg_type'::pg_catalog.regclass::pg_catalog.oid AND u.id {EQ} t.oid
 )
-SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {schema}) AS schema,
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {literal(table.schema)}) AS schema,
        (SELECT relkind::pg_catalog.text FROM relation) AS kind,
        (SELECT oid::pg_catalog.int8 FROM relation) AS oid,
        ARRAY(SELECT oid::pg_catalog.int8 FROM tree) AS tree,
        ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a, relation
              WHERE a.attrelid {EQ} relation.oid AND a.attnum {GT} 0 AND NOT a.attisdropped) AS columns,
        (SELECT pg_catalog.pg_has_role(
-            COALESCE({owner}::pg_catalog.name, current_user), c.relowner, 'USAGE')
+            COALESCE({literal(owner)}::pg_catalog.name, current_user), c.relowner, 'USAGE')
         FROM pg_catalog.pg_class c JOIN relation ON c.oid {EQ} relation.oid) AS alterable,
        ARRAY(SELECT {_TRIGGER} FROM pg_catalog.pg_trigger t JOIN tree ON t.tgrelid {EQ} tree.oid) AS triggers,
        ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
              WHERE NOT pg_catalog.has_table_privilege(
-                 COALESCE({owner}::pg_catalog.name, current_user), relation.oid, r)) AS missing,
+                 COALESCE({literal(owner)}::pg_catalog.name, current_user), relation.oid, r)) AS missing,
        ARRAY(SELECT pg_catalog.concat(n.nspname, '.', c.relname)
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
              WHERE NOT EXISTS (SELECT FROM relation) AND NOT c.relispartition AND c.relpersistence {NE} 't'
@@ -184,12 +187,12 @@ class Inspection(NamedTuple):
 async def inspect(
     connection: Connection, table: Table, owner: str | None, trusted: Sequence[str], before: str = ""
 ) -> Inspection:
-    """Return the facts about a table before a run writes to it, as `owner` or else as the current role.
+    """Return a table as `inspection` finds it; the statements `before` run in the same transaction."""
+    return inspected(await own.ask(connection, inspection(table, owner, trusted), before), table)
 
-    The statements `before` run in the same transaction.
-    """
-    query = _inspection(literal(table.quoted), literal(table.schema), literal(owner), array(trusted))
-    row = await own.ask(connection, query, before)
+
+def inspected(row: Mapping[str, Any], table: Table) -> Inspection:
+    """Return a table as `inspection` has found it."""
     seal = None
     if row["oid"] is not None:
         absent = frozenset(COLUMNS).difference(row["columns"])

@@ -18,6 +18,7 @@ from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS, changes_new_sessions
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
+from pgratchet.postgres.ledger.trust import Inspection, inspected, inspection
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
 from pgratchet.postgres.link.session import APPLICATION, AT_WORK, Connection, NotPrimaryError, parameters_sql, refused
@@ -116,7 +117,7 @@ class Facts(NamedTuple):
     may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
     the former if it needs a grant to read the history, as beside an owner. `plpgsql` is true if the role that the
     scripts run as may use it. `writer` is how rows name this run. The server has `refused` some of our settings, by
-    name.
+    name. `found` is the history table before the run changes it.
     """
 
     pid: int
@@ -131,17 +132,20 @@ class Facts(NamedTuple):
     now: datetime
     writer: Writer
     refused: frozenset[str]
+    found: Inspection
 
 
-async def facts(connection: Connection, held: str | None, owner: str | None, tool_version: str) -> Facts:
+async def facts(connection: Connection, history: History, held: str | None, tool_version: str) -> Facts:
     """Return the facts about a session; `held` is the SQL condition under which it holds its lock, None without one.
 
     Raises ServerError if nothing can be changed in it, or the lock is not held after all.
     """
+    owner = history.owner
     name = f"{literal(owner)}::pg_catalog.name" if owner else "current_user"
     # An owner that does not exist is an error of its own, later.
     role = f"(SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname {EQ} {name})"
-    row = await own.ask(connection, _FACTS.format(held=held or "true", role=role))
+    session = _FACTS.format(held=held or "true", role=role)
+    row = await own.ask(connection, f"SELECT * FROM ({session}) AS session, ({inspection(*history)}) AS history")
     if not row["held"]:
         raise ServerError(
             "the server does not hold the lock that it has just given: a pooler in transaction mode, or an engine "
@@ -173,6 +177,7 @@ async def facts(connection: Connection, held: str | None, owner: str | None, too
         now=datetime.fromisoformat(row["now"]),
         writer=Writer(printable(runner), started, tool_version),
         refused=refused(connection),
+        found=inspected(row, history.table),
     )
 
 
