@@ -10,7 +10,7 @@ RUN pip install --no-cache-dir --upgrade "pip>=25.1" && pip install --no-cache-d
 COPY migrations ./migrations
 COPY examples/service ./examples/service
 
-# By number: a cluster that demands an ordinary user cannot tell what a name is.
+# By number: `runAsNonRoot` of Kubernetes cannot check a name.
 USER 10001
 EXPOSE 8000
 CMD ["uvicorn", "--app-dir", "examples/service", "app:app", "--lifespan", "on", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,6 +1,6 @@
 -- Two roles for one service: one that migrates, one that serves. Run once, as the database's owner.
 --
--- The passwords are for the composition on a desk only.
+-- These passwords are for docker-compose.yml on a developer's machine only.
 
 CREATE ROLE migrator LOGIN PASSWORD 'migrator';
 CREATE ROLE app LOGIN PASSWORD 'app';
@@ -9,7 +9,7 @@ CREATE ROLE app LOGIN PASSWORD 'app';
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT CREATE, USAGE ON SCHEMA public TO migrator;
 
--- Rows are the service's business, tables are not.
+-- The service changes rows, not tables.
 ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT USAGE ON SEQUENCES TO app;
 
