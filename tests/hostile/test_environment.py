@@ -233,18 +233,18 @@ class TestANameWithSomethingUnseen:
             assert SECRET not in shown("holds a password", refuse)
 
     async def test_a_name_with_an_unseen_character_makes_no_second_history(
-        self, dsn: str, write: Write, program: Program
+        self, dsn: str, write: Write, program: Program, command: Command
     ) -> None:
         folder = write({"1_a.sql": "CREATE TABLE IF NOT EXISTS ledger (n int); INSERT INTO ledger VALUES (1);"})
         settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(folder)}
         name = "public.schema_migrations"
         await Migrator(dsn, folder).up()
 
-        refusal = refused(program.run("up", "--json", env=settings | {"PGRATCHET_TABLE": f"{name}\n"}))
+        refusal = refused(command("up", "--json", **settings, PGRATCHET_TABLE=f"{name}\n"))
         assert r"schema_migrations\n" in refusal
-        assert r"\udcff" in refused(program.run("up", "--table", f"{name}\udcff", env=settings))
+        assert r"\udcff" in refused(command("up", "--table", f"{name}\udcff", **settings))
         (program.folder / "pyproject.toml").write_text(f'[tool.pgratchet]\ntable = " {name}"\n')
-        assert "a blank" in refused(program.run("up", env=settings))
+        assert "a blank" in refused(command("up", **settings))
 
         assert program.run("up", env=settings | {"PGRATCHET_TABLE": name}).returncode == 0
         assert await column(dsn, "SELECT n FROM ledger") == [1]
@@ -508,7 +508,7 @@ class TestAnErrorThatNobodyHasForeseen:
 
     @pytest.mark.parametrize(("code", "exit_code", "kind"), ENDS.values(), ids=ENDS.keys())
     def test_the_program_ends_with_a_document_wherever_it_ends(
-        self, program: Program, code: str, exit_code: int, kind: str
+        self, program: Program, command: Command, code: str, exit_code: int, kind: str
     ) -> None:
         (program.folder / "migrations").mkdir()
 
@@ -520,7 +520,7 @@ class TestAnErrorThatNobodyHasForeseen:
             kind,
         )
         assert "Traceback" not in result.stderr
-        assert program.run("new", "add users").returncode == 0
+        assert command("new", "add users").returncode == 0
 
     def test_an_unexpected_error_ends_a_real_process_in_the_same_way(self, program: Program) -> None:
         code = "from pgratchet.cli import reports\nreports.created = lambda paths: 1 / 0"
@@ -714,7 +714,7 @@ class TestASecondSignal:
         await deserted(dsn)
         assert not await exists(dsn, "a")
         write({"1_a.py": python("await connection.execute('CREATE TABLE a ()')")})
-        assert program.run("up", "--dsn", dsn, "--dir", folder).returncode == 0
+        await Migrator(dsn, folder).up()
         assert await states(dsn) == {"1": "applied"}
 
     @pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
@@ -731,7 +731,7 @@ class TestASecondSignal:
         assert ended(process).returncode == -second
         await deserted(dsn)
         write({"1_a.py": python("pass")})
-        assert program.run("up", "--dsn", dsn, "--dir", folder).returncode == 0
+        await Migrator(dsn, folder).up()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_a_second_signal_ends_a_read_of_files_that_never_ends(
@@ -759,7 +759,7 @@ class TestASecondSignal:
 
         assert (result.returncode, document(result)["error"]["signal"]) == (128 + number, number.name)
         write({"1_a.py": python("pass")})
-        assert program.run("up", "--dsn", dsn, "--dir", folder).returncode == 0
+        await Migrator(dsn, folder).up()
 
 
 REPORTS = [("--help",), ("--version",), ("up", "--help"), ("up",), ("up", "--json")]
@@ -806,7 +806,8 @@ class TestAFullDisk:
     @needs_full
     async def test_a_full_disk_does_not_hide_a_failed_migration(self, dsn: str, write: Write, program: Program) -> None:
         noise = "print('x' * 100_000)\nraise LookupError('no')"
-        settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(write({"1_a.py": python(noise)}))}
+        folder = write({"1_a.py": python(noise)})
+        settings = {"DATABASE_URL": dsn, "PGRATCHET_DIR": str(folder)}
         with open(FULL, "wb") as full:  # noqa: ASYNC230, PTH123 - nothing else runs
             plain = program.run("up", env=settings, stdout=full)
             as_json = program.run("up", "--json", env=settings, stdout=full)
@@ -814,7 +815,7 @@ class TestAFullDisk:
         assert (plain.returncode, as_json.returncode) == (1, 1)
         assert "LookupError" in plain.stderr
         write({"1_a.py": python("pass")})
-        assert program.run("up", env=settings).returncode == 0
+        await Migrator(dsn, folder).up()
 
 
 class TestAStream:
