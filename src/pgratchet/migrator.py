@@ -385,9 +385,14 @@ class Migrator:
         """Do `work` in a run, and return its finished steps; `course` takes its events, its end included."""
         finished: Sequence[Finished] = ()
         with course as take:
-            tell = partial(telling.tell, take, self._listener)
+            budget = self._budget()
+
+            def tell(event: Event) -> None:
+                telling.tell(take, self._listener, event)
+                budget.watch.take(event)
+
             try:
-                run = Run(self._settings, await self._read(needed=True), self._budget(), tell)
+                run = Run(self._settings, await self._read(needed=True), budget, tell)
                 finished = run.progress.finished
                 await cancelled_for_good(partial(work, run))
             except BaseException as error:

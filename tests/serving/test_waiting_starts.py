@@ -65,9 +65,9 @@ async def test_ctrl_c_in_a_terminal_ends_workers_whose_parent_does_not_pass_it_o
 
 
 async def all_wait_for_a_server(serving: Serving, name: str) -> None:
-    """Return when each worker has failed to connect often enough to pause for a while."""
+    """Return when each worker has failed to connect."""
 
-    async def often() -> bool:
-        return serving.log.read_text().count("trying again") >= 4 * SERVERS[name].workers
+    async def failed() -> bool:
+        return serving.log.read_text().count("trying again") >= SERVERS[name].workers
 
-    await until(often, PATIENCE)
+    await until(failed, PATIENCE)

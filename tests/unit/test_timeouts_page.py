@@ -11,7 +11,7 @@ from pgratchet import Gate, Migrator, migrated
 from pgratchet.postgres.ledger import history
 from pgratchet.postgres.link import budget, session
 from pgratchet.postgres.wire import sending
-from pgratchet.web import background
+from pgratchet.web import background, voice
 
 PAGE = (Path(__file__).parents[2] / "docs" / "timeouts.md").read_text(encoding="utf-8")
 
@@ -36,6 +36,8 @@ VALUES = {
     "`statement_timeout`": default(Migrator, "statement_timeout") or None,
     "between two looks at the runners' lock": (budget.LEAST_PAUSE, budget.MOST_PAUSE),
     "reading a locked history at the end of a budget": history.LEAST_PATIENCE,
+    "until a server that says nothing is told": session.SILENT_SECONDS,
+    "a wait of which the hook says nothing": voice.SILENT_SECONDS,
     "until blockers are looked for": sending.LOOK_AFTER,
     "closing a session": session.CLOSE_SECONDS,
     "server's look for its client": float(session.PARAMETERS["client_connection_check_interval"][:-2]) / 1000,

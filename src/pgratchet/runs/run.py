@@ -196,7 +196,7 @@ async def through_losses(
             # primary soon.
             if not losses:
                 raise
-            _log.warning("%s; waiting for a primary", error)
+            budget.tell(f"{error}; waiting for a primary")
             await budget.pause(*PRIMARY_PAUSE, str(error))
         except ConnectionLostError as error:
             if finished != len(progress.finished):
@@ -205,5 +205,5 @@ async def through_losses(
             # A step that an earlier session has left unanswered was not under way in this one.
             if progress.unanswered and progress.attempts != attempts:
                 progress.losses.append(error)
-            _log.warning("%s; connecting again", error)
+            budget.tell(f"{error}; connecting again")
             await budget.pause(*backoff(losses - 1), str(error))

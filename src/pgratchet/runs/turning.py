@@ -100,7 +100,8 @@ async def _prepared(turn: Turn) -> tuple[Wire, Framing]:
         known = known._replace(refused=await set_parameters(connection, local=known.pooled, name=name))
     if owner not in (None, known.role) and not known.pooled:
         await own.execute(connection, become(owner))
-    blockers = Blockers(settings.direct, key, None if by is Lock.TRANSACTION or known.pooled else known.pid)
+    worker = None if by is Lock.TRANSACTION or known.pooled else known.pid
+    blockers = Blockers(settings.direct, key, worker, turn.budget.tell)
     wire = Wire(connection, blockers, turn.budget, turn.progress, records.guards.sign)
     return wire, Framing.of(records, settings.limits, known, owner)
 

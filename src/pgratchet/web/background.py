@@ -10,6 +10,7 @@ from pgratchet.core.errors import StartInterruptedError
 from pgratchet.postgres.link.budget import WATCH, Watch
 from pgratchet.postgres.link.cancelling import undisturbed
 from pgratchet.web.interruption import Interruption
+from pgratchet.web.voice import Voice
 
 OnFailure = Callable[[BaseException], object]
 
@@ -33,11 +34,11 @@ async def in_background(
         task.cancel()
 
     async def watched() -> object:
-        WATCH.set(Watch(interruption.waiting, interruption.working))
+        WATCH.set(Watch(interruption.waiting, interruption.working, voice.waits, voice.take))
         with interruption.waiting():
             return await work()
 
-    interruption = Interruption(cancel)
+    interruption, voice = Interruption(cancel), Voice()
     # Not a task group: if `work` failed, a group around the yield would cancel the task that entered it, and some
     # frameworks leave a lifespan in another task than the one that entered it.
     task = asyncio.ensure_future(watched())

@@ -38,7 +38,8 @@ class migrated(AbstractAsyncContextManager[Any]):  # noqa: N801 - used as a func
     also reach the handlers that were there before.
 
     Call the object with the application, as FastAPI and Starlette do, or enter it directly. It writes to the log, and
-    does not change the configuration of logging. Raises UsageError for an argument that cannot be right.
+    to stderr the long waits and the applied migrations that no handler would take; it does not change the configuration
+    of logging. Raises UsageError for an argument that cannot be right.
     """
 
     def __init__(  # noqa: PLR0913 - all but two are options, by keyword, with defaults

@@ -16,6 +16,7 @@ import asyncpg
 
 from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import AbsentError, BudgetExceededError
+from pgratchet.core.events import Tell
 
 T = TypeVar("T")
 
@@ -45,31 +46,40 @@ class Interval:
         return over
 
 
+def _pass_over(*_: object) -> None:
+    """Do nothing."""
+
+
 class Watch(NamedTuple):
-    """The blocks in which a run waits, and in which it works on steps; it may wait inside of these, too."""
+    """The functions of somebody beside a run.
+
+    `waiting` returns a block in which the run waits, `working` one in which it works on steps, and may wait, too.
+    `waits` gets the sentences of the log about waits, with their levels and the seconds so far; `take` gets the events.
+    """
 
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     working: Callable[[], AbstractContextManager[None]] = nullcontext
+    waits: Callable[[int, str, float], None] = _pass_over
+    take: Tell = _pass_over
 
 
 WATCH: ContextVar[Watch] = ContextVar("watch")
-"""Watches the runs that begin in a context; the hook's does something."""
+"""Watches the runs that begin in a context."""
 
 
 class Budget:
     """The seconds that a run may wait in total, and those until a server answers at all; None for no limit.
 
-    With `absent` the run also waits for a database, roles, a schema and rights that others make.
-
-    `watch` is entered whenever the run waits.
+    With `absent` the run also waits for a database, roles, a schema and rights that others make. `watch` is told of each wait.
     """
 
     def __init__(self, seconds: float | None, unanswered: float | None = None, *, absent: bool = False) -> None:
         self._absent = absent
-        self._absences: list[str] = []
+        self._absences = 0
         self._seconds = seconds
         self._unanswered = unanswered
         self._spent = 0.0
+        self._told = ""
         self.watch = WATCH.get(Watch())
 
     @property
@@ -95,6 +105,13 @@ class Budget:
         finally:
             self._spent += time.monotonic() - began
 
+    def tell(self, sentence: str, waited: float = 0.0) -> None:
+        """Log a sentence about a wait of so many seconds, unless it is the one that was told last."""
+        if sentence != self._told:
+            self._told = sentence
+            _log.warning("%s", sentence)
+            self.watch.waits(logging.WARNING, sentence, waited)
+
     def spend(self, seconds: float) -> None:
         """Charge seconds that were spent waiting."""
         self._spent += seconds
@@ -109,10 +126,9 @@ class Budget:
             raise AbsentError(f"{error}; {ask}") from error.__cause__
         self.answered()
         why = str(error)
-        if [why] != self._absences[-1:]:
-            _log.warning("%s; waiting for it", error)
-        self._absences.append(why)
-        await self.pause(*backoff(len(self._absences) - 1), why)
+        self.tell(f"{why}; waiting for it")
+        self._absences += 1
+        await self.pause(*backoff(self._absences - 1), why)
 
     async def poll(self, why: str) -> None:
         """Sleep until the next look at the work of another runner, as `pause` does."""

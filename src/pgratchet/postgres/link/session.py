@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +31,9 @@ Connect = Callable[[], Awaitable[Connection]]
 
 CLOSE_SECONDS = 5.0
 """How long closing may take, waiting for a cancelled statement included."""
+
+SILENT_SECONDS = 2.0
+"""A server that has not answered a connection by then is told."""
 
 LEAST_CONNECTING = 1.0
 """Seconds that connecting may take whatever is left of a budget."""
@@ -375,14 +379,19 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
             return await connect()
         except _UNCONNECTED as error:
             raise _failure(error) from error
+    began = time.monotonic()
     for attempt in count():
         left = budget.remaining
+        tell = partial(budget.tell, "the server has not answered yet", SILENT_SECONDS)
+        silent = asyncio.get_running_loop().call_later(SILENT_SECONDS, tell)
         try:
             # Even with an empty budget: a server that is there takes less.
             with budget.waiting():
                 async with asyncio.timeout(None if left is None else max(left, LEAST_CONNECTING)) as limit:
                     connection = await connect()
                 budget.answered()
+                if attempt:
+                    _log.info("connected after %.1f s", time.monotonic() - began)
                 return connection
         except asyncpg.TargetServerAttributeNotMatched as error:
             raise NotPrimaryError(_cannot_connect(error)) from error
@@ -396,7 +405,9 @@ async def _connected(connect: Connect, budget: Budget | None) -> Connection:
                     raise _failure(error) from error
                 if is_answer(error):
                     budget.answered()
-        _log.warning("%s; trying again", reason)
+        finally:
+            silent.cancel()
+        budget.tell(f"{reason}; trying again")
         await budget.pause(*backoff(attempt), reason)
     raise AssertionError("count() has no end")
 

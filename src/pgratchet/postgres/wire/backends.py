@@ -1,6 +1,5 @@
 """Other sessions at work: finding them, describing them in one line, waiting for their end."""
 
-import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
@@ -60,8 +59,6 @@ _BUILDERS = (
 
 _AGE = re.compile(r"(?<= for )\d+(?= s: )")
 
-_log = logging.getLogger("pgratchet")
-
 
 async def runner(connection: Connection, row: HistoryRow, history: History) -> str:
     """Return the session that is at work on a half-done version, described.
@@ -93,7 +90,7 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
     while somebody := await who():
         waited = True
         if news.is_new(somebody):
-            _log.warning("%s: waiting since %s for %s", what, f"{since:%H:%M:%SZ}", somebody)
+            budget.tell(f"{what}: waiting since {since:%H:%M:%SZ} for {somebody}")
         await budget.poll(f"{what}: waiting for {somebody}")
     return waited
 

@@ -196,17 +196,19 @@ class Wire:
 
 
 class Blockers:
-    """The sessions that block a runner, looked up from a second session, in autocommit, for log lines and events.
+    """The sessions that block a runner, looked up from a second session, in autocommit.
 
-    `seen` describes the last ones, empty if there were none; `every` is the time between looks in seconds. The runner
-    is the server process `pid`; if that is None, as behind a pooler, it is the one that holds the lock `key`.
+    `tell` gets a sentence about them. `seen` describes the last ones, empty if there were none; `every` is the time
+    between looks in seconds. The runner is the server process `pid`; if that is None, as behind a pooler, it is the one
+    that holds the lock `key`.
     """
 
-    def __init__(self, connect: Connect, key: int, pid: int | None) -> None:
+    def __init__(self, connect: Connect, key: int, pid: int | None, tell: Callable[[str], None]) -> None:
         self.seen = ""
         self.every = 1.0
         self.connect = connect
         self._worker = key, pid
+        self._tell = tell
         self.forget()
 
     def forget(self) -> None:
@@ -226,7 +228,7 @@ class Blockers:
                             self.seen = seen
                             self._since = self._since or datetime.now(UTC)
                             if self._news.is_new(seen):
-                                _log.warning("waiting since %s for a lock held by %s", f"{self._since:%H:%M:%SZ}", seen)
+                                self._tell(f"waiting since {self._since:%H:%M:%SZ} for a lock held by {seen}")
                         await anyio.sleep(self.every)
                 finally:
                     # Not close(): a cancelled run would have to wait for it.

@@ -1,0 +1,178 @@
+"""What a person sees of a start where logging is set up in different ways, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pgratchet import Migrator
+from tests.support import PASS_GATE, Write, free_port, gate, runner_lock, states, waiters
+
+pytestmark = pytest.mark.anyio
+
+FILES = {"001_a.sql": "CREATE TABLE a ();", "002_b.sql": "CREATE TABLE b ();"}
+APPLIED = ["up 1 a: done", "up 2 b: done"]
+PROGRAM = """
+import asyncio, logging, logging.config, os, sys
+from contextlib import asynccontextmanager
+from pgratchet import Migrator, migrated
+
+migrator = Migrator(os.environ["DSN"], os.environ["FOLDER"], lock_timeout=0)
+before = [logging.root.level, logging.getLogger("pgratchet").level]
+
+@asynccontextmanager
+async def lifespan(_):
+    logging.basicConfig(level=logging.INFO, format="root: %(message)s")
+    logging.getLogger("app").info("started")
+    yield
+
+async def main():
+    async with migrated(migrator{hook}):
+        pass
+
+{set_up}
+asyncio.run({main})
+assert logging.getLogger("pgratchet").handlers == {handlers}, "a handler was installed"
+"""
+INFO = 'logging.basicConfig(level=logging.INFO, format="root: %(message)s")'
+ERRORS = "errors = logging.StreamHandler(); errors.setLevel(logging.ERROR); logging.root.addHandler(errors)"
+OWN = "own = logging.StreamHandler(); logging.getLogger('pgratchet').addHandler(own); "
+
+
+def program(set_up: str = "", hook: str = "", main: str = "main()", handlers: str = "[]") -> str:
+    return (
+        PROGRAM.replace("{set_up}", set_up)
+        .replace("{hook}", hook)
+        .replace("{main}", main)
+        .replace("{handlers}", handlers)
+    )
+
+
+@asynccontextmanager
+async def started(dsn: str, folder: Path, code: str) -> AsyncIterator[list[str]]:
+    """Run the program beside the block; the list has the lines of its stderr at the end."""
+    lines: list[str] = []
+    process = await anyio.open_process(
+        [sys.executable, "-c", code], env={**os.environ, "DSN": dsn, "FOLDER": str(folder)}, stdout=subprocess.DEVNULL
+    )
+    async with process:
+        yield lines
+        assert process.stderr is not None
+        said = b"".join([chunk async for chunk in process.stderr]).decode()
+        assert await process.wait() == 0, said
+        lines += said.splitlines()
+
+
+def spoken(sentences: Iterable[str], prefix: str = "pgratchet: ") -> list[str]:
+    return [prefix + each for each in sentences]
+
+
+@pytest.mark.parametrize(
+    "set_up",
+    [
+        "",
+        "logging.basicConfig(format='root: %(message)s')",
+        "logging.basicConfig(level=logging.ERROR, format='root: %(message)s')",
+        f"{ERRORS}; logging.root.setLevel(logging.INFO)",
+        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': True})",
+        f"{INFO}; logging.getLogger('pgratchet').propagate = False",
+    ],
+)
+async def test_each_applied_migration_is_seen_where_no_handler_takes_it(dsn: str, write: Write, set_up: str) -> None:
+    async with started(dsn, write(FILES), program(set_up)) as lines:
+        pass
+    assert lines == spoken(APPLIED)
+
+
+@pytest.mark.parametrize(
+    ("set_up", "handlers", "prefix"),
+    [(INFO, "[]", "root: "), (f"{OWN}logging.getLogger('pgratchet').setLevel(logging.INFO)", "[own]", "")],
+)
+async def test_nothing_is_seen_twice_where_a_handler_takes_it(
+    dsn: str, write: Write, set_up: str, handlers: str, prefix: str
+) -> None:
+    async with started(dsn, write(FILES), program(set_up, handlers=handlers)) as lines:
+        pass
+    assert [line for line in lines if "done" in line and "step" not in line] == spoken(APPLIED, prefix)
+    assert not [line for line in lines if line.startswith("pgratchet: ")]
+
+
+async def test_nothing_is_seen_twice_once_the_application_has_set_up_logging(dsn: str, write: Write) -> None:
+    async with started(dsn, write(FILES), program(hook=", lifespan")) as lines:
+        pass
+    assert lines == [*spoken(APPLIED), "root: started"]
+
+    folder = write({"003_c.sql": PASS_GATE})
+    serve = ", lifespan, on_slow='serve-not-ready', slow_after=0"
+    wait = "\n        while not migrator.readiness.ready: await asyncio.sleep(0.01)\n"
+    async with gate(dsn) as closed, started(dsn, folder, program(hook=serve).replace("pass", wait)) as lines:
+        await closed.reached()
+        await closed.open()
+    assert [line for line in lines if "up 3 c: done" in line] == ["root: up 3 c: done"]
+
+
+@pytest.mark.parametrize(
+    "set_up",
+    ["logging.getLogger('pgratchet').setLevel(logging.WARNING)", "logging.disable()", "sys.stderr = None"],
+)
+async def test_nothing_is_seen_where_the_application_asks_for_silence(dsn: str, write: Write, set_up: str) -> None:
+    async with started(dsn, write(FILES), program(set_up)) as lines:
+        pass
+    assert lines == []
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_only_the_hook_speaks(dsn: str, write: Write) -> None:
+    async with started(dsn, write(FILES), program(main="migrator.up()")) as lines:
+        pass
+    assert lines == []
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+@pytest.mark.parametrize("mode", ["apply", "wait"])
+async def test_a_long_wait_and_its_end_are_seen(dsn: str, write: Write, mode: str) -> None:
+    folder = write(FILES)
+    async with runner_lock(dsn) as holder, started(dsn, folder, program(hook=f", mode={mode!r}")) as lines:
+        await waiters(dsn)
+        # Longer than the time after which it speaks.
+        await anyio.sleep(3)
+        await holder.execute("SELECT pg_advisory_unlock_all()")
+        if mode == "wait":
+            await Migrator(dsn, folder).up()
+    first, *rest = lines
+    assert first.startswith("pgratchet: waiting since ")
+    assert rest[0].startswith("pgratchet: waited ")
+    assert float(rest[0].split()[2]) > 2
+    assert rest[1:] == (spoken(APPLIED) if mode == "apply" else [])
+
+
+async def test_a_short_wait_is_not_seen(dsn: str, write: Write) -> None:
+    async with runner_lock(dsn) as holder, started(dsn, write(FILES), program()) as lines:
+        await waiters(dsn)
+        await holder.execute("SELECT pg_advisory_unlock_all()")
+    assert lines == spoken(APPLIED)
+
+
+@pytest.mark.parametrize("handler", ["none", "for errors"])
+@pytest.mark.parametrize("there", ["nothing", "a peer that says nothing"])
+async def test_a_long_wait_for_a_server_is_seen_once(write: Write, there: str, handler: str) -> None:
+    code = program("" if handler == "none" else ERRORS).replace("lock_timeout=0", "connect_budget=3")
+    code = code.replace("asyncio.run(main())", "try: asyncio.run(main())\nexcept Exception: pass")
+    async with AsyncExitStack() as stack:
+        port = free_port()
+        if there != "nothing":
+            # It accepts connections, and nobody reads.
+            await stack.enter_async_context(await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port))
+        absent = f"postgresql://somebody@127.0.0.1:{port}/shop?sslmode=disable"
+        async with started(absent, write(FILES), code) as lines:
+            pass
+    what = "cannot connect" if there == "nothing" else "the server has not answered yet"
+    waits = [line for line in lines if what in line and "gave up" not in line]
+    assert waits
+    assert all(line.startswith(what if handler == "none" else f"pgratchet: {what}") for line in waits)
+    assert len(waits) < 3
