@@ -70,7 +70,8 @@ WATCH: ContextVar[Watch] = ContextVar("watch")
 class Budget:
     """The seconds that a run may wait in total, and those until a server answers at all; None for no limit.
 
-    With `absent` the run also waits for a database, roles, a schema and rights that others make. `watch` is told of each wait.
+    With `absent` the run also waits for a database, roles, a schema and rights that others make. `watch` is told of
+    each wait.
     """
 
     def __init__(self, seconds: float | None, unanswered: float | None = None, *, absent: bool = False) -> None:
