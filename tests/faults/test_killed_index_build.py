@@ -7,7 +7,7 @@ import anyio
 import asyncpg
 import pytest
 
-from pgratchet import HistoryError, Migrator, Verdict
+from pgratchet import HistoryError, Migrator, State, Verdict
 from pgratchet.postgres.steps import indexes
 from pgratchet.postgres.steps.indexes import Index
 from pgratchet.postgres.wire.message import Message
@@ -246,6 +246,8 @@ async def test_a_run_whose_lost_session_cannot_be_made_again_stops_before_anythi
         await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
         tasks.start_soon(run)
         await tell(dsn, f"SELECT pg_terminate_backend({await stuck(dsn)})")
+    (entry,) = await migrator.status()
+    assert (entry.state is State.IN_DOUBT) == ("temporary" in case)
     await run()
     assert await column(dsn, "SELECT n FROM public.ledger") == [0]
     built = "SELECT count(*) FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relname = 'i' AND indisvalid"

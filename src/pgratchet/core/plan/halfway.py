@@ -228,6 +228,17 @@ def doubtful(step: Step, found: str = "") -> HistoryError:
     return HistoryError(printable(message), [step.migration.version])
 
 
+def has_lost_objects(row: HistoryRow) -> bool:
+    """Say whether the finished statements have made temporary objects, which are gone with their session.
+
+    Whether their settings can be made again is only known in a new session.
+    """
+    at = cursor_of(row)
+    left = at.session if at else None
+    # A setting is written with an equals sign.
+    return any(" = " not in fact and "pg_temp" in fact for fact in (left or "").split("; "))
+
+
 def other_session(step: Step, was: str, now: str) -> HistoryError:
     """Return the error for a next statement that needs a session which is gone and cannot be made again."""
     repair = f"pgratchet repair {step.migration.version}"

@@ -128,9 +128,9 @@ def _is_interrupted(entry: Entry) -> bool:
             return halfway.doubt(row) is None
         direction = Direction.UP if row.state is RecordState.RUNNING else Direction.DOWN
         halfway.refuse_unrecoverable(_plan([entry], direction).steps)
+        return not halfway.has_lost_objects(row)
     except (HistoryError, FilesError, ValueError):  # a ValueError, because the table may be anybody's
         return False
-    return True
 
 
 def _may_be_late(migration: Migration, row: HistoryRow | None) -> bool:
