@@ -391,6 +391,7 @@ class Migrator:
                 telling.tell(take, self._listener, event)
                 budget.watch.take(event)
 
+            run = None
             try:
                 run = Run(self._settings, await self._read(needed=True), budget, tell)
                 finished = run.progress.finished
@@ -398,7 +399,7 @@ class Migrator:
             except BaseException as error:
                 if isinstance(error, PgratchetError):
                     error.finished = tuple(finished)
-                tell(failed(error))
+                tell(failed(error, run.progress.left if run else None))
                 raise
             finally:
                 if self._journal is not None:

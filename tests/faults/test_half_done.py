@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from pgratchet import BehindError, Condition, HistoryError, Migrator, State, Verdict
+from pgratchet import BehindError, Condition, HistoryError, Migrator, Readiness, State, Verdict
 from tests.processes import replicas
 from tests.support import (
     GATE,
@@ -106,16 +106,38 @@ async def test_a_half_done_version_is_running_while_its_runner_is_at_work_and_no
     assert [step.version for step in await Migrator(dsn, folder).up()] == ["1", "2"]
 
 
+@pytest.mark.parametrize(("sql", "left"), CASES.values(), ids=CASES)
+async def test_the_readiness_behind_a_cancelled_run_says_what_it_has_left(
+    dsn: str, write: Write, sql: str, left: State
+) -> None:
+    await tell(dsn, NOTHING + AT_GATE + PROCEDURE)
+    folder = write({"001_a.sql": sql, "002_b.sql": "SELECT 1;"})
+    migrator = Migrator(dsn, folder, lock_timeout=0)
+    async with gate(dsn) as closed, anyio.create_task_group() as tasks:
+        tasks.start_soon(migrator.up)
+        await closed.reached()
+        tasks.cancel_scope.cancel()
+    await deserted(dsn)
+    interrupted, in_doubt = [("1",) if left is state else () for state in (State.INTERRUPTED, State.IN_DOUBT)]
+    assert migrator.readiness == Readiness(Condition.FAILED, pending=("2",), interrupted=interrupted, in_doubt=in_doubt)
+    assert await seen(dsn, folder) is left
+    if left is State.IN_DOUBT:
+        await migrator.repair(1, Verdict.AGAIN, "it had no effect")
+    assert [step.version for step in await migrator.up()] == ["1", "2"]
+
+
 async def test_a_way_down_that_was_killed_is_interrupted_and_the_next_one_goes_on(dsn: str, write: Write) -> None:
     down = f"{HEAD}DROP TABLE a;\n{PASS_GATE}\nSELECT 1;"
     folder = write({"001_a.sql": "CREATE TABLE a ();", "001_a.down.sql": down})
     await Migrator(dsn, folder).up()
     async with gate(dsn) as closed, anyio.create_task_group() as tasks:
-        tasks.start_soon(Migrator(dsn, folder, lock_timeout=0).down)
+        migrator = Migrator(dsn, folder, lock_timeout=0)
+        tasks.start_soon(migrator.down)
         await closed.reached()
         assert await seen(dsn, folder) is State.RUNNING
         tasks.cancel_scope.cancel()
     await deserted(dsn)
+    assert migrator.readiness == Readiness(Condition.FAILED, interrupted=("1",))
     assert await seen(dsn, folder) is State.INTERRUPTED
     assert [step.version for step in await Migrator(dsn, folder).down()] == ["1"]
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pgratchet.core.errors import MigrationFailedError, PgratchetError
-from pgratchet.core.model import Direction, Failure, Finished
+from pgratchet.core.model import Direction, Failure, Finished, State
 from pgratchet.core.printing import printable, printable_lines
 
 
@@ -108,11 +108,15 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A run ended with an error of the class `error`; CancelledError for a cancelled run."""
+    """A run ended with an error of the class `error`; CancelledError for a cancelled run.
+
+    `left` is the state of the version under way, interrupted or in doubt; None if it is as it was before the run.
+    """
 
     error: str
     message: str
     failure: Failure | None = None
+    left: State | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -129,11 +133,12 @@ Event = Looked | Waiting | Locked | Started | StatementFinished | Retried | Fini
 Tell = Callable[[Event], None]
 
 
-def failed(error: BaseException) -> Failed:
+def failed(error: BaseException, left: State | None = None) -> Failed:
     """Return the event of an error that ended a run."""
     text = str(error)
     return Failed(
         type(error).__name__,
         text if isinstance(error, PgratchetError) else printable(text),
         error.failure if isinstance(error, MigrationFailedError) else None,
+        left,
     )

@@ -173,8 +173,8 @@ class Course:
 
     def _fail(self, event: Failed) -> None:
         for version, before in self._under_way.items():
-            self._missing[version] = before
-            if before is State.APPLIED:
+            self._missing[version] = event.left or before
+            if self._missing[version] is State.APPLIED:
                 del self._missing[version]
                 self._applied += 1
         self._under_way.clear()

@@ -99,6 +99,7 @@ class Execution:
         group = self._groups[0]
         step = group[0].step
         self._progress.unanswered = group
+        self._progress.left = None
         self._progress.attempts += 1
         limits = self._framing.limits.of(step.script.source.options)
         self._wire.begin(group, limits.lock_timeout)

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 
 import asyncpg
 
-from pgratchet.core.model import Mode, Segment, Step
+from pgratchet.core.model import Mode, Segment, State, Step
 from pgratchet.core.plan.halfway import cursor_of, doubt, other_session
 from pgratchet.core.sql.bare import read
 from pgratchet.core.sql.scripts import digests, session_settings
@@ -70,6 +70,7 @@ class _Script:
         # SET, not SET LOCAL: bare statements have no transaction.
         await self._ours(claimed + self._framing.settings(self._claim, "SET"), in_doubt=self._doubt is not None)
         self._wire.progress.begin(self._claim.step)
+        self._wire.progress.left = State.INTERRUPTED
         for segment in session_settings(script, done):
             # The session that had these settings is gone. `_refuse_another_session` compares the result.
             message = Message(script.text_of(segment), (Part(0, self._claim, segment),))
@@ -87,6 +88,7 @@ class _Script:
                 await self._bare(segment, before, after, count)
             self._wire.tell_finished(self._claim.step, segment)
         await self._ours(self._recording(self._records.record(self._claim)))
+        self._wire.progress.left = None
 
     async def _refuse_another_session(self) -> None:
         """Raise HistoryError if this session lacks settings or objects that the finished statements had in theirs."""
@@ -105,12 +107,15 @@ class _Script:
         """Run a statement outside a transaction: mark it as begun, run it, count it."""
         mark = self._records.begin(self._claim, segment.first - 1, before, after)
         # A statement that an earlier run has begun keeps the objects that were there at that time.
-        aim = notes.aim(read(self._claim.step.script.text_of(segment)), self._doubt and self._doubt.there)
+        about = read(self._claim.step.script.text_of(segment))
+        aim = notes.aim(about, self._doubt and self._doubt.there)
+        self._wire.progress.left = State.INTERRUPTED if about.is_recoverable else State.IN_DOUBT
         await self._ours(self._noting(mark, self._note + aim), in_doubt=self._doubt is not None)
         await Supervised(self._wire, self._claim, segment, self._doubt).run()
         # If this fails, the statement is done, and not counted: the next run has to check.
         await self._ours(self._noting(count, self._note), in_doubt=True)
         self._doubt = None
+        self._wire.progress.left = State.INTERRUPTED
 
     def _noting(self, sql: str, note: str) -> str:
         """Return a transaction of our own that notes the state of the session before it runs `sql`."""
