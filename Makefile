@@ -59,7 +59,7 @@ test-typer: $(TYPER)/.installed
 		tests/unit/test_cli.py tests/applications/test_command_line.py $(ARGS)
 
 # One after the other: each has several servers, and is measured.
-engines: $(VENV)/.dev
+engines: $(VENV)/.dev $(SERVERS)/.installed
 	@tests/engines/install.sh
 	$(RUN) -m pytest tests/engines $(ARGS)
 

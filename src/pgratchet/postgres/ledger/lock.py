@@ -14,7 +14,7 @@ from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.own import Guards
-from pgratchet.postgres.link.session import AT_WORK, Connection, describe
+from pgratchet.postgres.link.session import AT_WORK, Connection, describe, outlives
 from pgratchet.postgres.link.sql import EQ, Table, become
 
 LOCK_ROWS = (
@@ -39,6 +39,12 @@ HELD = (
 
 Behind a pooler that may be another backend than the one that took it.
 """
+
+_SHARED = (
+    "EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a "
+    f"WHERE a.backend_type {EQ} 'standalone backend')"
+)
+"""The SQL condition that the server has one process, and one session, for all of its clients, as PGlite."""
 
 _HOLDER = (
     f"SELECT a.pid, a.usename, a.application_name, a.wait_event_type {EQ} 'Lock' AS is_blocked "
@@ -111,8 +117,13 @@ class RunnerLock:
             # server process answers: behind a pooler the lock would stay with a session that is handed to strangers.
             here = f"pg_catalog.pg_backend_pid() {EQ} {connection.get_server_pid()}" if self._is_detected else "true"
             take = f"pg_catalog.pg_try_advisory_lock({self._key})"
-            twice = f"CASE WHEN {here} THEN CASE WHEN {take} THEN {take} ELSE false END END"
-            taken: bool | None = (await own.ask(connection, f"SELECT {twice} AS taken"))["taken"]
+            # In a session that all clients share, each of them would get the lock of another one.
+            free = f"NOT ({_SHARED} AND {HELD.format(key=self._key)})"
+            twice = f"CASE WHEN {here} THEN CASE WHEN {free} AND {take} THEN {take} ELSE false END END"
+            row = await own.ask(connection, f"SELECT {twice} AS taken, {_SHARED} AS shared")
+            taken: bool | None = row["taken"]
+            if taken is not None and row["shared"]:
+                _refuse_second(connection, taken=taken)
             if taken is not None:
                 return taken
             _log.info("a pooler is in between: the lock is taken by each transaction for itself")
@@ -129,6 +140,17 @@ class RunnerLock:
         """Return the session that holds the lock; None if there is none."""
         rows = await own.fetch(connection, _HOLDER, self._key)
         return Holder(*rows[0]) if rows else None
+
+
+def _refuse_second(connection: Connection, *, taken: bool) -> None:
+    """Raise ServerError unless this run is the only one in the session that all clients of a server share."""
+    if not taken:
+        raise ServerError(
+            "another runner is at work, and all clients of this server share one session, as of PGlite behind its "
+            "socket server: run one process at a time. If that runner has crashed, its lock is still there: restart "
+            "the server, or SELECT pg_advisory_unlock_all()"
+        )
+    outlives(connection)
 
 
 async def _refuse_statement_pooling(connection: Connection) -> None:

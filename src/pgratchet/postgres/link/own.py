@@ -70,7 +70,7 @@ def reading(connection: Connection) -> Iterator[None]:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError):
         raise
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, AssertionError) as error:
         if connection.is_closed():
             raise
         raise UnreadableError(error) from error

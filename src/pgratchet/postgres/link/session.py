@@ -84,6 +84,7 @@ _LOSSES = {
 }
 _LOSS = "the server's own setting may end a long migration"
 _refused = WeakKeyDictionary[Connection, frozenset[str]]()
+_outliving = WeakSet[Connection]()
 _log = logging.getLogger("pgratchet")
 _told = set[str]()
 
@@ -362,10 +363,19 @@ def last_words(error: BaseException | None) -> asyncpg.PostgresError | None:
     return None
 
 
+def outlives(connection: Connection) -> None:
+    """Note that the session of a connection goes on after its end: closing it gives back locks and settings."""
+    _outliving.add(connection)
+
+
 async def _close(connection: Connection) -> None:
     try:
         # Bounded: a network that is gone must not keep a process alive.
         async with asyncio.timeout(CLOSE_SECONDS):
+            if connection in _outliving and not connection.is_closed():
+                await own.execute(connection, "ROLLBACK;SELECT pg_catalog.pg_advisory_unlock_all();RESET ALL")
+                # Its server would not answer the farewell of a client.
+                connection.terminate()
             await connection.close()
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         _log.debug("closing the connection: %s", describe(error))
