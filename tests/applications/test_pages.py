@@ -254,6 +254,7 @@ def test_the_readme_installs_a_checkout_or_a_wheel_migrates_and_serves(reader: R
     assert str(folder) in reader.run("command -v pgratchet; pip uninstall --yes --quiet pgratchet")
     reader.run(f"cd {checkout}; {span_of('README.md', 'pip wheel')}; {span_of('README.md', 'pip install dist/')}")
     assert reader.run(f"cd {folder}; command -v pgratchet; pgratchet status").endswith("1 applied\n")
+    assert "pgratchet[embedded] in" in reader.run(block_of("docs/testing.md", "pip install").text)
 
 
 def test_the_server_of_the_readme_has_the_address_that_follows() -> None:
@@ -509,6 +510,13 @@ def test_the_page_about_production_makes_roles_that_suffice(reader: Reader) -> N
     )
 
     migrate("--owner orders_owner")
+
+    reader.run("mkdir others; echo 'SELECT 1' > others/001_one.sql")
+    reader.run(f"DATABASE_URL={reader.dsn} pgratchet up --dir others")
+    sql(reader.dsn, span_of("docs/production.md", "ALTER TABLE schema_migrations OWNER"))
+    reader.run("echo 'SELECT 1' > others/002_two.sql")
+    reader.run(f"{as_role('migrator')} pgratchet up --dir others --owner orders_owner")
+
     reader.run("rm migrations/versions/04*; echo 'SELECT 1' > migrations/versions/040_older.sql")
     assert "41" in reader.run(f"{as_role('app')} pgratchet check --table pgratchet.schema_migrations", 4)
     sql(reader.dsn, "DROP OWNED BY migrator, app, orders_owner CASCADE")
