@@ -30,7 +30,7 @@ class Report(NamedTuple):
     def at(self, destination: Destination) -> Self:
         """Return the report with the place that it is about: its first line, and four fields."""
         place = destination._replace(table=self.document.get("table", destination.table))
-        head = [] if place.host is None else [str(place)]
+        head = [] if place.host is None else _fitted([str(place)])
         return self._replace(lines=[*head, *self.lines], document=place._asdict() | self.document)
 
 
@@ -88,11 +88,8 @@ def status(entries: Sequence[Entry]) -> Report:
             reasons.setdefault(entry.row.reason, []).append(entry.version)
     order = [entry.version for entry in entries]
     why = [f"{ranges(versions, order)}: {reason}" for reason, versions in reasons.items()]
-    width = shutil.get_terminal_size().columns
-    table = _aligned([heading, *rows], width) if rows else []
-    texts = [*begun, *errors, *why, _total(entries)]
-    # A program that reads the lines gets each text in one of them.
-    lines = [*table, *(_folded(texts, width) if sys.stdout.isatty() else texts)]
+    table = _aligned([heading, *rows], shutil.get_terminal_size().columns) if rows else []
+    lines = [*table, *_fitted([*begun, *errors, *why, _total(entries)])]
     return Report(lines, {"entries": [_entry(entry) for entry in entries]})
 
 
@@ -192,6 +189,11 @@ def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
     # Not strict: the columns that are left out have no width.
     return [GUTTER.join(map(cell, row, widths)).rstrip() for row in rows]
+
+
+def _fitted(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines, folded in a terminal; a program that reads them gets each text in one line."""
+    return _folded(lines, shutil.get_terminal_size().columns) if sys.stdout.isatty() else lines
 
 
 def _folded(lines: Sequence[str], width: int) -> list[str]:
