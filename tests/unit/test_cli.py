@@ -769,6 +769,23 @@ def test_a_failed_migration_is_shown_where_it_failed(fake: FakeMigrator) -> None
     ]
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def test_an_error_that_nobody_expects_is_told_with_all_errors_inside_of_it(fake: FakeMigrator) -> None:
+    group = ExceptionGroup("inner", [ValueError("one"), MuteError()])
+    group.exceptions[0].__cause__ = KeyError("cause")
+    fake.answers["up"] = ExceptionGroup("outer", [group, ValueError("two")])
+    result = invoke("up")
+
+    assert result.exit_code == 6
+    inside = ("outer", "ValueError: one", "KeyError: 'cause'", "MuteError", "ValueError: two")
+    assert [text for text in inside if text not in result.stderr.splitlines()[0]] == []
+    assert json.loads(invoke("up", "--json").stdout)["error"]["message"].endswith("ValueError: two")
+
+
 def test_a_failed_migration_as_json_has_everything(fake: FakeMigrator) -> None:
     place = failure(sqlstate="42P01", line=9, column=13, excerpt=((9, "ALTER TABLE nope ADD x int;"),))
     fake.answers["up"] = MigrationFailedError(place, [finished("6")])

@@ -5,6 +5,7 @@ from typing import Any
 
 from pgratchet.cli.interruption import InterruptedBySignalError
 from pgratchet.cli.reports import Report
+from pgratchet.core.causes import inner
 from pgratchet.core.errors import (
     BehindError,
     BudgetExceededError,
@@ -64,8 +65,9 @@ def report(error: BaseException) -> Report:
 
 
 def _unexpected(error: BaseException) -> Report:
-    # Not str(error), which may raise.
-    said = discreet("".join(traceback.format_exception_only(error)).strip())
+    # Not str(), which may raise.
+    texts = ("".join(traceback.format_exception_only(each)).strip() for each in (error, *inner(error)))
+    said = discreet("; ".join(dict.fromkeys(texts)))
     lines = [
         f"error: this should not have happened: {said}",
         "please report it, with the output of --verbose; committed work stays, and `pgratchet status` shows it",
