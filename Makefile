@@ -24,7 +24,7 @@ help:
 	@echo "make test-18 the tests that need a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
 	@echo "make test-typer   the command line, on the oldest typer that is accepted"
-	@echo "make engines a herd behind pgpool-II, measured"
+	@echo "make engines a herd on Patroni, pg_auto_failover, pgpool-II"
 	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Installs the engines that are missing, if this is root.
+# Installs the engines if one of them is missing and this is root.
 set -euo pipefail
 
-packages=(pgpool2)
-programs=(pgpool)
+programs="pgpool patroni etcd haproxy pg_autoctl"
+packages="postgresql pgpool2 patroni etcd-server haproxy pg-auto-failover-cli"
 
-for program in "${programs[@]}"; do
-    command -v "$program" > /dev/null && continue
-    [ "$(id -u)" = 0 ] || { echo "missing: $program (Debian and Ubuntu: apt-get install ${packages[*]})"; exit 1; }
+PATH=$PATH:/usr/sbin
+# shellcheck disable=SC2086 # several words each
+if ! type -P $programs > /dev/null || ! ls /usr/lib/postgresql/*/lib/pgautofailover.so > /dev/null 2>&1; then
+    [ "$(id -u)" = 0 ] || { echo "missing; on Debian and Ubuntu: apt-get install $packages"; exit 1; }
     apt-get update --quiet=2
-    DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends "${packages[@]}" > /dev/null
-    break
-done
+    # The extension of the server's own major version.
+    packages+=" $(apt-cache search --names-only '^postgresql-[0-9]+-auto-failover$' | cut -d' ' -f1)"
+    DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends $packages > /dev/null
+fi

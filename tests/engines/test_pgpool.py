@@ -9,6 +9,7 @@ import pytest
 from pgratchet import BehindError, Lock, MigrationFailedError, Migrator, ServerError, Verdict
 from pgratchet.embedded import Server
 from tests.engines import herd
+from tests.engines.herd import Measured
 from tests.engines.pgpool import Between, pgpool
 from tests.faults.pairs import pair
 from tests.processes import Replica, replicas
@@ -28,11 +29,13 @@ async def kill(replica: Replica) -> None:
 
 
 @every_lock
-async def test_a_herd_gets_through_before_one_server(server: Server, dsn: str, write: Write, lock: Lock | None) -> None:
+async def test_a_herd_gets_through_before_one_server(
+    server: Server, dsn: str, write: Write, record_property: Measured, lock: Lock | None
+) -> None:
     index = lock is not Lock.TRANSACTION
     folder = write(herd.files(index=index))
     with pgpool([server], dsn) as between:
-        codes = await herd.survives(folder, between.dsn, dsn, kill, lock=lock)
+        codes = await herd.gets_through(folder, between.dsn, dsn, kill, record_property, lock=lock)
         assert await Migrator(between.dsn, folder, lock=lock).up() == ()
     assert codes == [-9] + [0] * 7
     await herd.applied_once(dsn, folder, index=index)
@@ -113,13 +116,18 @@ async def test_a_run_decides_by_what_the_primary_has(
 
 
 @every_lock
-async def test_nothing_of_a_run_is_asked_of_the_standby(
-    servers: tuple[Server, Server], primary: str, between: Between, write: Write, lock: Lock | None
+async def test_nothing_of_a_run_is_asked_of_the_standby(  # noqa: PLR0913, PLR0917 - three are the engine
+    servers: tuple[Server, Server],
+    primary: str,
+    between: Between,
+    write: Write,
+    record_property: Measured,
+    lock: Lock | None,
 ) -> None:
     bare = lock is Lock.SESSION
     folder = write(herd.files(index=bare))
     await lags(servers, between)
-    codes = await herd.survives(folder, between.dsn, primary, kill, lock=lock)
+    codes = await herd.gets_through(folder, between.dsn, primary, kill, record_property, lock=lock)
     assert codes == [-9] + [0] * 7
     migrator = Migrator(between.dsn, write({"021_m.sql": "INSERT INTO ledger VALUES (21); SELECT 1/0;"}), lock=lock)
     await failure_of(migrator)
