@@ -38,7 +38,7 @@ from tests.support import connected, free_port, missing
 
 END = "the end of a block, in "
 PATIENCE = 40.0
-Nothing: Mapping[str, Any] = {}
+NOTHING: Mapping[str, Any] = {}
 
 
 class Reader:
@@ -77,10 +77,10 @@ class Reader:
         self,
         page: str,
         *,
-        before: Mapping[str, Callable[[], object]] = Nothing,
-        ends_with: Mapping[str, int] = Nothing,
-        but: Mapping[str, str] = Nothing,
-        names: Mapping[str, object] = Nothing,
+        before: Mapping[str, Callable[[], object]] = NOTHING,
+        ends_with: Mapping[str, int] = NOTHING,
+        but: Mapping[str, str] = NOTHING,
+        names: Mapping[str, object] = NOTHING,
     ) -> dict[str, str]:
         """Do all that a page says; return the output of its shell blocks by their first lines.
 
@@ -112,6 +112,16 @@ class Reader:
         assert used == {*before, *ends_with, *but}
         return output
 
+    def create(self, database: str) -> str:
+        """Create another database of the role that the pages name; return its DSN."""
+        sql(self.dsn, f"CREATE DATABASE {database} OWNER app")
+        return f"{self.own_dsn.rpartition('/')[0]}/{database}"
+
+    def enter(self, database: str) -> str:
+        """Create another database, and name it as the pages name theirs; return its DSN."""
+        self.run(f"export DATABASE_URL=postgresql://app:secret@localhost/{database}")
+        return self.create(database)
+
     def write(self, block: Block) -> None:
         """Write the file that a block shows."""
         path = self.cwd / str(block.path)
@@ -138,7 +148,7 @@ class Reader:
         commands = re.sub(r"(?<!exec )uvicorn app:app", "exec uvicorn app:app", text.rstrip())
         self.run(f"( {commands} ) > {self.cwd}/serving 2>&1 & served=$!")
         log = self.cwd / "serving"
-        wait(self.ready)
+        wait(self.ready, log.read_text)
         # A server that SIGTERM ends has the code that belongs to the signal, or 0.
         self.run("kill $served; wait $served || [ $? = 143 ]")
         return log.read_text()
@@ -329,15 +339,17 @@ def test_a_service_moves_from_its_home_made_runner(reader: Reader) -> None:
     before = rows(reader.dsn, "SELECT schema_migrations::text FROM schema_migrations")
 
     def the_application_makes_its_tables() -> None:
-        sql(reader.dsn, "CREATE DATABASE base OWNER app")
-        base = reader.own_dsn.removesuffix("app") + "base"
+        base = reader.create("base")
         sql(base, CREATE_ALL)
         reader.run(f"export BASE_URL={base}; PATH={find_pg_dump(Databases(base).server_major()).parent}:$PATH")
+
+    def a_table_of_another_form(dsn: str = reader.dsn) -> None:
+        sql(dsn, "CREATE TABLE migrations AS SELECT 1 AS number, 'add name' AS name, now() AS applied_at")
 
     output = reader.follow(
         page,
         ends_with={"pgratchet plan": 4, "pgratchet adopt\n": 4},
-        before={"pg_dump": the_application_makes_its_tables},
+        before={"pg_dump": the_application_makes_its_tables, "CREATE TABLE old_history": a_table_of_another_form},
         names={"lifespan": None},
     )
 
@@ -347,13 +359,16 @@ def test_a_service_moves_from_its_home_made_runner(reader: Reader) -> None:
     assert rows(reader.dsn, "SELECT schema_migrations::text FROM schema_migrations") == before
     assert reader.run("unset PGRATCHET_TABLE; pgratchet up; pgratchet status").endswith("6 applied\n")
 
-    sql(reader.dsn, "CREATE DATABASE fresh OWNER app")
-    fresh = "export DATABASE_URL=postgresql://app:secret@localhost/fresh; pgratchet up; pgratchet status"
-    assert reader.run(fresh).endswith("6 applied\n")
+    reader.enter("fresh")
+    assert reader.run("pgratchet up; pgratchet status").endswith("6 applied\n")
 
-    sql(reader.dsn, "CREATE DATABASE tableless OWNER app")
-    sql(reader.own_dsn.removesuffix("app") + "tableless", CREATE_ALL, *list(OLD_FILES.values())[:4])
-    reader.run("export DATABASE_URL=postgresql://app:secret@localhost/tableless")
+    other = reader.enter("other")
+    a_table_of_another_form(other)
+    sql(other, block_of(page, "CREATE TABLE old_history").text)
+    reader.run(f"pgratchet adopt {span_of(page, '--source')} --yes")
+    assert "1: adopted from public.old_history" in reader.run("pgratchet status")
+
+    sql(reader.enter("tableless"), CREATE_ALL, *list(OLD_FILES.values())[:4])
     repair = span_of(page, "pgratchet repair 1 --applied")
     for version in (0, 1, 2, 3, 5):
         reader.run(repair.replace("repair 1", f"repair {version}"))
@@ -467,10 +482,10 @@ def holding(dsn: str, key: int) -> Iterator[int]:
             connection.terminate()
 
 
-def wait(condition: Callable[[], bool]) -> None:
+def wait(condition: Callable[[], bool], seen: Callable[[], str] = lambda: "") -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited in vain; seen: {seen()}"
         time.sleep(0.05)
 
 
