@@ -151,6 +151,16 @@ async def test_a_long_wait_and_its_end_are_seen(dsn: str, write: Write, mode: st
     assert rest[1:] == (spoken(APPLIED) if mode == "apply" else [])
 
 
+async def test_the_end_of_a_wait_for_another_runner_is_in_the_log_too(dsn: str, write: Write) -> None:
+    folder = write(FILES)
+    async with started(dsn, folder, program(INFO, hook=", mode='wait'")) as lines:
+        await waiters(dsn)
+        await anyio.sleep(3)
+        await Migrator(dsn, folder).up()
+    assert [line.split(" ")[1] for line in lines if "wait" in line] == ["waiting", "waited"]
+    assert not [line for line in lines if line.startswith("pgratchet: ")]
+
+
 async def test_a_short_wait_is_not_seen(dsn: str, write: Write) -> None:
     async with runner_lock(dsn) as holder, started(dsn, write(FILES), program()) as lines:
         await waiters(dsn)

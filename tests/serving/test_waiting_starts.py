@@ -16,6 +16,8 @@ pytestmark = pytest.mark.anyio
 LEDGER = {"001_ledger.sql": "CREATE TABLE ledger (n int);"}
 ENDS_WITHIN = 5.0
 """Seconds; it takes less than two where the machine is not busy."""
+EXIT = {"uvicorn": {3}, "uvicorn --workers 2": {0}, "uvicorn --reload": {0}, "hypercorn": {1}}
+EXIT |= {name: {1, 3} if name.startswith("gunicorn") else {0} for name in SERVERS if name not in EXIT}
 CASES = [
     ("uvicorn", signal.SIGINT, "a server"),
     ("uvicorn", signal.SIGTERM, "the lock"),
@@ -45,7 +47,7 @@ async def test_a_start_that_waits_ends_soon_when_its_server_is_told_to(
         serving = await stack.enter_async_context(servers.one(name, hook={"mode": mode}))
         await (all_wait_for_a_server(serving, name) if awaited == "a server" else waiters(dsn))
         serving.tell(number)
-        await serving.ended(ENDS_WITHIN)
+        assert await serving.ended(ENDS_WITHIN) in EXIT[name]
         await deserted(dsn)
     assert len(await Migrator(dsn, servers.folder).up()) == 1
 

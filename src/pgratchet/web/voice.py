@@ -5,7 +5,7 @@ import logging
 import sys
 from contextlib import suppress
 
-from pgratchet.core.events import Event, Looked, Retried, StatementFinished, Waiting
+from pgratchet.core.events import Done, Event, Looked, Retried, StatementFinished, Waiting
 from pgratchet.core.model import Finished
 from pgratchet.core.printing import printable
 
@@ -41,7 +41,7 @@ class Voice:
             case StatementFinished():
                 pass
             case _:
-                self._end()
+                self._end(event)
         if isinstance(event, Finished):
             _write(logging.INFO, str(event))
 
@@ -63,9 +63,13 @@ class Voice:
     def _is_long(self) -> bool:
         return self._timer is not None and self._loop.time() >= self._timer.when()
 
-    def _end(self) -> None:
+    def _end(self, event: Event) -> None:
         if self._is_long():
-            _write(logging.INFO, f"waited {self._loop.time() - self._since:.1f} s")
+            sentence = f"waited {self._loop.time() - self._since:.1f} s"
+            _write(logging.INFO, sentence)
+            if isinstance(event, Done):
+                # A lock that was taken, and a connection that was made, are in the log already.
+                _log.info("%s", sentence)
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._ends_at_a_look = None, True
