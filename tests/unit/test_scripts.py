@@ -5,6 +5,7 @@ import pytest
 from pgratchet.core.errors import FilesError
 from pgratchet.core.model import Direction, Kind, Mode, Options, Problem, Script, Source
 from pgratchet.core.sql import scripts
+from pgratchet.core.sql.dialects import misread_by_default
 from pgratchet.core.sql.scripts import MOST_MARKERS, changes_new_sessions, compile_script, digests
 
 PATH = "migrations/001_first.sql"
@@ -406,6 +407,40 @@ def test_problems_before_a_setting_that_changes_backslashes_are_told_too() -> No
 @pytest.mark.parametrize("no_transaction", [False, True])
 def test_a_setting_that_changes_nothing_behind_it_is_accepted(text: str, *, no_transaction: bool) -> None:
     assert compiled(text, no_transaction=no_transaction).statements > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("SELECT 1;\nSELECT 'it\\'s';", 2),
+        ("SELECT\n'ends with \\';", 2),
+        ("SELECT 'a\\\\', 'b\\\\\\'';", 1),
+        ("SET standard_conforming_strings = on;\n\nSELECT 'C:\\dir';", 3),
+        ("SELECT 'C:\\\\dir\\n', E'it\\'s', $$'\\'$$, 'it''s \\\\';", None),
+        ("SELECT 'plain';", None),
+    ],
+)
+def test_a_string_that_a_default_changes_is_found(text: str, line: int | None) -> None:
+    problem = misread_by_default(Source(PATH, text), at_once=True)
+
+    assert (problem and problem.line) == line
+
+
+def test_a_file_that_runs_statement_by_statement_may_switch_the_default_on_again() -> None:
+    text = "SET standard_conforming_strings = on;\nSELECT 'C:\\dir', 'it is a \\';"
+
+    assert misread_by_default(Source(PATH, text), at_once=False) is None
+
+
+def test_a_setting_that_forbids_escaped_quotes_behind_it_is_refused_with_its_line() -> None:
+    text = "SELECT E'it\\'s';\nSET backslash_quote = off;\nSELECT E'it\\'s';"
+
+    with pytest.raises(FilesError) as caught:
+        compiled(text)
+
+    assert [problem.line for problem in caught.value.problems] == [2]
+    assert compiled(text, no_transaction=True).statements == 3
+    assert compiled(text.replace("\\'s';", "''s';")).statements == 3
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from pgratchet.core.arguments import spelled
-from pgratchet.core.errors import HistoryError, MigrationFailedError, ServerError
-from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Lock, RecordState, Step
+from pgratchet.core.errors import FilesError, HistoryError, MigrationFailedError, ServerError
+from pgratchet.core.model import Direction, Entry, Failure, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.core.plan.halfway import HALF_DONE, refuse_unrecoverable, taken_over
 from pgratchet.core.plan.planning import Phase, plan_up
+from pgratchet.core.sql.dialects import misread_by_default
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.trust import Inspection
 from pgratchet.postgres.link import own
@@ -57,6 +58,7 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
             continue
         steps, warnings = phases[0].plan(entries)
         observer.raise_new_failure(step.migration.version for step in steps)
+        _refuse_misread(turn, steps)
         if records.lock is not Lock.SESSION:
             _refuse_bare(steps)
         refuse_unrecoverable(steps)
@@ -81,6 +83,7 @@ async def rehearse(turn: Turn, to: str | None) -> None:
     entries = await _look_again(turn)
     taken_over(entries, Direction.UP)
     steps = plan_up(entries, to).steps
+    _refuse_misread(turn, steps)
     turn.observer.raise_new_failure(step.migration.version for step in steps)
     await rehearsal.rehearse(wire, framing, turn.settings.history, turn.progress, steps)
 
@@ -150,6 +153,20 @@ def _refuse_contradiction(seen: Sequence[tuple[HistoryRow | None, ...]]) -> None
             "migration began, that it had changed since: something shows this run another history than the one that it "
             "writes, such as a pooler that reads from a standby, or row level security"
         )
+
+
+def _refuse_misread(turn: Turn, steps: Iterable[Step]) -> None:
+    """Raise FilesError for each script that psql would read otherwise in such a session."""
+    if getattr(turn.connection.get_settings(), "standard_conforming_strings", "on") != "off":
+        return
+    problems = [
+        problem
+        for step in steps
+        if step.migration.kind is Kind.SQL
+        and (problem := misread_by_default(step.script.source, at_once=step.script.mode is Mode.TRANSACTION))
+    ]
+    if problems:
+        raise FilesError(problems)
 
 
 def _refuse_bare(steps: Iterable[Step]) -> None:

@@ -56,8 +56,11 @@ _MARK = {
 }
 
 _EQUALS = r"['\"]?\s*(?:=|\bTO\b|,)\s*['\"]?"
+_OFF = r"off?|f(?:a(?:l(?:se?)?)?)?|no?|0"
+_SETTINGS = "STANDARD_CONFORMING_STRINGS", "BACKSLASH_QUOTE", "CLIENT_ENCODING", "NAMES"
 _SETTING = re.compile(
-    rf"\bstandard_conforming_strings{_EQUALS}(?P<off>off?|f(?:a(?:l(?:se?)?)?)?|no?|0)\b"
+    rf"\bstandard_conforming_strings{_EQUALS}(?:(?P<off>{_OFF})|(?P<on>on|t(?:r(?:ue?)?)?|y(?:es?)?|1))\b"
+    rf"|\bbackslash_quote{_EQUALS}(?P<quote>{_OFF})\b"
     rf"|\b(?:client_encoding{_EQUALS}|(?:SET|SESSION|LOCAL)\s+NAMES\s+['\"]?)(?!(?:UTF-?8|UNICODE|SQL_ASCII|DEFAULT)\b)(?P<encoding>[\w-]+)",
     re.IGNORECASE | re.ASCII,
 )
@@ -141,41 +144,74 @@ def _comments(text: str, start: int, end: int) -> Iterator[int]:
             position += 1
 
 
+_PLAIN = re.compile(r"'[^\\]*\\")
+"""A string without a prefix that has a backslash."""
+_ESCAPED_QUOTE = re.compile(r"'(?:[^\\]|\\[^'])*\\'")
+"""The same, if it is a quote that the backslash stands before."""
+_QUOTE = re.compile(r"[Ee]'(?:[^\\]|\\[^'])*\\'")
+"""A string with escapes, one of which is a quote."""
+
+
 def misread(source: Source, *, at_once: bool) -> Iterator[Problem]:
     """Yield a problem for each setting by which psql would read the rest of the file otherwise.
 
-    In a file that is sent `at_once`, the rest has been converted before the encoding changes.
+    A file that is sent `at_once` has been read and converted before it changes anything.
     """
     text = source.text
-    if not mentions(text, "STANDARD_CONFORMING_STRINGS", "CLIENT_ENCODING", "NAMES") or not _SETTING.search(text):
+    if not mentions(text, *_SETTINGS) or not _SETTING.search(text):
         return
-    try:
+    for piece, found in _set(text):
+        if found["off"] and _backslash(text, piece.end, len(text)) is not None:
+            message = "standard_conforming_strings = off changes the meaning of backslashes in the strings behind it"
+            yield Problem(source.path, message, "remove it, and write strings with backslashes as E'...'", piece.line)
+        if found["quote"] and at_once and _backslash(text, piece.end, len(text), _QUOTE) is not None:
+            message = "backslash_quote = off forbids the \\' in strings behind it"
+            yield Problem(source.path, message, "remove it, or write '' in the strings", piece.line)
+        if found["encoding"] and not at_once and not text[piece.end :].isascii():
+            message = f"client_encoding = {found['encoding']} changes the characters behind it: the file is UTF-8"
+            yield Problem(source.path, message, "remove it", piece.line)
+
+
+def misread_by_default(source: Source, *, at_once: bool) -> Problem | None:
+    """Return the problem of a file in a session whose standard_conforming_strings is off, if it has one.
+
+    The server reads most strings there as psql does. But pgratchet would not find the end of one with an escaped quote,
+    and a file that is sent `at_once` switches the setting on too late.
+    """
+    text = source.text
+    if "\\" not in text:
+        return None
+    end = next((piece.end for piece, found in _set(text) if found["on"]), len(text))
+    place = _backslash(text, 0, end, _ESCAPED_QUOTE)
+    if place is None and at_once:
+        place = _backslash(text, end, len(text))
+    if place is None:
+        return None
+    message = (
+        "standard_conforming_strings is off by default in this database, for this role or in the DSN: that changes the "
+        "meaning of the backslash here"
+    )
+    return Problem(source.path, message, "write the string as E'...', or take that default away", line_of(text, place))
+
+
+def _set(text: str) -> Iterator[tuple[Statement, re.Match[str]]]:
+    """Yield each statement that sets how text is read, and what it sets; stop where the text cannot be read."""
+    with suppress(ScriptError):
         for piece in scan(text):
             found = _SETTING.search(text, piece.start, piece.end)
-            if found is None or not _sets(text, piece):
-                continue
-            if found["off"] and _has_backslash(text, piece.end):
-                message = (
-                    "standard_conforming_strings = off changes the meaning of backslashes in the strings behind it"
-                )
-                cure = "remove it, and write strings with backslashes as E'...'"
-                yield Problem(source.path, message, cure, piece.line)
-            if found["encoding"] and not at_once and not text[piece.end :].isascii():
-                message = f"client_encoding = {found['encoding']} changes the characters behind it: the file is UTF-8"
-                yield Problem(source.path, message, "remove it", piece.line)
-    except ScriptError:
-        return
+            words = head(text, piece.start, piece.end, 4)
+            if found and piece.kind is StatementKind.SQL and (words[:1] == ("SET",) or "SET_CONFIG" in words):
+                yield piece, found
 
 
-def _sets(text: str, piece: Statement) -> bool:
-    words = head(text, piece.start, piece.end, 4)
-    return piece.kind is StatementKind.SQL and (words[:1] == ("SET",) or "SET_CONFIG" in words)
-
-
-def _has_backslash(text: str, start: int) -> bool:
-    """Return whether a string without a prefix, behind a place, has a backslash in it."""
+def _backslash(text: str, start: int, end: int, wanted: re.Pattern[str] = _PLAIN) -> int | None:
+    """Return the place of the first string in a part that has what is `wanted`; its start if it cannot be read."""
     try:
-        strings = ((begin, end) for lexeme, begin, end in tokens(text, start, len(text)) if lexeme == "'")
-        return any(text[begin] == "'" and "\\" in text[begin:end] for begin, end in strings)
+        strings = (
+            begin
+            for lexeme, begin, stop in tokens(text, start, end)
+            if lexeme == "'" and wanted.match(text, begin, stop)
+        )
+        return next(strings, None)
     except ScriptError:
-        return True
+        return start
