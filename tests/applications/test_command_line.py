@@ -359,6 +359,22 @@ def test_the_budget_bounds_the_wait_for_the_lock(start: Start, pgratchet: Run, d
     assert pgratchet("up").returncode == 0
 
 
+@pytest.mark.parametrize("how", ["flag", "variable", "setting"])
+def test_a_server_that_never_answers_is_given_up(run: Run, tmp_path: Path, folder: Path, how: str) -> None:
+    address = f"127.0.0.1:{support.free_port()}"
+    more = {"PGRATCHET_CONNECT_BUDGET": "300ms"} if how == "variable" else {}
+    if how == "setting":
+        (tmp_path / "pyproject.toml").write_text("[tool.pgratchet]\nconnect_budget = 0.3\n")
+    flags = ("--connect-budget", "0.3s") if how == "flag" else ()
+    for command in ("up", "wait"):
+        result = run(command, "--dir", folder, *flags, DATABASE_URL=f"postgresql://app@{address}/shop", **more)
+        assert result.returncode == 5
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("error: gave up after 0.3 s: cannot connect: ")
+        assert f"at {address}, user app" in last
+        assert last.endswith("; start the server, or correct its address")
+
+
 def test_a_repair_is_recorded_and_shown(pgratchet: Run, dsn: str, write: Write) -> None:
     pgratchet("up")
     write({"3_a.sql": "SELECT 1;", "4_b.sql": "SELECT 1;"})

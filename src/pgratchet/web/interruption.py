@@ -40,7 +40,7 @@ class Interruption:
 
     @contextmanager
     def _listening(self, *, on: bool) -> Iterator[None]:
-        if self.signal is not None:
+        if self.signal is not None and not self._ended:
             # Between the signal and its turn in the loop nothing must begin.
             raise asyncio.CancelledError
         before = self in _listeners
@@ -57,7 +57,7 @@ class Interruption:
 
     def hear(self, number: int) -> None:
         """Take a signal into account; called by its handler."""
-        if self.signal is None:
+        if self.signal is None and not self._loop.is_closed():
             self.signal = signal.Signals(number)
             self._loop.call_soon_threadsafe(self._interrupt_if_waiting)
 
