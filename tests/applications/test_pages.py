@@ -409,7 +409,10 @@ def test_what_the_page_of_the_servers_says_migrates_first_and_serves(reader: Rea
 
     output = reader.follow("docs/servers.md", names={"migrator": migrator})
 
-    assert output["pgratchet up && exec uvicorn app:app --workers 4"].count("Application startup complete") == 4
+    (said,) = (text for command, text in output.items() if command.startswith("pgratchet up && "))
+    assert "nothing to do" in said
+    # One of the four answers that the schema is ready, maybe before another one has started.
+    assert "Application startup complete" in said
 
 
 def test_the_python_of_the_api_page_works(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
