@@ -9,8 +9,10 @@ import anyio
 import pytest
 
 from pgratchet import BudgetExceededError, Failure, Lock, Migrator, State, embedded
+from tests.poolers import pgbouncer
 from tests.support import (
     PASS_GATE,
+    PATIENCE,
     Write,
     a_role,
     as_role,
@@ -384,6 +386,10 @@ SETTINGS_OF_NEW_SESSIONS = {
     "of the database": "ALTER DATABASE {database} SET search_path TO hello;",
     "of the role there": "ALTER ROLE CURRENT_USER IN DATABASE {database} SET search_path = hello, public;",
     "by a DO": "DO $$BEGIN EXECUTE format('alter database %I set search_path to hello', current_database()); END$$;",
+    "by a text that is put together": (
+        "DO $$BEGIN EXECUTE 'ALTER DATA' || 'BASE ' || current_database() || ' SET search_path = hello'; END$$;"
+    ),
+    "of all roles": "ALTER ROLE ALL IN DATABASE {database} SET search_path TO hello;",
     "with comments": "ALTER /* it */ DATABASE -- this\n {database} SET search_path TO hello;",
     "without a transaction": "-- pgratchet: no-transaction\nALTER DATABASE {database} SET search_path TO hello;",
 }
@@ -405,6 +411,66 @@ async def test_settings_of_new_sessions_hold_for_the_next_file(
     assert [step.version for step in report] == ["1", "2", "3"]
     assert await ask(dsn, "SELECT schemaname FROM pg_tables WHERE tablename = 'c'") == "hello"
     assert await ask(dsn, "SELECT schemaname FROM pg_tables WHERE tablename = 'schema_migrations'") == "public"
+
+
+PREFER = """
+CREATE FUNCTION public.prefer(path text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN EXECUTE format('alter database %I set search_path to %I', current_database(), path); END$$;
+"""
+
+
+@pytest.mark.parametrize("lock", [None, "transaction"])
+@pytest.mark.parametrize("by_release", [False, True], ids=["at once", "release by release"])
+async def test_settings_that_a_function_changes_hold_for_the_next_file_and_no_longer_than_until_the_next_change(
+    dsn: str, write: Write, lock: Lock | None, *, by_release: bool
+) -> None:
+    files = {
+        "001_a.sql": f"CREATE SCHEMA hello; CREATE SCHEMA later; {PREFER}",
+        "002_b.sql": "SELECT public.prefer('hello');",
+        "003_c.sql": "CREATE TABLE c ();",
+        "004_d.sql": "CREATE TABLE d ();",
+        "005_e.py": "async def up(connection):\n    await connection.execute(\"SELECT public.prefer('later')\")\n",
+        "006_f.sql": "-- pgratchet: no-transaction\nCREATE TABLE f ();" if lock is None else "CREATE TABLE f ();",
+        "007_g.sql": "DO $$BEGIN EXECUTE format('alter database %I reset all', current_database()); END$$;",
+        "008_h.sql": "CREATE TABLE h ();",
+    }
+    migrator = Migrator(dsn, write(files), lock=lock)
+    report = [step for to in range(1, 9) if by_release or to == 8 for step in await migrator.up(to)]
+    assert [step.version for step in report] == list("12345678")
+    made = await ask(
+        dsn, "SELECT array_agg(schemaname::text ORDER BY tablename) FROM pg_tables WHERE tablename ~ '^.$'"
+    )
+    assert made == ["hello", "hello", "later", "public"]
+
+
+async def test_settings_that_a_way_down_changes_hold_for_the_way_up_behind_it(dsn: str, write: Write) -> None:
+    files = {
+        "001_a.sql": f"CREATE SCHEMA hello; {PREFER}",
+        "002_b.sql": "CREATE TABLE b ();",
+        "002_b.down.sql": "DROP TABLE b; SELECT public.prefer('hello');",
+    }
+    migrator = Migrator(dsn, write(files))
+    await migrator.up()
+    assert [str(step.direction) for step in await migrator.redo()] == ["down", "up"]
+    assert await ask(dsn, "SELECT schemaname FROM pg_tables WHERE tablename = 'b'") == "hello"
+
+
+async def test_settings_of_other_roles_and_databases_end_no_session(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_role(dsn) as role:
+        files = {"001_a.sql": f"ALTER ROLE {role} SET work_mem = '1MB';", "002_b.sql": "CREATE TABLE b ();"}
+        with caplog.at_level("INFO", "pgratchet"):
+            assert len(await Migrator(dsn, write(files)).up()) == 2
+    assert [record for record in caplog.records if "goes on in one" in record.getMessage()] == []
+
+
+async def test_a_run_ends_where_a_pooler_keeps_its_sessions_when_settings_change(dsn: str, write: Write) -> None:
+    files = {f"00{at}_x.sql": f"SELECT public.prefer('s{at}'); CREATE TABLE t{at} ();" for at in range(2, 6)}
+    async with pgbouncer(dsn, size=1) as pooler:
+        with anyio.fail_after(PATIENCE):
+            finished = await Migrator(pooler.dsn, write({"001_a.sql": PREFER} | files)).up()
+    assert [step.version for step in finished] == list("12345")
 
 
 async def test_a_python_migration_may_change_the_settings_of_new_sessions(dsn: str, write: Write) -> None:

@@ -14,6 +14,7 @@ from pgratchet.core.sql.dialects import misread_by_default
 from pgratchet.postgres.ledger import lock
 from pgratchet.postgres.ledger.trust import Inspection
 from pgratchet.postgres.link import own
+from pgratchet.postgres.link.own import Guard
 from pgratchet.postgres.link.session import APPLICATION, last_words, set_parameters
 from pgratchet.postgres.link.sql import become
 from pgratchet.postgres.steps import execution, rehearsal, statement_by_statement
@@ -48,7 +49,11 @@ async def carry_out(turn: Turn, phases: deque[Phase]) -> None:
         direction = phases[0].direction
         records = turn.lock.records
         seal, found = await history.ensure(turn.connection, readers, turn.budget, found, records.absent), None
-        turn.lock.records = records._replace(check=seal.check(records.guards), absent=seal.absent)
+        turn.lock.records = records._replace(
+            check=seal.check(records.guards),
+            check_claim=seal.check(records.guards, {Guard.SESSION: framing.facts.is_up_to_date}),
+            absent=seal.absent,
+        )
         entries = await _look_again(turn)
         waited = False
         for row in taken_over(entries, direction):

@@ -26,9 +26,7 @@ CHUNK = 1 << 20
 
 _PAIRS = {(opener, closer) for opener in ("BEGIN", "START TRANSACTION") for closer in ("COMMIT", "END")}
 _GAP = r"(?:\s|--[^\n]*\n|/\*[^*]*\*/)+"
-_CHANGES_NEW_SESSIONS = re.compile(
-    rf"(?ai)\bALTER{_GAP}(?:(?:DATABASE|ROLE|USER)\b[^;]*?\b(?:SET|RESET)|EXTENSION\b[^;]*?\bUPDATE)\b"
-)
+_LOADS_ANOTHER_LIBRARY = re.compile(rf"(?ai)\bALTER{_GAP}EXTENSION\b[^;]*?\bUPDATE\b")
 _OPENING_WORDS = {"BEGIN", "START", "WORK", "TRANSACTION"}
 
 
@@ -243,12 +241,12 @@ def _segments(text: str, statements: Iterable[Statement], total: int, mode: Mode
         yield group
 
 
-def changes_new_sessions(script: Script) -> bool:
-    """Say whether a script may change what only new sessions have: defaults of a role or database, loaded libraries.
+def loads_another_library(script: Script) -> bool:
+    """Say whether a script may put a library in the place of one that its session keeps: it updates an extension.
 
-    By its text alone, also in the middle of a string: the name of the database is often put in by a DO.
+    By its text alone, also in the middle of a string: the name of the extension may be put in by a DO.
     """
-    return _CHANGES_NEW_SESSIONS.search(script.source.text) is not None
+    return _LOADS_ANOTHER_LIBRARY.search(script.source.text) is not None
 
 
 def digests(script: Script) -> Iterator[str]:

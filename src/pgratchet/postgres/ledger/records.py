@@ -84,12 +84,14 @@ class Applied(NamedTuple):
 class Claim(NamedTuple):
     """A step that a run is about to do, and the random token by which it knows its own row again.
 
-    `before` are the versions applied before it; None if no other runner can have changed them since the plan.
+    `before` are the versions applied before it; None if no other runner can have changed them since the plan. The
+    session `may_be_outdated` unless the step before has evaluated nothing.
     """
 
     step: Step
     token: str
     before: Applied | None = None
+    may_be_outdated: bool = True
 
 
 class Records(NamedTuple):
@@ -98,13 +100,15 @@ class Records(NamedTuple):
     Where no session holds the lock from step to step, each transaction checks whether it may still run its step.
 
     `check` begins every transaction that writes: it raises if another session may have attached a trigger. It is empty
-    if the transaction itself has locked and inspected the table. The columns that are `absent` are not written.
+    if the transaction itself has locked and inspected the table. `check_claim` does the same before a claim, which a
+    session that is out of date must not make. The columns that are `absent` are not written.
     """
 
     table: Table
     lock: Lock
     guards: Guards
     check: str = ""
+    check_claim: str = ""
     absent: frozenset[str] = frozenset()
 
     def claim(self, claim: Claim, writer: Writer) -> str:
@@ -116,7 +120,7 @@ class Records(NamedTuple):
         and then fails with 23505, or on the fence where it goes down or on.
         """
         step = claim.step
-        turn = self.check
+        turn = self.check_claim if claim.may_be_outdated else self.check
         if self.lock is Lock.TRANSACTION:
             turn = self.guards.unless({Guard.BUSY: _TRY_LOCK.format(key=self.table.lock_key)}) + turn
         if claim.before is not None:

@@ -1,6 +1,7 @@
 """The roles whose code runs when a session reads a table or writes to it, and the refusal of those not trusted."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pgratchet.postgres.ledger.columns import COLUMNS, REQUIRED
@@ -152,8 +153,11 @@ class Seal(NamedTuple):
     absent: frozenset[str]
     alterable: bool
 
-    def check(self, guards: Guards) -> str:
-        """Return SQL that raises if the table has changed, and keeps it from changing until the transaction ends."""
+    def check(self, guards: Guards, also: Mapping[Guard, str] = MappingProxyType({})) -> str:
+        """Return SQL that raises if the table has changed, and keeps it from changing until the transaction ends.
+
+        It raises where a condition in `also` is not true, too.
+        """
         same = f"{literal(self.table.quoted)}::pg_catalog.regclass::pg_catalog.oid {EQ} {self.oid}"
         known = literal("{" + ",".join(self.triggers) + "}")
         new = (
@@ -164,7 +168,7 @@ class Seal(NamedTuple):
         )
         # CREATE TRIGGER and ADD FOREIGN KEY wait for that lock, and the check's snapshot is newer than it.
         lock = f"LOCK TABLE {self.table.quoted} IN ROW EXCLUSIVE MODE;"
-        return lock + guards.unless({Guard.TABLE: f"{same} AND pg_catalog.count(*) {EQ} 0"}, new)
+        return lock + guards.unless({Guard.TABLE: f"{same} AND pg_catalog.count(*) {EQ} 0", **also}, new)
 
 
 class Inspection(NamedTuple):

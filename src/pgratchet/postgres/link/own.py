@@ -209,6 +209,8 @@ class Guard(StrEnum):
     LOCK = "the lock is not held any more"
     ROW = "the history row is not as this run has written it"
     TABLE = "the history table, or its triggers, have changed since this run inspected them"
+    SESSION = "the defaults of new sessions have changed since this session began"
+    """The session, and not the step, is at its end."""
     OWNER = "the history table belongs to a role that this run may not trust"
     COLUMNS = "the table has not the columns of a history"
     REPLICATED = "another database writes the history"

@@ -15,7 +15,7 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
 from pgratchet.core.sql.inert import may_make_event_triggers
-from pgratchet.core.sql.scripts import changes_new_sessions
+from pgratchet.core.sql.scripts import loads_another_library
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
@@ -75,7 +75,7 @@ class Execution:
                 if self._has_group(0) and may_make_event_triggers(last.script):
                     await self._part_if_event_triggers()
                 done = (step.version for step in self._progress.finished[finished:])
-                if self._has_group(0) and last.migration.version in done and changes_new_sessions(last.script):
+                if self._has_group(0) and last.migration.version in done and loads_another_library(last.script):
                     # Otherwise a new database, built at once, would differ from one that was built release by release.
                     raise OutdatedSessionError
 

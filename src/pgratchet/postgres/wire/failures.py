@@ -17,7 +17,7 @@ from pgratchet.postgres.ledger.columns import COLUMNS
 from pgratchet.postgres.ledger.lock import BusyError
 from pgratchet.postgres.ledger.records import Claim, Records
 from pgratchet.postgres.link.own import Guard, UnreadableError
-from pgratchet.postgres.link.session import Connection
+from pgratchet.postgres.link.session import Connection, OutdatedSessionError
 from pgratchet.postgres.link.sql import Table, identifier
 from pgratchet.postgres.wire.message import Message, Part, part_at
 
@@ -65,12 +65,18 @@ class OvertakenError(Exception):
 
 
 def raise_if_not_its_turn(records: Records, error: BaseException) -> None:
-    """Raise BusyError or OvertakenError if the error says that the step must not begin now, or not as planned."""
+    """Raise BusyError, OvertakenError or OutdatedSessionError if the error says that the step must not begin now.
+
+    It must not begin as planned, or not in this session.
+    """
     match records.guards.raised(error):
         case Guard.BUSY:
             raise BusyError
         case Guard.MOVED | Guard.TABLE:
             raise OvertakenError
+        case Guard.SESSION:
+            # Otherwise a new database, built at once, would differ from one that was built release by release.
+            raise OutdatedSessionError
 
 
 class Spot(NamedTuple):

@@ -15,14 +15,14 @@ from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
 from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
-from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS, changes_new_sessions
+from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS, loads_another_library
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
 from pgratchet.postgres.ledger.trust import Inspection, inspected, inspection
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.roles import as_login
 from pgratchet.postgres.link.session import APPLICATION, AT_WORK, Connection, NotPrimaryError, parameters_sql, refused
-from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, NE, Limits, become, identifier, literal, milliseconds
+from pgratchet.postgres.link.sql import EQ, LONGEST_NAME, NE, Limits, array, become, identifier, literal, milliseconds
 from pgratchet.postgres.wire.progress import Group
 
 END = "\n;"
@@ -63,6 +63,16 @@ _LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
 EVENT_TRIGGERS = f"EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtenabled {NE} 'D' AND evtevent {NE} 'login')"
 """The condition that DDL may run code of users."""
 
+_DEFAULTS = (
+    "ARRAY(SELECT pg_catalog.concat(s.setdatabase, ':', s.setrole, ':', s.xmin) FROM pg_catalog.pg_db_role_setting s "
+    f"WHERE s.setdatabase {EQ} ANY (ARRAY[0, {{database}}]::pg_catalog.oid[]) "
+    f"AND s.setrole {EQ} ANY (ARRAY[0, {{login}}]::pg_catalog.oid[]) ORDER BY 1)"
+)
+"""The settings that new sessions of a login get in a database, each in a form that changes with it."""
+
+_DATABASE = f"(SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {EQ} pg_catalog.current_database())"
+_LOGIN_ID = "pg_catalog.quote_ident(session_user::pg_catalog.text)::pg_catalog.regrole::pg_catalog.oid"
+
 _FACTS = f"""
 SELECT pg_catalog.pg_backend_pid() AS pid,
        ({_LOGIN}) AS login,
@@ -75,6 +85,9 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql'
                AND pg_catalog.has_language_privilege({{role}}, oid, 'USAGE')) AS plpgsql,
        {EVENT_TRIGGERS} AS event_triggers,
+       {_DATABASE} AS database,
+       {_LOGIN_ID} AS login_id,
+       {_DEFAULTS.format(database=_DATABASE, login=_LOGIN_ID)} AS defaults,
        pg_catalog.pg_is_in_recovery() AS standby,
        pg_catalog.current_setting('transaction_read_only') {EQ} 'on' AS read_only,
        {_ISO.format("pg_catalog.clock_timestamp()")} AS now,
@@ -116,7 +129,8 @@ class Facts(NamedTuple):
     A `prepared` session has our settings as its defaults: RESET ALL restores them. In a `pooled` one each transaction
     may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
     the former if it needs a grant to read the history, as beside an owner. `plpgsql` is true if the role that the
-    scripts run as may use it. `writer` is how rows name this run. The server has `refused` some of our settings, by
+    scripts run as may use it. `is_up_to_date` is the SQL condition that a new session would get the same settings from
+    its database and its role. `writer` is how rows name this run. The server has `refused` some of our settings, by
     name. `found` is the history table before the run changes it.
     """
 
@@ -129,6 +143,7 @@ class Facts(NamedTuple):
     prepared: bool
     plpgsql: bool
     event_triggers: bool
+    is_up_to_date: str
     now: datetime
     writer: Writer
     refused: frozenset[str]
@@ -163,6 +178,7 @@ async def facts(connection: Connection, history: History, held: str | None, tool
     if started is None:
         async with as_login(connection, owner):
             started = (await own.ask(connection, f"SELECT ({_STARTED}) AS started"))["started"]
+    defaults = _DEFAULTS.format(database=row["database"], login=row["login_id"])
     runner = f"{row['login']}@{platform.node()} {row['application'] or APPLICATION}"
     return Facts(
         pid=row["pid"],
@@ -174,6 +190,7 @@ async def facts(connection: Connection, history: History, held: str | None, tool
         prepared=row["prepared"],
         plpgsql=row["plpgsql"],
         event_triggers=row["event_triggers"],
+        is_up_to_date=f"{defaults} {EQ} {array(row['defaults'])}",
         now=datetime.fromisoformat(row["now"]),
         writer=Writer(printable(runner), started, tool_version),
         refused=refused(connection),
@@ -324,9 +341,10 @@ def share(steps: Iterable[Step], *, event_triggers: bool) -> Iterator[Group]:
         if group and (is_full or not may_share or event_triggers or not is_inert(step.script)):
             yield tuple(group)
             group, size = [], 0
-        group.append(Claim(step, uuid4().hex))
+        # Only the first of a message may evaluate anything.
+        group.append(Claim(step, uuid4().hex, may_be_outdated=len(group) < 2))  # noqa: PLR2004 - the first, and the next
         size += length
-        if not may_share or may_make_event_triggers(step.script) or changes_new_sessions(step.script):
+        if not may_share or may_make_event_triggers(step.script) or loads_another_library(step.script):
             yield tuple(group)
             group, size = [], 0
     if group:
