@@ -29,13 +29,13 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page: str) -> None:
-    missing = [
+    lost = [
         f"{path}#{anchor}"
         for path, anchor in links(page)
         if not (ROOT / path).exists() or (anchor and anchor not in anchors(path))
     ]
 
-    assert missing == []
+    assert lost == []
 
 
 def test_links_are_found_and_headings_have_the_names_that_github_gives_them() -> None:
@@ -111,10 +111,12 @@ def test_commands_are_found_in_lines() -> None:
     assert {"pgratchet up", "pgratchet down --to 41", "pgratchet up --allow-late"} <= found
 
 
+GROUP: Any = typer.main.get_command(program.app)
+
+
 def options(command: str) -> dict[str, list[str]]:
     """Return the options of a command, each with the variables that it reads."""
-    group: Any = typer.main.get_command(program.app)
-    chosen = group.get_command(group.make_context("pgratchet", [command]), command)
+    chosen = GROUP.get_command(GROUP.make_context("pgratchet", [command]), command)
     parameters = {parameter.opts[0]: parameter.envvar for parameter in chosen.params}
     return {name: [found] if isinstance(found, str) else list(found or ()) for name, found in parameters.items()}
 
@@ -137,6 +139,14 @@ def test_the_table_of_settings_has_every_option_that_a_variable_sets() -> None:
 
     assert told == real
     assert {f"PGRATCHET_{setting.upper()}" for *_, setting in rows} == {variables[0] for variables in real.values()}
+
+
+def test_every_option_that_the_page_of_the_command_line_names_is_there() -> None:
+    told = {word for span in spans("docs/command-line.md") for word in re.findall(r"^--[a-z-]+", span)}
+    real = {name for command in COMMANDS for name in options(command)} | {each.opts[0] for each in GROUP.params}
+
+    assert len(told) > 20
+    assert told - real == set()
 
 
 def test_every_target_of_make_on_a_page_is_in_the_makefile() -> None:
