@@ -13,6 +13,7 @@ TEST := $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal
 SERVERS := .servers
 MAJORS := 14 15 16 17 18
 TYPER := .typer
+ENGINES := .engines
 TYPER_FLOOR := $(shell sed -n 's/^ *"typer>=\([0-9.]*\)",/\1/p' pyproject.toml)
 
 .PHONY: help ready demo test test-all test-matrix test-typer engines chaos model lint types bench clean
@@ -24,7 +25,7 @@ help:
 	@echo "make test-18 the tests that need a server, on PostgreSQL 18 (or 14, 15, 16, 17)"
 	@echo "make test-matrix  the same on all of them, one after the other"
 	@echo "make test-typer   the command line, on the oldest typer that is accepted"
-	@echo "make engines a herd on Patroni, pg_auto_failover, pgpool-II"
+	@echo "make engines a herd on Patroni, pg_auto_failover, pgpool-II and the newest PgBouncer"
 	@echo "make chaos   replicas hurt in every way, 200 times (make chaos ARGS='--seed 17 --trials 1' for one)"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
@@ -61,6 +62,7 @@ test-typer: $(TYPER)/.installed
 # One after the other: each has several servers, and is measured.
 engines: $(VENV)/.dev $(SERVERS)/.installed
 	@tests/engines/install.sh
+	@tests/engines/newest_pgbouncer.sh $(CURDIR)/$(ENGINES)
 	$(RUN) -m pytest tests/engines $(ARGS)
 
 chaos: $(VENV)/.dev
@@ -81,7 +83,7 @@ model:
 	@model/check.sh
 
 clean:
-	rm -rf $(VENV) $(SERVERS) $(TYPER) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
+	rm -rf $(VENV) $(SERVERS) $(TYPER) $(ENGINES) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* build dist
 	find src tests examples benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN):

@@ -41,6 +41,10 @@ def files(*, index: bool = True) -> dict[str, str]:
     return texts
 
 
+async def kill(replica: Replica) -> None:
+    replica.process.kill()
+
+
 async def gets_through(  # noqa: PLR0913 - who, where, what, and how
     folder: Path, dsn: str, direct: str, harm: Harm, measured: Measured, *, waiting: int = COUNT - 1, **options: Any
 ) -> list[int]:

@@ -12,7 +12,7 @@ from tests.engines import herd
 from tests.engines.herd import Measured
 from tests.engines.pgpool import Between, pgpool
 from tests.faults.pairs import pair
-from tests.processes import Replica, replicas
+from tests.processes import replicas
 from tests.support import PASS_GATE, PATIENCE, Write, ask, column, failure_of, gate, leave, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.third_party]
@@ -24,10 +24,6 @@ KEPT = 5.0
 """Seconds for which the lock of a killed runner is watched; without pgpool-II it is free after half a second."""
 
 
-async def kill(replica: Replica) -> None:
-    replica.process.kill()
-
-
 @every_lock
 async def test_a_herd_gets_through_before_one_server(
     server: Server, dsn: str, write: Write, record_property: Measured, lock: Lock | None
@@ -35,7 +31,7 @@ async def test_a_herd_gets_through_before_one_server(
     index = lock is not Lock.TRANSACTION
     folder = write(herd.files(index=index))
     with pgpool([server], dsn) as between:
-        codes = await herd.gets_through(folder, between.dsn, dsn, kill, record_property, lock=lock)
+        codes = await herd.gets_through(folder, between.dsn, dsn, herd.kill, record_property, lock=lock)
         assert await Migrator(between.dsn, folder, lock=lock).up() == ()
     assert codes == [-9] + [0] * 7
     await herd.applied_once(dsn, folder, index=index)
@@ -50,7 +46,7 @@ async def test_the_lock_of_a_killed_runner_stays_until_its_statement_ends(
         async with gate(dsn) as closed, replicas(1, between.dsn, folder) as (replica,):
             await replica.go()
             pid = await closed.reached()
-            await kill(replica)
+            await herd.kill(replica)
             with anyio.move_on_after(KEPT) as watched:
                 await until(lambda: ask(dsn, "SELECT pid FROM pg_stat_activity WHERE pid = $1 AND state = 'idle'", pid))
             assert watched.cancelled_caught
@@ -127,7 +123,7 @@ async def test_nothing_of_a_run_is_asked_of_the_standby(  # noqa: PLR0913, PLR09
     bare = lock is Lock.SESSION
     folder = write(herd.files(index=bare))
     await lags(servers, between)
-    codes = await herd.gets_through(folder, between.dsn, primary, kill, record_property, lock=lock)
+    codes = await herd.gets_through(folder, between.dsn, primary, herd.kill, record_property, lock=lock)
     assert codes == [-9] + [0] * 7
     migrator = Migrator(between.dsn, write({"021_m.sql": "INSERT INTO ledger VALUES (21); SELECT 1/0;"}), lock=lock)
     await failure_of(migrator)
