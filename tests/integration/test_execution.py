@@ -8,7 +8,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from pgratchet import BudgetExceededError, Failure, Lock, Migrator, State, embedded
+from pgratchet import BudgetExceededError, Failure, Lock, MigrationFailedError, Migrator, State, embedded
 from tests.poolers import pgbouncer
 from tests.support import (
     PASS_GATE,
@@ -832,13 +832,34 @@ class TestAMessageThatTheServerRefusesAsAWhole:
 
         assert (error.failure.line, error.failure.statement) == (321, 321)
 
-    async def test_a_string_that_is_no_text_fails_the_file_that_holds_it(self, dsn: str, write: Write) -> None:
-        sql = "CREATE TABLE t3 (t text);\nCOMMENT ON TABLE t3 IS E'\\xff';\nSELECT 1;"
+    @pytest.mark.parametrize("before", [0, 1, 6, 300])
+    @pytest.mark.parametrize("after", [0, 5])
+    async def test_a_string_that_is_no_text_fails_its_own_statement(
+        self, dsn: str, write: Write, before: int, after: int
+    ) -> None:
+        sql = "INSERT INTO t1 DEFAULT VALUES;\n" * before + "COMMENT ON TABLE t1 IS E'\\xff';\n" + "SELECT 1;\n" * after
 
         error = await failure_of(Migrator(dsn, write(self.TABLES | {"003_c.sql": sql})))
 
-        assert (error.failure.version, error.failure.sqlstate, error.failure.line) == ("3", "22021", None)
+        failure = error.failure
+        assert (failure.version, failure.sqlstate) == ("3", "22021")
+        assert (failure.line, failure.column, failure.statement) == (before + 1, 1, before + 1)
         assert await states(dsn) == {"1": "applied", "2": "applied", "3": "failed"}
+        assert f"line {before + 1}" in (await history(dsn))["3"]["error"]
+        assert await ask(dsn, "SELECT count(*) FROM t1") == 0
+        write({"003_c.sql": sql.replace("\\xff", "x")})
+        assert [step.version for step in await Migrator(dsn, write({})).up()] == ["3", "4"]
+
+    async def test_a_string_that_is_no_text_is_found_in_a_rehearsal(self, dsn: str, write: Write) -> None:
+        sql = "SELECT 1;\nSELECT 2;\nSELECT E'\\xff';\nSELECT 4;"
+        migrator = Migrator(dsn, write({"001_c.sql": sql}))
+
+        with pytest.raises(MigrationFailedError) as caught:
+            await migrator.rehearse()
+
+        assert (caught.value.failure.sqlstate, caught.value.failure.line) == ("22021", 3)
+        write({"001_c.sql": "SELECT 1;"})
+        assert len(await migrator.rehearse()) == 1
 
     async def test_an_error_of_a_value_is_at_its_statement(self, dsn: str, write: Write) -> None:
         sql = "SELECT 1;\nSELECT convert_to(chr(9731), 'LATIN1');\nSELECT 3;"

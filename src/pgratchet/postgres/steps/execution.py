@@ -13,9 +13,10 @@ from uuid import uuid4
 import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
-from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Step
+from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Segment, Step
 from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.core.sql.scripts import loads_another_library
+from pgratchet.core.sql.statements import scan
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import FLUSH, Applied, Claim, Records
 from pgratchet.postgres.link import own
@@ -29,6 +30,9 @@ from pgratchet.postgres.wire.failures import OvertakenError, StepError
 from pgratchet.postgres.wire.message import EVENT_TRIGGERS, Framing, Message, Part, share
 from pgratchet.postgres.wire.progress import Group, Progress
 from pgratchet.postgres.wire.sending import Wire
+
+_FAILS = "SELECT 1 OPERATOR(pg_catalog./) 0;"
+"""A statement that fails before anything behind it in its message runs."""
 
 _log = logging.getLogger("pgratchet")
 
@@ -68,7 +72,7 @@ class Execution:
                 except StepError as error:
                     claim, failure, cause = self._groups[0][0], error.failure, error.cause
                     if isinstance(cause, asyncpg.PostgresError):
-                        failure = await attributed(self._wire, self._framing, claim, failure, cause)
+                        error.failure = failure = await attributed(self._wire, self._framing, claim, failure, cause)
                     if failure.history is None:
                         await self._record_failure(claim, error)
                     raise MigrationFailedError(failure, self._progress.finished) from error.cause
@@ -235,6 +239,8 @@ async def attributed(
     raised = records.guards.raised(cause)
     if failure.history is None:
         is_placed = cause.position is not None and failure.line is not None
+        if failures.may_be_of_any(cause) and failure.line is None:
+            return await _found(wire, claim, failure, cause)
         if is_placed or failures.may_be_of_any(cause) or raised not in (None, Guard.ROW):
             return failure
         is_whole = claim.step.script.mode is Mode.TRANSACTION
@@ -249,6 +255,36 @@ async def attributed(
         else:
             return failure
     return await failures.explained(wire.connection, claim, cause, records)
+
+
+async def _found(wire: Wire, claim: Claim, failure: Failure, cause: asyncpg.PostgresError) -> Failure:
+    """Return the failure with the place of the first statement that the server cannot read, if that is one of the file.
+
+    The server reads a message as a whole before it runs any of it. So it fails to read one with that statement in it;
+    of any other the first statement fails, and nothing runs.
+    """
+    text, segments = claim.step.script.source.text, claim.step.script.segments
+    statements = list(scan(text)) if segments else []
+
+    async def cannot_read(count: int) -> bool:
+        end = statements[count - 1].end
+        begin = Part(len(_FAILS), claim, Segment(0, end, first=1, statements=count))
+        try:
+            await wire.send(Message(_FAILS + text[:end], (begin,)))
+        except asyncpg.PostgresError as error:
+            return error.sqlstate == cause.sqlstate
+        return False
+
+    if not statements or not await cannot_read(len(statements)):
+        return failure
+    read, unread = 0, len(statements)
+    while unread - read > 1:
+        middle = (read + unread) // 2
+        read, unread = (read, middle) if await cannot_read(middle) else (middle, unread)
+    place = statements[unread - 1].start
+    segment = next(segment for segment in segments if place < segment.end)
+    found = failures.at_spot(claim, failures.inside(Part(0, claim, segment), place), failure.message)
+    return failure._replace(line=found.line, column=found.column, statement=found.statement, excerpt=found.excerpt)
 
 
 async def resolve(connection: Connection, records: Records, progress: Progress, budget: Budget) -> None:

@@ -108,7 +108,7 @@ def spot(message: Message, error: asyncpg.PostgresError, reached: Part | None) -
     """Return the place of an error: its own position, or else the part that execution had `reached`."""
     part = owner(message, error)
     if part is not None and error.position is not None:
-        return _inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
+        return inside(part, min(part.segment.start + int(error.position) - 1 - part.at, part.segment.end))
     if reached is None:
         return Spot()
     if may_be_of_any(error) and error.sqlstate in _OF_CHARACTERS:
@@ -129,7 +129,7 @@ def _of_character(parts: Sequence[Part], character: str) -> Spot:
     """
     for part in parts if character else ():
         if (found := part.claim.step.script.text_of(part.segment).find(character)) >= 0:
-            return _inside(part, part.segment.start + found)
+            return inside(part, part.segment.start + found)
     if character in parts[0].claim.step.migration.name and (character or len(parts) > 1):
         return Spot()
     return _beginning(parts[0])
@@ -153,7 +153,8 @@ def reached(sent: Sequence[Part], claim: Claim, marks: int) -> Part | None:
     return mine[done] if mine[0].marked and 0 <= done < len(mine) else None
 
 
-def _inside(part: Part, offset: int) -> Spot:
+def inside(part: Part, offset: int) -> Spot:
+    """Return the place of a character of a part's script."""
     if part.segment.statements == 1:
         return Spot(offset, part.segment.first)
     text = part.claim.step.script.source.text[part.segment.start : part.segment.end]
