@@ -407,7 +407,9 @@ class TestTheTable:
         await Migrator(dsn, one(write), table="ours.history").up()
 
     @pytest.mark.parametrize("verb", ["up", "repair", "adopt"])
-    async def test_two_runners_may_grant_the_history_at_the_same_time(self, dsn: str, write: Write, verb: str) -> None:
+    async def test_two_runners_may_grant_the_history_at_the_same_time(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture, verb: str
+    ) -> None:
         folder = one(write)
         await tell(dsn, f"CREATE TABLE legacy ({LEGACY})")
         async with a_role(dsn) as role, connected(dsn) as other, anyio.create_task_group() as tasks:
@@ -421,8 +423,9 @@ class TestTheTable:
             await other.execute(f"BEGIN; GRANT USAGE ON SCHEMA public TO {role}")
             with anyio.fail_after(PATIENCE):
                 tasks.start_soon(verbs[verb])
-                await blocked(dsn)
+                await blocked(dsn, again=verb == "up")
                 await other.execute("COMMIT")
+        assert ("(55P03); trying again" in caplog.text) is (verb == "up")
         assert (await Migrator(dsn, folder).up() == ()) is (verb != "adopt")
 
     async def test_readers_that_do_not_exist_are_an_error_before_anything_is_applied(
@@ -467,6 +470,20 @@ class TestReading:
             await connection.close()
             with pytest.raises(asyncpg.InterfaceError):
                 await History(Table.parse(HISTORY)).read(connection)
+
+    async def test_the_log_tells_once_what_a_run_waits_for(
+        self, dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = one(write)
+        migrator = Migrator(dsn, folder)
+        await migrator.up()
+        async with connected(dsn) as somebody, anyio.create_task_group() as tasks:
+            await somebody.execute(f"BEGIN; LOCK TABLE {HISTORY}")
+            tasks.start_soon(migrator.up)
+            await blocked(dsn)
+            await blocked(dsn, again=True)
+            await somebody.execute("ROLLBACK")
+        assert caplog.text.count(f"the table {HISTORY} is locked by another session; waiting for it") == 1
 
     @pytest.mark.parametrize("pooled", [False, True])
     async def test_a_reader_gives_up_with_the_budget(self, dsn: str, write: Write, *, pooled: bool) -> None:

@@ -269,6 +269,7 @@ class History(NamedTuple):
                 return await self.read_some(connection, versions, patience)
             except HistoryBusyError as error:
                 budget.spend(time.monotonic() - began)
+                budget.tell(f"{error}; waiting for it")
                 await budget.poll(str(error))
 
     async def is_safe(self, connection: Connection) -> bool | None:
@@ -427,6 +428,8 @@ class History(NamedTuple):
 
         async def pause(error: Exception, failed: int) -> None:
             most = min(0.01 * (failed + 1), LONGEST_PAUSE)
+            if isinstance(error, asyncpg.LockNotAvailableError):
+                budget.tell(f"{describe(error)}; trying again")
             await budget.pause(most / 2, most, describe(error))
 
         return await retry(attempt, Tries(_MOST_CREATIONS), pause)
