@@ -11,7 +11,7 @@ import pytest
 
 from pgratchet import Condition, HistoryError, MigrationFailedError, Migrator
 from tests.processes import replicas
-from tests.support import PASS_GATE, Write, ask, gate, states, tell, until, waiters
+from tests.support import PASS_GATE, PATIENCE, Write, ask, gate, states, tell, until, waiters
 
 pytestmark = pytest.mark.anyio
 
@@ -64,10 +64,11 @@ async def test_it_does_not_wait_for_the_versions_that_are_still_missing(dsn: str
             await reader.wait()
         assert caught.value.versions == ("2",)
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ends)
-        await until(partial(waits, dsn))
-        await Migrator(dsn, release(write, "new", {"002_second.sql": FIXED})).up()
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends)
+            await until(partial(waits, dsn))
+            await Migrator(dsn, release(write, "new", {"002_second.sql": FIXED})).up()
     assert reader.readiness.state is Condition.FAILED
 
 
@@ -98,10 +99,11 @@ async def test_a_process_that_waits_for_a_file_which_the_newer_release_has_given
         with pytest.raises(HistoryError, match=OLDER):
             await reader.wait()
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ends)
-        await until(partial(waits, dsn))
-        await Migrator(dsn, release(write, "new", {"003_instead.sql": FIXED})).up()
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ends)
+            await until(partial(waits, dsn))
+            await Migrator(dsn, release(write, "new", {"003_instead.sql": FIXED})).up()
     await Migrator(dsn, release(write, "new", {})).check()
 
 
@@ -109,9 +111,10 @@ async def test_a_process_that_waits_with_files_that_can_be_applied_as_they_are_g
     """The cause of the failure was in the database."""
     folder = release(write, "release", {"002_second.sql": "INSERT INTO missing VALUES (2);"})
     reader = await failed(dsn, folder)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(reader.wait)
-        await until(partial(waits, dsn))
-        await tell(dsn, "CREATE TABLE missing (n int)")
-        await Migrator(dsn, folder).up()
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reader.wait)
+            await until(partial(waits, dsn))
+            await tell(dsn, "CREATE TABLE missing (n int)")
+            await Migrator(dsn, folder).up()
     assert reader.readiness.ready

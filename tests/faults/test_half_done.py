@@ -207,6 +207,7 @@ async def test_a_waiting_replica_notices_that_the_runner_has_died_although_no_ro
     dsn: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgratchet.runs.observing.LOOK_EVERY", 0.1)
+    monkeypatch.setattr("pgratchet.runs.run.LOOK_AT_ALL_EVERY", 60)
     folder = write({"001_a.sql": CASES["between statements"][0]})
     reader = Migrator(dsn, folder)
 
