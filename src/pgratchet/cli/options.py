@@ -134,6 +134,8 @@ def _process(param: Any, ctx: Any, value: Any) -> Any:
         value = described.parameter_info.parser(value)
     elif value is None and not param.required:
         value = () if param.multiple else None
+    elif described.annotation == list[str] and not text:
+        value = list(value)
     elif not (text and described.annotation is str):
         return type(param).process_value(param, ctx, value)
     return value if param.callback is None else param.callback(ctx, param, value)

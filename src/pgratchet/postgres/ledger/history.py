@@ -145,7 +145,7 @@ class History(NamedTuple):
                 f"the rows of {self.table} do not say which migrations are applied here: {Guard.REPLICATED}, through "
                 f"the subscription {', '.join(names)}, and replication brings rows without the changes of the schema; "
                 "take the table out of the publication there and ALTER SUBSCRIPTION ... REFRESH PUBLICATION here, or "
-                "give this database a history of another name (--table), or end the subscription"
+                f"give this database a history of another name ({spelled('table')}), or end the subscription"
             )
         found = await trust.inspect(connection, *self)
         if found.strange and raised is Guard.OWNER:
