@@ -815,11 +815,14 @@ class TestAMessageThatTheServerRefusesAsAWhole:
     async def test_a_title_that_cannot_be_converted_fails_its_own_file(self, latin: str, write: Write) -> None:
         files = {"001_gr\u00f6\u00dfe.sql": "CREATE TABLE t1 ();", "002_\u7528\u6237.sql": "CREATE TABLE t2 ();"}
 
-        error = await failure_of(Migrator(latin, write(files)))
+        migrator = Migrator(latin, write(files))
+
+        error = await failure_of(migrator)
 
         assert (error.failure.version, error.failure.line) == ("2", None)
         assert "rename the file" in (error.failure.hint or "")
-        assert (await states(latin))["1"] == "applied"
+        assert [entry.state for entry in await migrator.status()] == ["applied", "failed"]
+        assert (await history(latin))["2"]["name"] == r"\u7528\u6237"
         renamed = write({"002_users.sql": "CREATE TABLE t2 ();"})
         await anyio.Path(error.failure.path).unlink()
         assert [step.version for step in await Migrator(latin, renamed).up()] == ["2"]

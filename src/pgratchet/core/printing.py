@@ -72,6 +72,11 @@ def encodable(text: str) -> str:
     return _SURROGATE.sub(lambda found: _escape(found[0]), text)
 
 
+def in_ascii(text: str) -> str:
+    """Return the text with an escape in place of each character that some encoding of a database may lack."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 def to_json(document: Mapping[str, Any]) -> str:
     """Return the document as JSON for every parser: in ASCII and in one line; NaN and infinity become null."""
     import json  # noqa: PLC0415 - most starts write none

@@ -27,7 +27,7 @@ from pgratchet.core.model import (
     Step,
 )
 from pgratchet.core.plan import halfway
-from pgratchet.core.printing import printable, ranges
+from pgratchet.core.printing import in_ascii, printable, ranges
 
 NOTHING = "0"
 """The version below all others, unless a version has that name: to go down to it reverts everything."""
@@ -149,7 +149,8 @@ def failure_of(entry: Entry) -> str | None:
 
 
 def _is_about(row: HistoryRow, migration: Migration) -> bool:
-    return halfway.is_begun(row) or (row.name, row.checksum) == (migration.name, migration.checksum)
+    names = migration.name, in_ascii(migration.name)  # as `Execution` records a failure in a database that lacks it
+    return halfway.is_begun(row) or (row.name in names and row.checksum == migration.checksum)
 
 
 def looked(entries: Iterable[Entry]) -> Looked:

@@ -14,6 +14,7 @@ import asyncpg
 
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Segment, Step
+from pgratchet.core.printing import in_ascii
 from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.core.sql.scripts import loads_another_library
 from pgratchet.core.sql.statements import scan
@@ -220,12 +221,21 @@ class Execution:
 
     async def _record_failure(self, claim: Claim, error: StepError) -> None:
         text = recordable(error.failure, error.cause, claim.step.script.source.text)
-        records = self._framing.records
-        sql = records.doubt(claim, text) if error.in_doubt else records.fail(claim, self._framing.facts.writer, text)
         try:
-            await self._wire.send_apart(Message(self._framing.recording(sql)))
+            try:
+                await self._record(claim, text, in_doubt=error.in_doubt)
+            except asyncpg.UntranslatableCharacterError:
+                # The encoding of the database lacks a character of the title, or of the text.
+                migration = claim.step.migration
+                named = claim.step._replace(migration=migration._replace(name=in_ascii(migration.name)))
+                await self._record(claim._replace(step=named), in_ascii(text), in_doubt=error.in_doubt)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, PgratchetError) as trouble:
             _log.warning("the failure could not be recorded: %s", describe(trouble))
+
+    async def _record(self, claim: Claim, text: str, *, in_doubt: bool) -> None:
+        records, writer = self._framing.records, self._framing.facts.writer
+        sql = records.doubt(claim, text) if in_doubt else records.fail(claim, writer, text)
+        await self._wire.send_apart(Message(self._framing.recording(sql)))
 
 
 async def attributed(
