@@ -545,6 +545,9 @@ def test_any_description_is_written_as_a_comment_or_refused(description: str) ->
         ("हिन्दी में", "हिन्दी_में"),
         ("เพิ่มผู้ใช้", "เพิ่มผู้ใช้"),
         ("הוספת משתמשים", "הוספת_משתמשים"),
+        ("می\u200cروم من", "می\u200cروم_من"),
+        ("ශ්\u200dරී ලංකා", "ශ්\u200dරී_ලංකා"),
+        ("a\u200db \u200cc", "a_b_c"),
         ("\u202eadd\u202c users", "add_users"),
         ("🚀 ship it 🚀", "ship_it"),
         ("🏳\ufe0f\u200d🌈 colours", "colours"),
@@ -708,7 +711,9 @@ def test_a_name_that_is_there_in_both_forms_is_told_as_that() -> None:
     assert "NFC and NFD" in problem.cure
 
 
-@pytest.mark.parametrize("title", ["हिन्दी", "เพิ่มผู้ใช้", "ⵜⴰⵎⴰⵣⵉⵖⵜ", "தமிழ்", "q\u0301", "မြန်မာ"])
+@pytest.mark.parametrize(
+    "title", ["हिन्दी", "เพิ่มผู้ใช้", "ⵜⴰⵎⴰⵣⵉⵖⵜ", "தமிழ்", "q\u0301", "မြန်မာ", "می\u200cروم", "ශ්\u200dරී"]
+)
 def test_a_name_may_have_marks_that_belong_to_its_letters(title: str) -> None:
     assert parsed({f"001_{title}.sql": ""}).migrations[0].name == title
 
@@ -729,6 +734,8 @@ def test_a_mark_does_not_make_a_direction() -> None:
     [
         ("001_a b.sql", "' ' is no letter or digit"),
         ("001_a\u200bb.sql", r"'\u200b' is no letter or digit"),
+        ("001_a\u200cb.sql", r"'\u200c' is no letter or digit"),
+        ("001_\u200dש.sql", r"'\u200d' is no letter or digit"),
         ("001_a\u202eb.sql", r"'\u202e' is no letter or digit"),
         ("001_a\nb.sql", r"'\n' is no letter or digit"),
         ("001_a\x1b[2Jb.sql", r"'\x1b' is no letter or digit"),

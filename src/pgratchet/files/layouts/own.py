@@ -27,6 +27,10 @@ TIMESTAMP_DIGITS = 8
 LONGEST_TITLE = 100
 """The most bytes of a description in a new file's name; a name may have 255 bytes, on some disks 143."""
 
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+_JOINED = {"Lo", "Mn", "Mc"}
+"""The categories of the letters and marks that a joiner may follow: letters of scripts without capitals."""
+
 _NAME = re.compile(r"(?P<digits>[0-9]{1,18})_(?P<title>\w[\w.-]*?)(?P<suffix>\.down\.sql|\.sql|\.py)")
 _DIRECTION = re.compile(r"\.(?:up|down)$", re.IGNORECASE)
 
@@ -108,7 +112,7 @@ class OwnLayout:
         Raises UsageError for a description that cannot become a file name.
         """
         text = one_line(description)
-        title = _title(text)
+        title = _title(description)
         if not title:
             raise UsageError(f"'{text:.100}' has no letter or digit to name a file after")
         last = migrations[-1] if migrations else None
@@ -143,7 +147,7 @@ def _title(description: str) -> str:
     """Return the words of a description in the form of a file name; empty for a description without words."""
     title = ""
     for each in unicodedata.normalize("NFC", description.lower()):
-        if each.isalnum() or (_is_mark(each) and title[-1:] not in {"", "_"}):
+        if each.isalnum() or (title[-1:] not in {"", "_"} and _is_mark(each, title[-1])):
             title += each
         elif not title.endswith("_"):
             title += "_"
@@ -154,8 +158,13 @@ def _title(description: str) -> str:
     return title
 
 
-def _is_mark(character: str) -> bool:
-    """Say whether a character belongs to the letter before it, like a vowel of Hindi; no pattern matches it as one."""
+def _is_mark(character: str, before: str) -> bool:
+    """Say whether a character belongs to the letter before it, like a vowel of Hindi; no pattern matches it as one.
+
+    Also a joiner, without which words of Persian or Sinhala are misspelled (Unicode's UAX 31 has them in identifiers).
+    """
+    if character in _JOINERS:
+        return unicodedata.category(before) in _JOINED
     return not character.isascii() and unicodedata.category(character).startswith("M")
 
 
@@ -178,7 +187,7 @@ def _read(file: File) -> _Read | Problem:
 
 def _unmarked(name: str) -> str:
     """Return a name with a letter in the place of each combining mark."""
-    return "".join("x" if _is_mark(each) else each for each in name)
+    return "".join("x" if _is_mark(each, before) else each for before, each in pairwise(f" {name}"))
 
 
 def _oddity(name: str) -> str:
