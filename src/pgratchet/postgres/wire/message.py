@@ -265,8 +265,10 @@ class Framing(NamedTuple):
         for claim in group:
             # Those that share the message of another step are DDL that evaluates nothing.
             told, durable, begin = claim is group[0], claim is group[-1], claim.step.script.begin
+            # Other layouts have versions of any text, which must not end the comment.
+            version = printable(claim.step.migration.version).replace("*", "")
             head = (
-                f"/* pgratchet {claim.step.migration.version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+                f"/* pgratchet {version} */ BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
                 + (f"{begin}\n;{self._before_a_snapshot}" if begin else "")
                 + ("" if durable else "SET LOCAL synchronous_commit = off;")
                 + self.opening(claim)
