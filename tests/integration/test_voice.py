@@ -9,9 +9,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.streams.text import TextReceiveStream
 
 from pgratchet import Migrator
-from tests.support import PASS_GATE, Write, free_port, gate, runner_lock, states, waiters
+from tests.support import PASS_GATE, Write, free_port, gate, runner_lock, states, until, waiters
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +24,6 @@ from contextlib import asynccontextmanager
 from pgratchet import Migrator, migrated
 
 migrator = Migrator(os.environ["DSN"], os.environ["FOLDER"], lock_timeout=0)
-before = [logging.root.level, logging.getLogger("pgratchet").level]
 
 @asynccontextmanager
 async def lifespan(_):
@@ -55,17 +55,30 @@ def program(set_up: str = "", hook: str = "", main: str = "main()", handlers: st
 
 @asynccontextmanager
 async def started(dsn: str, folder: Path, code: str) -> AsyncIterator[list[str]]:
-    """Run the program beside the block; the list has the lines of its stderr at the end."""
+    """Run the program beside the block; the list has the lines of its stderr, after the block all of them."""
     lines: list[str] = []
     process = await anyio.open_process(
         [sys.executable, "-c", code], env={**os.environ, "DSN": dsn, "FOLDER": str(folder)}, stdout=subprocess.DEVNULL
     )
-    async with process:
-        yield lines
+
+    async def read() -> None:
         assert process.stderr is not None
-        said = b"".join([chunk async for chunk in process.stderr]).decode()
-        assert await process.wait() == 0, said
-        lines += said.splitlines()
+        said = ""
+        async for chunk in TextReceiveStream(process.stderr):
+            said += chunk
+            lines[:] = said.splitlines()
+
+    async with process, anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        yield lines
+        assert await process.wait() == 0, lines
+
+
+async def seen(lines: list[str], words: str) -> None:
+    async def said() -> bool:
+        return any(words in line for line in lines)
+
+    await until(said)
 
 
 def spoken(sentences: Iterable[str], prefix: str = "pgratchet: ") -> list[str]:
@@ -134,31 +147,29 @@ async def test_only_the_hook_speaks(dsn: str, write: Write) -> None:
     assert await states(dsn) == {"1": "applied", "2": "applied"}
 
 
-@pytest.mark.parametrize("mode", ["apply", "wait"])
-async def test_a_long_wait_and_its_end_are_seen(dsn: str, write: Write, mode: str) -> None:
-    folder = write(FILES)
-    async with runner_lock(dsn) as holder, started(dsn, folder, program(hook=f", mode={mode!r}")) as lines:
-        await waiters(dsn)
-        # Longer than the time after which it speaks.
-        await anyio.sleep(3)
+async def test_a_long_wait_for_the_lock_and_its_end_are_seen(dsn: str, write: Write) -> None:
+    async with runner_lock(dsn) as holder, started(dsn, write(FILES), program()) as lines:
+        await seen(lines, "pgratchet: waiting since ")
         await holder.execute("SELECT pg_advisory_unlock_all()")
-        if mode == "wait":
-            await Migrator(dsn, folder).up()
-    first, *rest = lines
-    assert first.startswith("pgratchet: waiting since ")
-    assert rest[0].startswith("pgratchet: waited ")
-    assert float(rest[0].split()[2]) > 2
-    assert rest[1:] == (spoken(APPLIED) if mode == "apply" else [])
+    first, last, *applied = lines
+    assert "for somebody else (role " in first
+    assert last.startswith("pgratchet: waited ")
+    assert float(last.split()[2]) > 2
+    assert applied == spoken(APPLIED)
 
 
-async def test_the_end_of_a_wait_for_another_runner_is_in_the_log_too(dsn: str, write: Write) -> None:
+async def test_a_long_wait_for_another_runner_and_its_end_are_seen_or_in_the_log(dsn: str, write: Write) -> None:
     folder = write(FILES)
-    async with started(dsn, folder, program(INFO, hook=", mode='wait'")) as lines:
-        await waiters(dsn)
-        await anyio.sleep(3)
-        await Migrator(dsn, folder).up()
-    assert [line.split(" ")[1] for line in lines if "wait" in line] == ["waiting", "waited"]
-    assert not [line for line in lines if line.startswith("pgratchet: ")]
+    async with started(dsn, folder, program(INFO, hook=", mode='wait'")) as logged:
+        await seen(logged, "root: waiting since ")
+        async with started(dsn, folder, program(hook=", mode='wait'")) as lines:
+            await seen(lines, "pgratchet: waiting since ")
+            await Migrator(dsn, folder).up()
+    for each, prefix in ((lines, "pgratchet:"), (logged, "root:")):
+        # The first to say whom it waits for, and then what that one does.
+        assert {line.split(" ")[0] for line in each} == {prefix}
+        assert {line.split(" ")[1] for line in each[:-1]} == {"waiting"}
+        assert each[-1].split(" ")[1] == "waited"
 
 
 async def test_a_short_wait_is_not_seen(dsn: str, write: Write) -> None:
