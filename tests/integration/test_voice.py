@@ -12,7 +12,7 @@ import pytest
 from anyio.streams.text import TextReceiveStream
 
 from pgratchet import Migrator
-from tests.support import PASS_GATE, Write, free_port, gate, runner_lock, states, until, waiters
+from tests.support import PASS_GATE, Write, free_port, gate, runner_lock, states, until
 
 pytestmark = pytest.mark.anyio
 
@@ -173,10 +173,12 @@ async def test_a_long_wait_for_another_runner_and_its_end_are_seen_or_in_the_log
 
 
 async def test_a_short_wait_is_not_seen(dsn: str, write: Write) -> None:
-    async with runner_lock(dsn) as holder, started(dsn, write(FILES), program()) as lines:
-        await waiters(dsn)
+    listener = "listener=lambda event: print(type(event).__name__, file=sys.stderr)"
+    code = program().replace("lock_timeout=0", listener)
+    async with runner_lock(dsn) as holder, started(dsn, write(FILES), code) as lines:
+        await seen(lines, "Waiting")
         await holder.execute("SELECT pg_advisory_unlock_all()")
-    assert lines == spoken(APPLIED)
+    assert [line for line in lines if line.startswith("pgratchet: ")] == spoken(APPLIED)
 
 
 @pytest.mark.parametrize("handler", ["none", "for errors"])
