@@ -180,6 +180,7 @@ def test_the_help_is_shown_where_no_command_is_given() -> None:
     assert result.exit_code == 2
     assert result.output == invoke("-h").output == invoke("--help").output
     assert all(f"  {name} " in result.output for name in COMMANDS)
+    assert "..." not in result.output.partition("Commands:")[2]
 
 
 def test_the_version_is_shown() -> None:

@@ -80,7 +80,7 @@ def status(**flags: Unpack[Common]) -> Report:
 
 
 def check(**flags: Unpack[Judging]) -> Report:
-    """Exit with 0 if everything is applied, 3 if not, 4 if files and history disagree."""
+    """Exit with 0 if everything is applied, with 3 or 4 if not."""
     return _report(flags, lambda migrator: migrator.check(), reports.up_to_date)
 
 
