@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
 
 from pgratchet.core.errors import AbsentError, ConnectionLostError
 from pgratchet.core.events import Locked, Tell, Waiting
@@ -17,7 +16,7 @@ from pgratchet.core.printing import ranges
 from pgratchet.postgres.ledger.lock import BusyError, RunnerLock
 from pgratchet.postgres.link.budget import LOOK_EVERY, Budget, Interval, backoff
 from pgratchet.postgres.link.session import Connect, Connection, NotPrimaryError, OutdatedSessionError, open_session
-from pgratchet.postgres.wire.backends import News
+from pgratchet.postgres.wire.backends import Wait
 from pgratchet.postgres.wire.progress import Progress
 from pgratchet.runs.observing import Observer, all_applied
 from pgratchet.runs.settings import Settings
@@ -124,8 +123,9 @@ class Run:
 
         Raises MigrationFailedError if another runner fails at a missing version meanwhile.
         """
-        began, waiting = time.monotonic(), _Waiting(self.progress.tell, self._lock)
+        began, waiting = time.monotonic(), None
         while not await self._lock.try_acquire(connection):
+            waiting = waiting or _Waiting(self.progress.tell, self._lock)
             await self._budget.poll(f"waiting for the lock of {waiting.holder or 'another session'}")
             if missing:
                 # Before the next try: a run that has nothing left to do must not take the lock from those that wait.
@@ -159,9 +159,8 @@ class _Waiting:
         self.holder: str | None = None
         self._tell = tell
         self._lock = lock
-        self._since = datetime.now(UTC)
+        self._wait = Wait()
         self._often = Interval(LOOK_EVERY)
-        self._news = News()
 
     async def look(self, connection: Connection, otherwise: str | None = None) -> None:
         """Look at the holder, from time to time, and tell a change; `otherwise` is whom a run waits for without one."""
@@ -169,8 +168,8 @@ class _Waiting:
             return
         holder = await self._lock.holder(connection)
         self.holder = str(holder) if holder else otherwise or self.holder
-        if self.holder is not None and self._news.is_new(self.holder):
-            self._tell(Waiting(self.holder, self._since))
+        if self.holder is not None and self._wait.is_new(self.holder):
+            self._tell(Waiting(self.holder, self._wait.since))
 
 
 async def through_losses(

@@ -86,19 +86,20 @@ async def until_gone(who: Callable[[], Awaitable[str]], budget: Budget, what: st
 
     Polls, because a session that waits in a blocked statement keeps a snapshot (see `RunnerLock.try_acquire`).
     """
-    since, news, waited = datetime.now(UTC), News(), False
+    wait: Wait | None = None
     while somebody := await who():
-        waited = True
-        if news.is_new(somebody):
-            budget.tell(f"{what}: waiting since {since:%H:%M:%SZ} for {somebody}")
+        wait = wait or Wait()
+        if wait.is_new(somebody):
+            budget.tell(f"{what}: waiting since {wait.since:%H:%M:%SZ} for {somebody}")
         await budget.poll(f"{what}: waiting for {somebody}")
-    return waited
+    return wait is not None
 
 
-class News:
-    """The descriptions of other sessions that were told already: each is told once, whatever ages are in it."""
+class Wait:
+    """A wait for other sessions, `since` a time: each description of them is told once, whatever ages are in it."""
 
     def __init__(self) -> None:
+        self.since = datetime.now(UTC)
         self._told = set[str]()
 
     def is_new(self, description: str) -> bool:

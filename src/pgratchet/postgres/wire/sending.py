@@ -5,7 +5,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from pgratchet.postgres.link.budget import Budget, Tries, backoff, retry
 from pgratchet.postgres.link.own import UnreadableError
 from pgratchet.postgres.link.session import Connect, Connection, describe, lost, open_session
 from pgratchet.postgres.link.sql import EQ
-from pgratchet.postgres.wire.backends import SESSIONS, News, told
+from pgratchet.postgres.wire.backends import SESSIONS, Wait, told
 from pgratchet.postgres.wire.message import Message, Part, boundary
 from pgratchet.postgres.wire.progress import Group, Progress
 
@@ -77,7 +76,7 @@ class Wire:
         Blockers are looked for twice within `lock_timeout` seconds. A lock timeout charges all of them to the budget.
         """
         if self._version != group[0].step.migration.version:
-            self._blockers.forget()
+            self._blockers.wait = None
         self._version = group[0].step.migration.version
         self._lock_timeout = lock_timeout
         self._blockers.every = min(LOOK_AFTER, lock_timeout / 2) or LOOK_AFTER
@@ -112,7 +111,7 @@ class Wire:
 
     def tell_finished(self, step: Step, segment: Segment) -> None:
         """Tell that a step is done up to the end of a segment."""
-        self._blockers.forget()
+        self._blockers.wait = None
         version, name, total = step.migration.version, step.migration.name, step.script.statements
         done = segment.first + segment.statements - 1
         self.progress.tell(StatementFinished(version, name, step.direction, done, total))
@@ -199,8 +198,8 @@ class Blockers:
     """The sessions that block a runner, looked up from a second session, in autocommit.
 
     `tell` gets a sentence about them. `seen` describes the last ones, empty if there were none; `every` is the time
-    between looks in seconds. The runner is the server process `pid`; if that is None, as behind a pooler, it is the one
-    that holds the lock `key`.
+    between looks in seconds; `wait` is the present wait for them, None if there is none. The runner is the server
+    process `pid`; if that is None, as behind a pooler, it is the one that holds the lock `key`.
     """
 
     def __init__(self, connect: Connect, key: int, pid: int | None, tell: Callable[[str], None]) -> None:
@@ -209,12 +208,7 @@ class Blockers:
         self.connect = connect
         self._worker = key, pid
         self._tell = tell
-        self.forget()
-
-    def forget(self) -> None:
-        """Tell the same sessions again when they block other work."""
-        self._since: datetime | None = None
-        self._news = News()
+        self.wait: Wait | None = None
 
     async def look_out(self) -> None:
         """Look until cancelled. An error here is logged, and disturbs nobody."""
@@ -226,9 +220,9 @@ class Blockers:
                         rows = await own.fetch(connection, _BLOCKERS, *self._worker)
                         if seen := told(rows):
                             self.seen = seen
-                            self._since = self._since or datetime.now(UTC)
-                            if self._news.is_new(seen):
-                                self._tell(f"waiting since {self._since:%H:%M:%SZ} for a lock held by {seen}")
+                            self.wait = self.wait or Wait()
+                            if self.wait.is_new(seen):
+                                self._tell(f"waiting since {self.wait.since:%H:%M:%SZ} for a lock held by {seen}")
                         await anyio.sleep(self.every)
                 finally:
                     # Not close(): a cancelled run would have to wait for it.
