@@ -410,6 +410,19 @@ class TestAValue:
         assert (rows["1"].name, rows["1"].error, rows["1"].reason) == (value, value, None)
         assert [(rows[each].name, rows[each].reason) for each in "45"] == [("", value)] * 2
 
+    async def test_values_in_a_history_that_comes_in_many_parts_are_read_as_they_are(self, dsn: str) -> None:
+        values = {str(number): VALUES[number % len(VALUES)] for number in range(100, 20_000)}
+        async with connected(dsn) as connection:
+            await History(TABLE).ensure(connection, (), Budget(None))
+            await connection.execute(
+                f"INSERT INTO {HISTORY} (version, name, kind, checksum, state, error) "
+                "SELECT n, value, 'sql', '', 'applied', value FROM unnest($1::text[], $2::text[]) AS v (n, value)",
+                list(values),
+                list(values.values()),
+            )
+            rows = await History(TABLE).read(connection)
+        assert {row.version: row.name for row in rows} == {row.version: row.error for row in rows} == values
+
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ with a message of several statements, and with a query that begins with a commen
 An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL raises on purpose are those of `Guards`.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -106,37 +105,45 @@ async def copied(connection: Connection, statements: str, patience: float | None
 
     Raises TimeoutError after `patience` seconds.
     """
-    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    columns: dict[str, list[str | None]] = {}
+
+    async def cut(rows: bytes) -> None:
+        # While the server sends the next ones.
+        _cut(rows.decode(), columns)
+
     with reading(connection):
         try:
             # asyncpg's public methods send a COPY alone.
-            await connection._copy_out(statements, chunks.put, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            await connection._copy_out(statements, cut, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         except asyncpg.InternalClientError:
             # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
             # the connection itself over that.
             connection.terminate()
             raise
-    return _columns(b"".join(chunks.get_nowait() for _ in range(chunks.qsize())).decode())
+    return columns
 
 
-def _columns(text: str) -> dict[str, list[str | None]]:
-    """Return the columns of a COPY `AS_CSV`, by name.
+def _cut(text: str, columns: dict[str, list[Any]]) -> None:
+    """Add some rows of a COPY `AS_CSV` to its columns, by name; the first of all rows has the names.
 
-    Not by the module csv: its longest field is a setting of the whole process, and it takes "" for NULL.
+    PostgreSQL's protocol never divides a row. Not by the module csv: its longest field is a setting of the whole
+    process, and it takes "" for NULL.
     """
     if _QUOTE in text:
         text = _unquoted(text)
-    header, _, body = text.partition("\n")
+    if not columns:
+        header, _, text = text.partition("\n")
+        columns.update((_shown(name), []) for name in header.split(_NEXT))
     # One cut through all rows at once is three times as fast as one for each row.
-    fields = body.replace("\n", _NEXT).split(_NEXT)
-    names = header.split(_NEXT)
-    cut: Iterable[list[Any]] = (fields[at : -1 : len(names)] for at in range(len(names)))
-    # Most columns have a value in each row: to find that out is faster than to copy them.
-    columns = [[field or None for field in column] if "" in column else column for column in cut]
-    if "\0" in text:
-        names = [_shown(name) for name in names]
-        columns = [[field and _shown(field) for field in column] for column in columns]
-    return dict(zip(names, columns, strict=True))
+    fields = text.replace("\n", _NEXT).split(_NEXT)
+    for at, column in enumerate(columns.values()):
+        part: list[Any] = fields[at : -1 : len(columns)]
+        if "\0" in text:
+            part = [_shown(field) if field else None for field in part]
+        # Most columns have a value in each row: to find that out is faster than to copy them.
+        elif "" in part:
+            part = [field or None for field in part]
+        column.extend(part)
 
 
 def _unquoted(text: str) -> str:
