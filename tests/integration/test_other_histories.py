@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from pgratchet import BehindError, MigrationFailedError, Migrator, Verdict, migrated
+from pgratchet import BehindError, ForeignTableError, MigrationFailedError, Migrator, Verdict, migrated
 from tests.faults.proxy import proxy
 from tests.support import HISTORY, Write, a_role, as_role, ask, exists, states, tell
 
@@ -183,6 +183,28 @@ async def test_only_tables_with_the_columns_of_a_history_count(
     await Migrator(dsn, folder, table=MISTYPED).status()
     (warning,) = warnings(caplog)
     assert "another history of pgratchet, parted.h: " in warning
+
+
+@pytest.mark.parametrize("verb", ["status", "check", "up"])
+async def test_the_table_of_another_tool_comes_with_the_name_of_the_history_that_is_there(
+    dsn: str, write: Write, verb: str
+) -> None:
+    folder = write(FILES)
+    await tell(
+        dsn,
+        f"CREATE TABLE {HISTORY} (version int, description text, filename text, executed_at timestamptz, success bool, "
+        f"error_message text); INSERT INTO {HISTORY} VALUES (1, 'a', '001_a.sql', now(), true, NULL)",
+    )
+    with pytest.raises(ForeignTableError, match="'pgratchet adopt' takes its history over into"):
+        await getattr(Migrator(dsn, folder), verb)()
+    await Migrator(dsn, folder).adopt(HISTORY)
+    with pytest.raises(ForeignTableError) as forgotten:
+        await getattr(Migrator(dsn, folder), verb)()
+    assert (
+        "this database has another history of pgratchet, public.pgratchet_migrations: if that is the right one"
+        in str(forgotten.value)
+    )
+    await Migrator(dsn, folder, table="public.pgratchet_migrations").check()
 
 
 async def test_a_name_of_a_strange_table_cannot_control_the_terminal(

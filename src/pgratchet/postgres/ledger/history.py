@@ -51,14 +51,12 @@ _KINDS = {
 }
 
 _RELATION = f"""
-SELECT c.relkind::pg_catalog.text AS kind, a.attname::pg_catalog.text AS name
-FROM pg_catalog.pg_class c
-LEFT JOIN (
-    SELECT a.attrelid, a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {EQ} a.atttypid
-    WHERE a.attnum {GT} 0 AND NOT a.attisdropped
-    AND t.typnamespace {EQ} 'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid
-) a ON a.attrelid {EQ} c.oid
-WHERE c.oid {EQ} pg_catalog.to_regclass($1)::pg_catalog.oid
+SELECT (SELECT c.relkind::pg_catalog.text FROM pg_catalog.pg_class c WHERE c.oid {EQ} {{oid}}) AS kind,
+       ARRAY(SELECT a.attname::pg_catalog.text
+             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {EQ} a.atttypid
+             WHERE a.attrelid {EQ} {{oid}} AND a.attnum {GT} 0 AND NOT a.attisdropped
+             AND t.typnamespace {EQ} 'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid) AS columns,
+       {trust.HISTORIES.replace("{", "{{").replace("}", "}}")} AS histories
 """
 _LEAVES = f"""
 SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
@@ -91,6 +89,17 @@ LEAST_PATIENCE = 5.0
 
 class HistoryBusyError(ServerError):
     """Another session holds a lock on the table for longer than a reader waits."""
+
+
+class Relation(NamedTuple):
+    """A relation: its kind as pg_class has it, None if there is none, and its columns of PostgreSQL's own types.
+
+    `others` are the other tables of the database that have the columns of a history.
+    """
+
+    kind: str | None
+    columns: set[str]
+    others: Sequence[str]
 
 
 class History(NamedTuple):
@@ -138,7 +147,7 @@ class History(NamedTuple):
     async def _copied_after(self, raised: Guard, connection: Connection, patience: float | None) -> dict[str, Texts]:
         """Return the result of `copied` for a table that the first look refused, if a second look accepts it."""
         if raised is Guard.COLUMNS:
-            raise ForeignTableError(self.described(*await self.relation(connection)))
+            raise ForeignTableError(self.described(await self.relation(connection)))
         if raised is Guard.REPLICATED:
             names = await trust.subscriptions(connection, self.table)
             raise ServerError(
@@ -158,7 +167,7 @@ class History(NamedTuple):
             if (again := guards.raised(error)) is None:
                 raise
         if again is Guard.COLUMNS:
-            raise ForeignTableError(self.described(*await self.relation(connection)))
+            raise ForeignTableError(self.described(await self.relation(connection)))
         if found.strange:
             raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
         raise ServerError(
@@ -184,9 +193,9 @@ class History(NamedTuple):
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             return {}
         except asyncpg.WrongObjectTypeError:
-            kind, columns = await self.relation(connection)
-            if kind != "p":
-                raise ForeignTableError(self.described(kind, columns)) from None
+            relation = await self.relation(connection)
+            if relation.kind != "p":
+                raise ForeignTableError(self.described(relation)) from None
         # COPY does not take a partitioned table.
         leaves = await own.fetch(connection, _LEAVES, self.table.quoted)
         parts = [await self._replace(table=Table(*names)).copied(connection, check, patience) for names in leaves]
@@ -204,7 +213,7 @@ class History(NamedTuple):
             return ()
         columns = _columns(read)
         if columns and not columns.keys() >= set(REQUIRED):
-            raise ForeignTableError(self.described(*await self.relation(connection)))
+            raise ForeignTableError(self.described(await self.relation(connection)))
         return self._known(columns)
 
     @property
@@ -287,7 +296,7 @@ class History(NamedTuple):
         """
         found = found or await trust.inspect(connection, *self, before)
         if found.kind not in (None, *TABLES):
-            raise ForeignTableError(self.described(*await self.relation(connection)))
+            raise ForeignTableError(self.described(await self.relation(connection)))
         if found.strange:
             raise ForeignTableError(self._untrusted(found.strange))
         if found.has_heirs:
@@ -319,15 +328,11 @@ class History(NamedTuple):
     def _warn_of_others(self, found: trust.Inspection, effect: str) -> None:
         """Warn of a table that is not there where the database has other histories: its name may be a mistake."""
         if found.others:
-            more = [f"{len(found.others) - MOST_SHOWN_TABLES} more"] if len(found.others) > MOST_SHOWN_TABLES else []
-            others = ", ".join([*found.others[:MOST_SHOWN_TABLES], *more])
-            which = "another history" if len(found.others) == 1 else "other histories"
             _log.warning(
-                "there is no table %s: %s; this database has %s of pgratchet, %s: if the name is a mistake, correct %s",
+                "there is no table %s: %s; %s: if the name is a mistake, correct %s",
                 self.table,
                 effect,
-                which,
-                others,
+                _named(found.others),
                 spelled("table"),
             )
 
@@ -440,7 +445,7 @@ class History(NamedTuple):
         """Add the columns that an older release did not make; return the table afterwards."""
         missing = seal.absent
         if not missing.isdisjoint(REQUIRED):
-            raise ForeignTableError(self.described(*await self.relation(connection)))
+            raise ForeignTableError(self.described(await self.relation(connection)))
         adding = ", ".join(
             f"ADD COLUMN IF NOT EXISTS {name} {COLUMNS[name].type}" for name in COLUMNS if name in missing
         )
@@ -508,20 +513,34 @@ class History(NamedTuple):
             "text in place of a number; correct it"
         )
 
-    async def relation(self, connection: Connection) -> tuple[str | None, set[str]]:
-        """Return the kind of the relation as pg_class has it, and its columns that have PostgreSQL's own types."""
-        rows = await own.fetch(connection, _RELATION, self.table.quoted)
-        return (rows[0]["kind"] if rows else None), {row["name"] for row in rows}
+    async def relation(self, connection: Connection) -> Relation:
+        """Return the relation of the table's name."""
+        oid = f"pg_catalog.to_regclass({literal(self.table.quoted)})::pg_catalog.oid"
+        (row,) = await own.fetch(connection, _RELATION.format(oid=oid))
+        others = [name for name in row["histories"] if name != str(self.table)]
+        return Relation(row["kind"], set(row["columns"]), others)
 
-    def described(self, kind: str | None, columns: set[str], cure: str = "") -> str:
-        """Return the message for a relation of this kind, with these columns, that is no history of ours."""
+    def described(self, relation: Relation, cure: str = "") -> str:
+        """Return the message for a relation that is no history of ours."""
         other = f"{self.table.schema}.pgratchet_migrations"
         keep = cure or f"keep it, and give pgratchet a table of its own ({spelled('table', other)})"
-        if kind in _KINDS:
-            return f"{self.table} is {_KINDS[kind]}, and no table of pgratchet; {keep}"
-        whose = next((tool for tool, known in KNOWN_TABLES if known == columns), "something else")
-        way_out = f"'pgratchet adopt' takes its history over into {other}" if whose == "a home-made runner" else keep
+        if relation.others and not cure:
+            keep = (
+                f"{_named(relation.others)}: if that is the right one, give its name ({spelled('table')}); else {keep}"
+            )
+        if relation.kind in _KINDS:
+            return f"{self.table} is {_KINDS[relation.kind]}, and no table of pgratchet; {keep}"
+        whose = next((tool for tool, known in KNOWN_TABLES if known == relation.columns), "something else")
+        is_adoptable = whose == "a home-made runner" and not relation.others
+        way_out = f"'pgratchet adopt' takes its history over into {other}" if is_adoptable else keep
         return f"the table {self.table} was made by {whose}, not by pgratchet; {way_out}"
+
+
+def _named(histories: Sequence[str]) -> str:
+    """Return the part of a sentence that names the histories of a database."""
+    more = len(histories) - MOST_SHOWN_TABLES
+    names = ", ".join([*histories[:MOST_SHOWN_TABLES], *([f"{more} more"] if more > 0 else [])])
+    return f"this database has {'another history' if len(histories) == 1 else 'other histories'} of pgratchet, {names}"
 
 
 def _values(type_: Type, texts: Texts) -> list[Any]:

@@ -11,6 +11,18 @@ from pgratchet.postgres.link.sql import EQ, GT, NE, Table, array, literal
 
 _USED = "('{pg_catalog.pg_proc,pg_catalog.pg_operator,pg_catalog.pg_type}'::pg_catalog.regclass[]::pg_catalog.oid[])"
 
+HISTORIES = f"""ARRAY(
+    SELECT pg_catalog.concat(n.nspname, '.', c.relname)
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+    WHERE NOT c.relispartition AND c.relpersistence {NE} 't'
+    AND c.relkind::pg_catalog.text {EQ} ANY ('{{r,p}}'::pg_catalog.text[]) AND c.oid {EQ} ANY (
+        SELECT a.attrelid FROM pg_catalog.pg_attribute a
+        WHERE a.attname {EQ} ANY ('{{{",".join(REQUIRED)}}}'::pg_catalog.name[]) AND NOT a.attisdropped
+        GROUP BY a.attrelid HAVING pg_catalog.count(*) {EQ} {len(REQUIRED)}
+    ) ORDER BY 1
+)"""
+"""The tables of this database that have the columns of a history."""
+
 _TRIGGER = "pg_catalog.concat(t.oid, ':', t.xmin)"
 """A trigger as it is now: to replace it, or to switch it on, writes its row anew."""
 
@@ -117,14 +129,7 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname {EQ} {liter
        ARRAY(SELECT r FROM pg_catalog.unnest('{{INSERT,UPDATE,DELETE}}'::pg_catalog.text[]) r, relation
              WHERE NOT pg_catalog.has_table_privilege(
                  COALESCE({literal(owner)}::pg_catalog.name, current_user), relation.oid, r)) AS missing,
-       ARRAY(SELECT pg_catalog.concat(n.nspname, '.', c.relname)
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-             WHERE NOT EXISTS (SELECT FROM relation) AND NOT c.relispartition AND c.relpersistence {NE} 't'
-             AND c.relkind::pg_catalog.text {EQ} ANY ('{{r,p}}'::pg_catalog.text[]) AND c.oid {EQ} ANY (
-                 SELECT a.attrelid FROM pg_catalog.pg_attribute a
-                 WHERE a.attname {EQ} ANY ('{{{",".join(REQUIRED)}}}'::pg_catalog.name[]) AND NOT a.attisdropped
-                 GROUP BY a.attrelid HAVING pg_catalog.count(*) {EQ} {len(REQUIRED)}
-             ) ORDER BY 1) AS others,
+       CASE WHEN EXISTS (SELECT FROM relation) THEN '{{}}' ELSE {HISTORIES} END AS others,
        ARRAY(SELECT ARRAY[pg_catalog.pg_describe_object(o.class, o.id, 0),
                           pg_catalog.pg_get_userbyid(o.owner)::pg_catalog.text]
              FROM owned o WHERE NOT EXISTS (SELECT FROM trusted t WHERE t.oid {EQ} o.owner) ORDER BY 1) AS strange

@@ -58,15 +58,15 @@ async def read_foreign(connection: Connection, source: History) -> tuple[Foreign
             raise UsageError(f"there is no table {table} to adopt; name the right one: {spelled('source')}") from None
         except asyncpg.WrongObjectTypeError:
             raise ForeignTableError(f"{table} is no table; {_ADOPTABLE}") from None
-        kind, columns = await source.relation(connection)
-        if kind not in TABLES or not columns.issuperset(ForeignRow._fields):
-            if columns.issuperset(REQUIRED):
+        relation = await source.relation(connection)
+        if relation.kind not in TABLES or not relation.columns.issuperset(ForeignRow._fields):
+            if relation.columns.issuperset(REQUIRED):
                 raise UsageError(f"{table} is a history of pgratchet already: there is nothing to adopt")
             way = (
                 f"write the schema of today into a first file (pg_dump --schema-only --exclude-table={table}), and "
                 "record that file as applied: pgratchet repair VERSION --applied --reason ..."
             )
-            raise ForeignTableError(source.described(kind, columns, f"{_ADOPTABLE}; {way}"))
+            raise ForeignTableError(source.described(relation, f"{_ADOPTABLE}; {way}"))
         await source.inspected(connection)
         try:
             rows = await own.fetch(connection, f"SELECT {_COLUMNS} FROM {table.quoted}")
