@@ -13,6 +13,7 @@ import pytest
 
 from pgratchet import Condition, Migrator, StartInterruptedError, migrated
 from pgratchet.web.interruption import SIGNALS
+from tests.faults.proxy import proxy
 from tests.support import (
     PASS_GATE,
     PATIENCE,
@@ -144,6 +145,20 @@ async def test_a_signal_reaches_the_handlers_of_the_loop_during_a_wait_and_after
         await until(twice)
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
+    await Migrator(dsn, write(TWO)).up()
+
+
+async def test_a_signal_ends_a_start_whose_session_hangs_while_it_waits(dsn: str, write: Write) -> None:
+    with served() as came:
+        async with (
+            proxy(dsn) as between,
+            runner_lock(dsn),
+            starting(migrated(Migrator(between.dsn, write(TWO)))) as start,
+        ):
+            await waiters(dsn)
+            between.freeze()
+            await interrupted(start, signal.SIGTERM)
+        assert came == [signal.SIGTERM]
     await Migrator(dsn, write(TWO)).up()
 
 

@@ -34,7 +34,7 @@ async def in_background(
         task.cancel()
 
     async def watched() -> object:
-        WATCH.set(Watch(interruption.waiting, interruption.working, voice.waits, voice.take))
+        WATCH.set(Watch(interruption.waiting, interruption.working, voice.waits, voice.take, interruption.has_come))
         with interruption.waiting():
             return await work()
 

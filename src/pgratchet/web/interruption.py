@@ -50,6 +50,10 @@ class Interruption:
         finally:
             self._switch(on=before)
 
+    def has_come(self) -> bool:
+        """Return whether a signal has come."""
+        return self.signal is not None
+
     def end(self) -> None:
         """Hear no signals from now on."""
         self._switch(on=False)

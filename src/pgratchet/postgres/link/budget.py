@@ -55,12 +55,14 @@ class Watch(NamedTuple):
 
     `waiting` returns a block in which the run waits, `working` one in which it works on steps, and may wait, too.
     `waits` gets the sentences of the log about waits, with their levels and the seconds so far; `take` gets the events.
+    `hurries` says that the run, which was cancelled while it waited, has to end at once.
     """
 
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     working: Callable[[], AbstractContextManager[None]] = nullcontext
     waits: Callable[[int, str, float], None] = _pass_over
     take: Tell = _pass_over
+    hurries: Callable[[], bool] = bool
 
 
 WATCH: ContextVar[Watch] = ContextVar("watch")

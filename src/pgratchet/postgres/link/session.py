@@ -32,6 +32,9 @@ Connect = Callable[[], Awaitable[Connection]]
 CLOSE_SECONDS = 5.0
 """How long closing may take, waiting for a cancelled statement included."""
 
+CLOSE_HURRIEDLY = 1.0
+"""The same for a start that a signal has ended while it waited: there is no statement to stop."""
+
 SILENT_SECONDS = 2.0
 """A server that has not answered a connection by then is told."""
 
@@ -342,7 +345,8 @@ async def open_session(connect: Connect, budget: Budget | None = None) -> AsyncI
         raise
     finally:
         # Otherwise a cancellation would reach the close too, before it has stopped the statement on the server.
-        await undisturbed(_close(connection))
+        hurries = budget is not None and budget.watch.hurries()
+        await undisturbed(_close(connection, CLOSE_HURRIEDLY if hurries else CLOSE_SECONDS))
 
 
 def lost(error: BaseException) -> ConnectionLostError:
@@ -368,10 +372,10 @@ def outlives(connection: Connection) -> None:
     _outliving.add(connection)
 
 
-async def _close(connection: Connection) -> None:
+async def _close(connection: Connection, seconds: float) -> None:
     try:
         # Bounded: a network that is gone must not keep a process alive.
-        async with asyncio.timeout(CLOSE_SECONDS):
+        async with asyncio.timeout(seconds):
             if connection in _outliving and not connection.is_closed():
                 await own.execute(connection, "ROLLBACK;SELECT pg_catalog.pg_advisory_unlock_all();RESET ALL")
                 # Its server would not answer the farewell of a client.
