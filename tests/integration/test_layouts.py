@@ -276,7 +276,8 @@ class TestTheSetOfAppliedVersions:
         assert [step.version for step in steps] == [versions.following]
         looks = [each.unknown if isinstance(each, Looked) else each for each in told]
         started = Started(versions.following, "x", Direction.UP, 1)
-        assert looks[-5:-2] == [started, (versions.late,), started]
+        assert looks[-4:-2] == [(versions.late,), started]
+        assert looks.count(started) == 1
         assert await column(dsn, "SELECT n FROM ledger") == [
             versions.old,
             versions.newest,
