@@ -43,6 +43,7 @@ POOLERS_NOT_YET = (
     "server login has been failing, try again later (server_login_retry)",
     "server login has been failing, cached error: connect failed (server_login_retry)",
     "server login has been failing, cached error: the database system is shutting down (server_login_retry)",
+    "server login has been failing, cached error: das Datenbanksystem startet gerade (server_login_retry)",
     "no more connections allowed (max_client_conn)",
     "client connections exceeded (max_db_client_connections)",
     "client_login_timeout (server down)",

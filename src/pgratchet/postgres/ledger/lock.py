@@ -158,9 +158,7 @@ async def _refuse_statement_pooling(connection: Connection) -> None:
     try:
         await own.execute(connection, "BEGIN")
         await own.execute(connection, "COMMIT")
-    except asyncpg.PostgresError as error:
-        if "statement pooling" not in str(error):
-            raise
+    except asyncpg.ProtocolViolationError as error:
         raise ServerError(
             f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
             f"server as {spelled('direct_dsn')}, or one to a pool in transaction or session mode"

@@ -17,25 +17,29 @@ _NOT_NOW = (
 )
 
 _POOLERS_NOT_NOW = (
-    # The server's answers to PgBouncer's own login, 57P03 or 53300, and how PgBouncer reports them.
-    "the database system is",
-    "too many clients",
-    "too many connections",
-    "remaining connection slots",
+    # PgBouncer remembers the server's error for some seconds. It reports that with the server's own SQLSTATE to the
+    # client whose login it makes next.
+    "server login has been failing",
     "cannot connect",
     "connect failed",
     "connect timeout",
     "server conn crashed",
     "server DNS lookup failed",
-    # PgBouncer's own answers.
-    "try again later",
     "no more connections allowed",
     "client connections exceeded",
     "client_login_timeout",
     "query_wait_timeout",
     "shutting down",
+    # The server's own words, in English only: before 1.20 PgBouncer does not tell their SQLSTATE, 57P03 or 53300.
+    "the database system is",
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
 )
-"""By words, because PgBouncer reports all of these, and a wrong name too, as a protocol violation."""
+"""By words, because PgBouncer reports all of these, and a wrong name too, as a protocol violation.
+
+It does not translate its own words.
+"""
 
 _ABSENT = {
     asyncpg.InvalidCatalogNameError: "create the database, or correct its name",
@@ -62,7 +66,7 @@ def may_pass(error: Exception) -> bool:
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_AGAIN
     if isinstance(error, asyncpg.ProtocolViolationError):
-        return any(words in str(error) for words in _POOLERS_NOT_NOW)
+        return not absence(error) and any(words in str(error) for words in _POOLERS_NOT_NOW)
     return isinstance(error, _NOT_NOW)
 
 
