@@ -228,7 +228,7 @@ class History(NamedTuple):
         """
         query = f"SELECT pg_catalog.row_to_json(history.*)::pg_catalog.text AS row FROM {self.table.quoted} AS history"
         if versions is not None:
-            query += f" WHERE version {EQ} ANY (ARRAY[{', '.join(map(literal, versions))}]::pg_catalog.text[])"
+            query += f" WHERE version {EQ} ANY ({array(versions)})"
         return f"COPY ({query}) {own.AS_CSV}"
 
     def was_read(self, read: dict[str, Texts]) -> tuple[HistoryRow, ...]:
