@@ -134,8 +134,8 @@ class History(NamedTuple):
             if (raised := guards.raised(error)) is None:
                 raise
             columns = await self._copied_after(raised, connection, patience)
-        if anybodys and not columns:
-            self._warn_of_others(await trust.inspect(connection, *self), "nothing counts as applied")
+        if anybodys and not columns and (others := (await trust.inspect(connection, *self)).others):
+            self._warn_of_others(others, "nothing counts as applied")
         try:
             return _rows(columns)
         except ValueError:
@@ -325,16 +325,15 @@ class History(NamedTuple):
             "another role"
         )
 
-    def _warn_of_others(self, found: trust.Inspection, effect: str) -> None:
+    def _warn_of_others(self, others: Sequence[str], effect: str) -> None:
         """Warn of a table that is not there where the database has other histories: its name may be a mistake."""
-        if found.others:
-            _log.warning(
-                "there is no table %s: %s; %s: if the name is a mistake, correct %s",
-                self.table,
-                effect,
-                _named(found.others),
-                spelled("table"),
-            )
+        _log.warning(
+            "there is no table %s: %s; %s: if the name is a mistake, correct %s",
+            self.table,
+            effect,
+            _named(others),
+            spelled("table"),
+        )
 
     async def ensure(
         self,
@@ -359,7 +358,8 @@ class History(NamedTuple):
         ]
         found = await self.inspected(connection, found=found)
         if found.kind is None:
-            self._warn_of_others(found, "this run makes a second history")
+            if found.others:
+                self._warn_of_others(found.others, "this run makes a second history")
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
             try:
                 # In one transaction: readers that wait already see no table that they may not read. Another session may
