@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
+import asyncpg
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -23,7 +24,7 @@ from pgratchet import (
     migrated,
 )
 from tests.poolers import pgbouncer
-from tests.support import PASSWORD, Write, as_role, connected, leave, states, tell, until
+from tests.support import PASSWORD, Connection, Write, as_role, connected, leave, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -216,6 +217,28 @@ async def test_each_run_that_waits_waits_for_the_database(
                 await it.make()
                 if verb == "wait":
                     await it.migrator(wait_for="database").up()
+        await leave(it.dsn)
+
+
+async def test_a_factory_of_connections_may_lead_to_a_database_that_is_made_later(
+    dsn: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with absent(KINDS["database"], dsn, write(FILES)) as it:
+
+        async def connect() -> Connection:
+            return await asyncpg.connect(it.dsn, statement_cache_size=0)
+
+        async def told() -> bool:
+            return bool(waits(caplog))
+
+        migrator = Migrator(connect=connect, migrations=write(FILES), wait_for="database")
+        async with anyio.create_task_group() as group:
+            with anyio.fail_after(30):
+                group.start_soon(migrator.up)
+                await until(told)
+                await it.make()
+        assert await states(it.dsn) == {"1": "applied"}
+        assert migrator.destination.database == urlsplit(it.dsn).path[1:]
         await leave(it.dsn)
 
 
