@@ -146,6 +146,15 @@ async def tell(dsn: str, sql: str) -> None:
         await connection.execute(sql)
 
 
+async def needs_plain_escapes(dsn: str) -> None:
+    """Skip the test where standard_conforming_strings cannot be off, as from PostgreSQL 20 on."""
+    async with connected(dsn) as connection:
+        try:
+            await connection.execute("SET standard_conforming_strings = off")
+        except asyncpg.PostgresError as error:
+            pytest.skip(str(error))
+
+
 async def exists(dsn: str, relation: str) -> bool:
     return bool(await ask(dsn, "SELECT to_regclass($1) IS NOT NULL", relation))
 

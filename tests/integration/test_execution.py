@@ -23,6 +23,7 @@ from tests.support import (
     failure_of,
     gate,
     history,
+    needs_plain_escapes,
     states,
     tell,
     without_tls,
@@ -132,6 +133,7 @@ class TestOneTransaction:
             "004_d.py": "async def up(connection):\n    await connection.execute('CREATE TABLE public.d ()')\n",
         }
         if "conforming" in setting:
+            await needs_plain_escapes(dsn)
             files["002_b.sql"] = files["002_b.sql"].replace("'\\'", "'\\\\'")
         async with a_role(dsn, "SUPERUSER") as role:
             await tell(dsn, f"ALTER ROLE {role} SET {setting}")

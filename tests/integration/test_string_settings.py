@@ -3,12 +3,23 @@
 from collections.abc import AsyncIterator
 from urllib.parse import quote, urlsplit
 
-import asyncpg
 import pytest
 
 from pgratchet import FilesError, Migrator
 from pgratchet.core.sql import scripts
-from tests.support import HEAD, Write, a_role, as_role, column, connected, exists, failure_of, states, tell
+from tests.support import (
+    HEAD,
+    Write,
+    a_role,
+    as_role,
+    column,
+    connected,
+    exists,
+    failure_of,
+    needs_plain_escapes,
+    states,
+    tell,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -20,10 +31,7 @@ KEPT = ["C:\\dir\n", "ends with \\", "it's"]
 @pytest.fixture(params=["the database", "the role", "the DSN"])
 async def off(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[str]:
     """The DSN of sessions in which standard_conforming_strings is off by default, set in that way."""
-    try:
-        await tell(dsn, "SET standard_conforming_strings = off; RESET standard_conforming_strings")
-    except asyncpg.PostgresError:
-        pytest.skip("the server has no other value than on")
+    await needs_plain_escapes(dsn)
     match request.param:
         case "the database":
             await tell(dsn, f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET standard_conforming_strings = off")
