@@ -2,8 +2,8 @@
 # Installs the engines if one of them is missing and this is root.
 set -euo pipefail
 
-programs="pgpool patroni etcd haproxy pg_autoctl"
-packages="postgresql pgpool2 patroni etcd-server haproxy pg-auto-failover-cli"
+programs="pgpool patroni etcd haproxy pg_autoctl pgbouncer"
+packages="postgresql pgpool2 patroni etcd-server haproxy pg-auto-failover-cli pgbouncer"
 
 PATH=$PATH:/usr/sbin
 # shellcheck disable=SC2086 # several words each

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Makes the program that the folder $1 is to have, `pgbouncer`: the newest one that Debian has, with the libraries that it
-# needs, whichever Debian this is. Nothing is installed.
+# Makes $1/pgbouncer, the newest one that Debian has, with the libraries that it needs, whichever Debian this is. Nothing
+# is installed. On another system it is the installed one.
 set -euo pipefail
 
 folder=$1
 [ ! -x "$folder/pgbouncer" ] || exit 0
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mirror=$(sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2> /dev/null | head -1) || true
-[ -n "$mirror" ] || { echo "the newest PgBouncer is Debian's, and this is no Debian"; exit; }
 
 rm -rf "$folder"
+if [ -z "$mirror" ] || [ ! -e "$keyring" ]; then
+    mkdir "$folder"
+    ln -s "$(PATH=$PATH:/usr/sbin type -P pgbouncer)" "$folder/pgbouncer"
+    exit
+fi
 mkdir -p "$folder"/{root,lists/partial,cache/archives/partial}
 echo "deb [signed-by=$keyring] $mirror sid main" > "$folder/sources.list"
 apt() {
