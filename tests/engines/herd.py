@@ -19,7 +19,9 @@ STOP = 8
 """The file in which the first replica stands still while harm is done."""
 
 INDEX = 12
-PATIENCE = 100.0
+PATIENCE = 150.0
+"""Seconds for a herd; pg_auto_failover alone takes almost a minute to give up a primary."""
+
 LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
