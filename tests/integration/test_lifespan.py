@@ -13,6 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from pgratchet import (
+    AbsentError,
     BehindError,
     BudgetExceededError,
     FilesError,
@@ -256,7 +257,7 @@ class TestTheTracebackOfAFailedStart:
     async def test_it_ends_with_the_message_and_has_no_frames_of_the_run(
         self, dsn: str, write: Write, folder: Path, wrong: str
     ) -> None:
-        wanted: type[BaseException] = ServerError
+        wanted: type[BaseException] = AbsentError
         if wrong == "password":
             dsn = urlsplit(dsn)._replace(netloc=f"postgres:wrong@{urlsplit(dsn).netloc.rpartition('@')[2]}").geturl()
         elif wrong == "database":
