@@ -14,7 +14,7 @@ from pgratchet.postgres.ledger.records import Records
 from pgratchet.postgres.link import own
 from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.own import Guards
-from pgratchet.postgres.link.session import AT_WORK, Connection, describe, outlives
+from pgratchet.postgres.link.session import AT_WORK, Connection, describe, last_words, outlives
 from pgratchet.postgres.link.sql import EQ, Table, become
 
 LOCK_ROWS = (
@@ -158,8 +158,12 @@ async def _refuse_statement_pooling(connection: Connection) -> None:
     try:
         await own.execute(connection, "BEGIN")
         await own.execute(connection, "COMMIT")
-    except asyncpg.ProtocolViolationError as error:
+    except asyncpg.PostgresError as error:
+        # The pooler ends the session with it.
+        refusal = last_words(error)
+        if not isinstance(refusal, asyncpg.ProtocolViolationError):
+            raise
         raise ServerError(
-            f"{describe(error)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
+            f"{describe(refusal)}: nothing can be applied through this pooler; give a DSN that leads straight to the "
             f"server as {spelled('direct_dsn')}, or one to a pool in transaction or session mode"
         ) from error
