@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import asyncpg
@@ -85,6 +86,7 @@ async def exclusively(
     connection: Connection, key: int | None, budget: Budget, owner: str | None = None
 ) -> AsyncIterator[None]:
     """Run the block as one transaction as the role `owner`, that holds the lock; wait for it. No lock without a key."""
+    since = datetime.now(UTC)
     while True:
         async with connection.transaction(isolation="read_committed"):
             if key is None or await is_free(connection, key):
@@ -92,7 +94,16 @@ async def exclusively(
                     await own.execute(connection, become(owner, local=True))
                 yield
                 return
-        await budget.poll("waiting for another runner to give back the lock")
+        held = await holder(connection, key)
+        if held is not None:
+            budget.tell(f"waiting since {since:%H:%M:%SZ} for {held}")
+        await budget.poll(f"waiting for the lock of {held or 'another session'}")
+
+
+async def holder(connection: Connection, key: int) -> Holder | None:
+    """Return the session that holds the lock; None if there is none."""
+    rows = await own.fetch(connection, _HOLDER, key)
+    return Holder(*rows[0]) if rows else None
 
 
 class RunnerLock:
@@ -138,8 +149,7 @@ class RunnerLock:
 
     async def holder(self, connection: Connection) -> Holder | None:
         """Return the session that holds the lock; None if there is none."""
-        rows = await own.fetch(connection, _HOLDER, self._key)
-        return Holder(*rows[0]) if rows else None
+        return await holder(connection, self._key)
 
 
 def _refuse_second(connection: Connection, *, taken: bool) -> None:
