@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -106,15 +107,10 @@ async def copied(connection: Connection, statements: str, patience: float | None
     Raises TimeoutError after `patience` seconds.
     """
     columns: dict[str, list[str | None]] = {}
-
-    async def cut(rows: bytes) -> None:
-        # While the server sends the next ones.
-        _cut(rows.decode(), columns)
-
     with reading(connection):
         try:
             # asyncpg's public methods send a COPY alone.
-            await connection._copy_out(statements, cut, patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            await connection._copy_out(statements, partial(_cut, columns), patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         except asyncpg.InternalClientError:
             # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
             # the connection itself over that.
@@ -123,12 +119,13 @@ async def copied(connection: Connection, statements: str, patience: float | None
     return columns
 
 
-def _cut(text: str, columns: dict[str, list[Any]]) -> None:
-    """Add some rows of a COPY `AS_CSV` to its columns, by name; the first of all rows has the names.
+async def _cut(columns: dict[str, list[str | None]], rows: bytes) -> None:
+    """Add some rows of a COPY `AS_CSV` to its columns, by name, while the server sends more; the first has the names.
 
     PostgreSQL's protocol never divides a row. Not by the module csv: its longest field is a setting of the whole
     process, and it takes "" for NULL.
     """
+    text = rows.decode()
     if _QUOTE in text:
         text = _unquoted(text)
     if not columns:
