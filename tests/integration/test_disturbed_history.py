@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from pgratchet import Failure, Migrator, ServerError, embedded
+from pgratchet import Failure, Migrator, ServerError, Verdict, embedded
 from tests.support import HEAD, HISTORY, Write, ask, column, exists, failure_of, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
@@ -331,6 +331,35 @@ async def test_a_table_that_cannot_be_made_is_named_in_the_error(dsn: str, write
 
     await tell(dsn, "DROP EVENT TRIGGER frozen")
     assert len(await migrator.up()) == 1
+
+
+async def test_a_verdict_that_cannot_be_written_says_that_it_is_the_history(dsn: str, write: Write) -> None:
+    migrator = Migrator(dsn, await disturbed(dsn, write, trigger("BEFORE INSERT")))
+    write(FILES["one statement"])
+
+    with pytest.raises(ServerError, match=f"the history {HISTORY} cannot be written: no writes today"):
+        await migrator.repair("2", Verdict.APPLIED, "somebody has looked")
+
+    await tell(dsn, DROP_TRIGGER)
+    await migrator.repair("2", Verdict.APPLIED, "somebody has looked")
+    assert await states(dsn) == {"1": "applied", "2": "applied"}
+
+
+async def test_an_adoption_that_cannot_be_written_says_that_it_is_the_history(dsn: str, write: Write) -> None:
+    folder = await disturbed(dsn, write, trigger("BEFORE INSERT"))
+    legacy = (
+        "CREATE TABLE legacy (version int, description text, filename text, executed_at timestamptz, success bool, "
+        "error_message text); INSERT INTO legacy VALUES (2, 'bb', '002_bb.sql', now(), true, NULL)"
+    )
+    await tell(dsn, legacy)
+    write(FILES["one statement"])
+    migrator = Migrator(dsn, folder)
+
+    with pytest.raises(ServerError, match=f"the history {HISTORY} cannot be written: no writes today"):
+        await migrator.adopt("public.legacy")
+
+    await tell(dsn, DROP_TRIGGER)
+    assert (await migrator.adopt("public.legacy")).adopted == ("2",)
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,8 @@ async def _record(  # noqa: PLR0913, PLR0917 - the place, and all parts of the r
     when = f"{known.now:%Y-%m-%d %H:%M:%S%z}"
     reason = printable(f"{judgement.reason.strip()} ({judgement.verdict}, {when}, {writer.applied_by})")
     if judgement.verdict is Verdict.ACCEPT and entry.row is not None and entry.migration is not None:
-        await own.execute(connection, records.accept(entry.row, entry.migration, reason))
+        sql = records.accept(entry.row, entry.migration, reason)
     else:
-        await own.execute(connection, records.settle(entry, settled, writer, reason))
+        sql = records.settle(entry, settled, writer, reason)
+    with history.changing(connection):
+        await own.execute(connection, sql)

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import chain, repeat
@@ -361,27 +361,21 @@ class History(NamedTuple):
             if found.others:
                 self._warn_of_others(found.others, "this run makes a second history")
             columns = ", ".join(f"{name} {column.type} {column.more}".rstrip() for name, column in COLUMNS.items())
-            try:
-                # In one transaction: readers that wait already see no table that they may not read. Another session may
-                # have made the table in between: IF NOT EXISTS gives way to that one.
-                seal = await self._changed(
-                    connection,
-                    as_owner
-                    + ("" if found.has_schema else f"CREATE SCHEMA IF NOT EXISTS {schema};")
-                    + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
-                    + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
-                    + "".join(grants),
-                    budget,
-                )
-            except asyncpg.InsufficientPrivilegeError as error:
-                cure = await self._cure_of_making(connection)
-                raise AbsentError(f"{error}; {cure}") from None
-            except (asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedObjectError):
-                raise
-            except asyncpg.PostgresError as error:
-                if connection.is_closed():
-                    raise
-                raise ServerError(f"the history {self.table} cannot be made: {describe(error)}") from error
+            # In one transaction: readers that wait already see no table that they may not read. Another session may
+            # have made the table in between: IF NOT EXISTS gives way to that one.
+            make = (
+                as_owner
+                + ("" if found.has_schema else f"CREATE SCHEMA IF NOT EXISTS {schema};")
+                + f"CREATE TABLE IF NOT EXISTS {self.table.quoted} ({columns});"
+                + f"COMMENT ON TABLE {self.table.quoted} IS 'Which migrations are applied; written by pgratchet';"
+                + "".join(grants)
+            )
+            with self.changing(connection, "made"):
+                try:
+                    seal = await self._changed(connection, make, budget)
+                except asyncpg.InsufficientPrivilegeError as error:
+                    cure = await self._cure_of_making(connection)
+                    raise AbsentError(f"{error}; {cure}") from None
         else:
             seal = self._writable(found)
             for grant in grants:
@@ -503,7 +497,20 @@ class History(NamedTuple):
         names = ", ".join(columns[at] for at in written)
         places = ", ".join(f"${at}" for at in range(1, len(written) + 1))
         insert = f"INSERT INTO {self.table.quoted} ({names}) VALUES ({places})"
-        await own.executemany(connection, insert, [[row[at] for at in written] for row in values])
+        with self.changing(connection):
+            await own.executemany(connection, insert, [[row[at] for at in written] for row in values])
+
+    @contextmanager
+    def changing(self, connection: Connection, how: str = "written") -> Iterator[None]:
+        """Raise ServerError, which names the table, for an error of the server's about it inside the block."""
+        try:
+            yield
+        except (asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedObjectError):
+            raise
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            raise ServerError(f"the history {self.table} cannot be {how}: {describe(error)}") from error
 
     @property
     def unreadable(self) -> str:
