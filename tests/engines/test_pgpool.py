@@ -160,3 +160,19 @@ async def test_a_file_that_runs_outside_a_transaction_needs_the_lock_of_a_sessio
         await Migrator(between.dsn, folder).up()
     assert len(await Migrator(between.dsn, folder, direct_dsn=primary).up()) == herd.FILES
     await herd.applied_once(primary, folder)
+
+
+async def test_an_adoption_takes_over_what_the_primary_has(
+    servers: tuple[Server, Server], primary: str, between: Between, write: Write
+) -> None:
+    folder = write({"001_m.sql": "CREATE TABLE m1 ();", "002_m.sql": "CREATE TABLE m2 ();"})
+    columns = "version int, description text, filename text, executed_at timestamptz, success bool, error_message text"
+    row = "'m', '001_m.sql', now(), true, NULL"
+    await tell(primary, f"CREATE TABLE migrations ({columns}); INSERT INTO migrations VALUES (1, {row})")
+    await lags(servers, between)
+    await tell(primary, f"INSERT INTO migrations VALUES (2, {row.replace('001', '002')})")
+    migrator = Migrator(between.dsn, folder)
+    for dry_run in (True, False):
+        assert (await migrator.adopt("public.migrations", dry_run=dry_run)).adopted == ("1", "2")
+    assert await states(primary) == {"1": "applied", "2": "applied"}
+    assert await migrator.up() == ()

@@ -13,8 +13,8 @@ The grammar looks up operators by name, and nothing can qualify them, in `IN (..
 `IS [NOT] DISTINCT FROM`, `NULLIF`, `LIKE`, `SIMILAR TO`, `USING` and `NATURAL`: our SQL does not use them. A list is
 `EQ ANY (...)`.
 
-A pooler that splits reads from writes must send to the primary what decides, because a standby may lag. It does so
-with a message of several statements, and with a query that begins with a comment: a COPY is never sent alone.
+A pooler that splits reads from writes must send to the primary what decides, because a standby may lag. pgpool-II does
+so with what reads the catalogs, and with a message of several statements: a COPY is never sent alone.
 
 An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL raises on purpose are those of `Guards`.
 """
@@ -42,9 +42,6 @@ _SHOWN = {"n": "\n", "d": _NEXT, "q": _QUOTE, "e": ""}
 
 # Not "asyncpg.Connection[Any]": a module that does not import asyncpg could not resolve its own annotations.
 Connection: TypeAlias = asyncpg.Connection
-
-_TO_PRIMARY = "/*NO LOAD BALANCE*/"
-"""The beginning of a query that pgpool-II sends to no standby, unless allow_sql_comments is on."""
 
 HINT = "asyncpg reads nothing but UTF-8: leave client_encoding as it is, and look for other encodings in the database"
 
@@ -81,7 +78,7 @@ async def fetch(
 ) -> list[asyncpg.Record]:
     """Return the rows of a query of ours, in two round trips; after `patience` seconds cancel it: TimeoutError."""
     with reading(connection):
-        return await connection.fetch(_TO_PRIMARY + query, *arguments, timeout=patience)
+        return await connection.fetch(query, *arguments, timeout=patience)
 
 
 async def ask(connection: Connection, query: str, before: str = "") -> dict[str, Any]:
