@@ -43,7 +43,7 @@ _SQLX = "no-transaction"
 
 _FILLER = r"(?:migrat(?:e|ion)s?|scripts?|section|part)"
 _HALF = {
-    direction: rf"[\W_]*(?:{_FILLER}[\W_]+)?(?:{words})(?:[\W_]+{_FILLER})?[\W_]*"
+    direction: rf"[\W_]*(?:{_FILLER}[\W_]+)?(?:{words})(?:[\W_]+{_FILLER}(?: ?[:(].*)?)?[\W_]*"
     for direction, words in ((Direction.UP, "ups?|upgrade"), (Direction.DOWN, "downs?|downgrade|rollback|undo"))
 }
 """The headings of node-pg-migrate, Play, MyBatis and many home-made runners; each begins a half of the file."""
