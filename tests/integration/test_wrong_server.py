@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from pgratchet import BehindError, HistoryError, Migrator, ServerError, State, Verdict
+from pgratchet import BehindError, HistoryError, MigrationFailedError, Migrator, ServerError, State, Verdict
 from pgratchet.embedded import Server
 from tests.faults.pairs import pair
 from tests.support import Write, a_role, as_role, ask, connected, exists, states, tell, until
@@ -215,3 +215,19 @@ async def test_a_database_ahead_of_the_files_is_a_warning_unless_strict_and_no_w
         assert caught.value.versions == ("2",)
     assert set((await states(dsn)).values()) == {"applied"}
     assert [step.version for step in await Migrator(dsn, write(FILES)).down()] == ["2"]
+
+
+async def test_a_database_that_asks_for_debugging_messages_is_migrated(dsn: str, write: Write) -> None:
+    await tell(dsn, f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET client_min_messages = debug5")
+    migrator = Migrator(dsn, write(FILES | {"003_c.sql": "CREATE INDEX CONCURRENTLY i ON gone (n);"}))
+
+    with pytest.raises(MigrationFailedError, match="gone"):
+        await migrator.up()
+    write({"003_c.sql": "-- pgratchet: no-transaction\nCREATE TABLE c (n int); CREATE INDEX CONCURRENTLY i ON c (n);"})
+    await migrator.up()
+
+    await migrator.check()
+    assert await states(dsn) == {"1": "applied", "2": "applied", "3": "applied"}
+    write({"003_c.down.sql": "DROP TABLE c;"})
+    await migrator.down(to=0)
+    assert not await exists(dsn, "a")

@@ -87,8 +87,11 @@ async def ask(connection: Connection, query: str, before: str = "") -> dict[str,
     The statements `before` run in the same message, and in the same transaction.
     """
     as_json = f"SELECT pg_catalog.row_to_json(answer.*)::pg_catalog.text AS answer FROM ({query}) AS answer"
-    columns = await copied(connection, f"{before or 'SELECT;'}COPY ({as_json}) {AS_CSV}")
-    row: dict[str, Any] = json.loads(columns["answer"][0] or "")
+    # Without a header the row is the first line. asyncpg drops one of two lines if the server sends anything between
+    # them, as it does where client_min_messages asks for debugging.
+    as_line = AS_CSV.replace("HEADER true", "HEADER false")
+    (line,) = await copied(connection, f"{before or 'SELECT;'}COPY ({as_json}) {as_line}")
+    row: dict[str, Any] = json.loads(line)
     return row
 
 
