@@ -354,8 +354,14 @@ def _refusals(parameters: Hidden[dict[str, str]]) -> Iterator[str]:
         yield "gssencmode=require, and asyncpg does not encrypt by GSSAPI; sslmode=require encrypts by TLS"
     if get.reveal()("replication", "no") not in _NO:
         yield "replication, which makes a session that cannot run migrations; leave it out"
-    if get.reveal()("ssl", "require") not in _SSL_MODES:
-        yield f"an ssl that is none of {', '.join(sorted(_SSL_MODES))}; write sslmode=require, for example"
+    for name in ("ssl", "sslmode"):
+        if get.reveal()(name, "require") not in _SSL_MODES:
+            yield f"an {name} that is none of {', '.join(sorted(_SSL_MODES))}; write sslmode=require, for example"
+    if get.reveal()("sslnegotiation", "postgres") not in {"postgres", "direct"}:
+        yield "an sslnegotiation that is neither postgres nor direct"
+    mode = get.reveal()("sslmode") or get.reveal()("ssl") or os.environ.get("PGSSLMODE")
+    if get.reveal()("sslnegotiation") == "direct" and mode not in {"require", "verify-ca", "verify-full"}:
+        yield "sslnegotiation=direct, which needs sslmode=require, verify-ca or verify-full; add one of them"
     if re.fullmatch(r"-?[0-9]+", get.reveal()("connect_timeout", "0")) is None:
         yield "a connect_timeout that is no whole number of seconds"
     if not _are_ports(get.reveal()("port", "")):
