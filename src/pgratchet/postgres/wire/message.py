@@ -201,9 +201,10 @@ async def facts(connection: Connection, history: History, held: str | None, tool
 class Framing(NamedTuple):
     """The SQL around the steps of one run, in one session.
 
-    `marker` is the notice after each part of a message, None if the scripts may not use PL/pgSQL. `ourselves` restores,
-    until COMMIT, the role and the search_path, which a script may have changed. `clean` removes everything that a
-    script may have left in the session, and nothing of ours; `reset` does the same as a transaction of its own.
+    `marker` is the notice after each part of a message, None if the scripts may not use PL/pgSQL. `boundary` lets the
+    server say that a script begins, or has ended; it is empty then. `ourselves` restores, until COMMIT, the role and
+    the search_path, which a script may have changed. `clean` removes everything that a script may have left in the
+    session, and nothing of ours; `reset` does the same as a transaction of its own.
     """
 
     records: Records
@@ -211,6 +212,7 @@ class Framing(NamedTuple):
     facts: Facts
     owner: str | None
     marker: str | None
+    boundary: str
     ourselves: str
     clean: str
     reset: str
@@ -239,6 +241,7 @@ class Framing(NamedTuple):
             facts,
             owner,
             marker=records.guards.sign if facts.plpgsql else None,
+            boundary=mark(boundary(records.guards.sign)) if facts.plpgsql else "",
             ourselves=f"SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL role TO {role};{path}",
             clean=clean,
             # Joined to the next step's transaction it would be undone together with that, and BEGIN ISOLATION LEVEL
@@ -250,11 +253,6 @@ class Framing(NamedTuple):
     def without_plpgsql(self) -> "Framing":
         """Return the framing for a session in which no PL/pgSQL runs any more."""
         return self.of(self.records, self.limits, self.facts._replace(plpgsql=False), self.owner)
-
-    @property
-    def boundary(self) -> str:
-        """The SQL that lets the server say that a script begins, or has ended: our own statements are around it."""
-        return mark(boundary(self.marker)) if self.marker else ""
 
     def messages(self, group: Group) -> Iterator[Message]:
         """Return the messages that run the steps of a group, each step in a transaction of its own.
