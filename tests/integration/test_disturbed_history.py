@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from pgratchet import Failure, Migrator, ServerError, Verdict, embedded
-from tests.support import HEAD, HISTORY, Write, ask, column, exists, failure_of, states, tell, until
+from tests.support import HEAD, HISTORY, Write, a_role, as_role, ask, column, exists, failure_of, states, tell, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
 
@@ -124,6 +124,34 @@ async def test_a_disturbance_of_the_history_is_no_failure_of_the_file(
     assert not await exists(dsn, "b")
     await tell(dsn, undo)
     assert [step.version for step in await migrator.up()] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("policies", "sqlstate", "said"),
+    [
+        ("CREATE POLICY r ON {0} FOR SELECT USING (true)", "42501", "violates row-level security policy"),
+        (
+            "CREATE POLICY r ON {0} FOR SELECT USING (true); CREATE POLICY w ON {0} FOR INSERT WITH CHECK (true)",
+            None,
+            UNDONE,
+        ),
+    ],
+)
+async def test_policies_that_let_a_role_only_read_the_history_are_named_with_the_cure(
+    dsn: str, write: Write, policies: str, sqlstate: str | None, said: str
+) -> None:
+    secured = f"ALTER TABLE {HISTORY} ENABLE ROW LEVEL SECURITY; GRANT ALL ON {HISTORY} TO PUBLIC;"
+    folder = await disturbed(dsn, write, secured + policies.format(HISTORY))
+    write({"002_bb.sql": "SELECT 1;"})
+    async with a_role(dsn) as role:
+        migrator = Migrator(as_role(dsn, role), folder)
+
+        error = await failure_of(migrator)
+
+        cure = 'CREATE POLICY pgratchet ON "public"."schema_migrations" USING (true)'
+        assert_of_history(error.failure, sqlstate, said, cure)
+        await tell(dsn, cure)
+        assert [step.version for step in await migrator.up()] == ["2"]
 
 
 @pytest.mark.parametrize("disturbance", ["a check", "a trigger on the record", "a trigger that skips the claim"])

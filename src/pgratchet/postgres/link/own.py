@@ -19,6 +19,8 @@ so with what reads the catalogs, and with a message of several statements: a COP
 An answer that asyncpg cannot read raises UnreadableError. Errors that our SQL raises on purpose are those of `Guards`.
 """
 
+import asyncio
+import gc
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -113,7 +115,9 @@ async def copied(connection: Connection, statements: str, patience: float | None
             await connection._copy_out(statements, partial(_cut, columns), patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         except asyncpg.InternalClientError:
             # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
-            # the connection itself over that.
+            # the connection itself over that, and leaves no future behind: nobody would take this one's exception.
+            for left in filter(asyncio.isfuture, gc.get_referents(getattr(connection, "_protocol", None))):
+                left.add_done_callback(asyncio.Future.exception)
             connection.terminate()
             raise
     return columns
