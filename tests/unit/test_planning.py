@@ -276,6 +276,20 @@ def test_a_half_done_version_without_a_file_is_refused_on_the_way_down_only(curs
         halfway.taken_over(compared, Direction.DOWN)
 
 
+def test_many_versions_without_files_are_one_warning_beside_those_that_are_half_done() -> None:
+    begun = row(8, RecordState.RUNNING, cursor="")
+    compared = compare([migration(1), migration(5)], [*map(row, [*range(1, 8), 9]), begun])
+
+    assert judge(compared) == (
+        "8 name8 is half done, but has no file here",
+        "2 to 4, 6, 7, 9 are in the database, but have no files here",
+    )
+    assert judge(entries([1, 4], [1, 2, 3, 4])) == (
+        "2 name2 is in the database, but has no file here",
+        "3 name3 is in the database, but has no file here",
+    )
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_version_that_a_person_has_reset_is_pending_and_never_late(*, allowed: bool) -> None:
     compared = compare(

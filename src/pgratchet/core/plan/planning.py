@@ -27,7 +27,7 @@ from pgratchet.core.model import (
     Step,
 )
 from pgratchet.core.plan import halfway
-from pgratchet.core.printing import in_ascii, printable, ranges
+from pgratchet.core.printing import LEAST_RANGE, in_ascii, printable, ranges
 
 NOTHING = "0"
 """The version below all others, unless a version has that name: to go down to it reverts everything."""
@@ -199,7 +199,7 @@ def refuse_disagreement(
     files = {entry.version: entry.migration for entry in entries if entry.migration}
     newest = max(files.values(), key=attrgetter("rank"), default=None)
     wrong: list[tuple[str, str]] = []
-    warnings: list[str] = []
+    ahead: list[HistoryRow] = []
     for version, state, migration, row in entries:
         if migration is None and row is not None:
             if below := _below_floor(row, files, newest, rank):
@@ -207,7 +207,7 @@ def refuse_disagreement(
             elif strict:
                 wrong.append((version, f"{_no_file(row)}; deploy the release that has it"))
             else:
-                warnings.append(_no_file(row))
+                ahead.append(row)
         elif migration is not None and state is State.CHANGED:
             when = f" on {row.finished_at:%Y-%m-%d %H:%M:%S%z}" if row and row.finished_at else ""
             cure = (
@@ -227,7 +227,17 @@ def refuse_disagreement(
             wrong.append((version, f"{migration.up.path} {said}"))
     if wrong:
         raise HistoryError("\n".join(printable(text) for _, text in wrong), [version for version, _ in wrong])
-    return tuple(warnings)
+    return _warnings_of(ahead, entries)
+
+
+def _warnings_of(ahead: Sequence[HistoryRow], entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the warnings about versions that have no files here: one for all, except those that are half done."""
+    begun = [_no_file(row) for row in ahead if halfway.is_begun(row)]
+    done = [row for row in ahead if not halfway.is_begun(row)]
+    if len(done) < LEAST_RANGE:
+        return (*begun, *map(_no_file, done))
+    versions = ranges([row.version for row in done], [entry.version for entry in entries])
+    return (*begun, f"{versions} are in the database, but have no files here")
 
 
 def _no_file(row: HistoryRow) -> str:
