@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,8 @@ from pgratchet.postgres.link.dsn import address_of
 from pgratchet.postgres.link.session import PARAMETERS, VANISHED_AFTER, _told, connector, open_session, prepared
 from pgratchet.postgres.link.sql import Table
 from tests.faults.localised import refused_in_latin1
-from tests.faults.refusing import refusing
+from tests.faults.refusing import READY, between, refusing
+from tests.faults.refusing import error as error_message
 from tests.support import Connection, Write, abandoning, ask, column, connect, deserted, exists, sessions, states, tell
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
@@ -368,3 +370,27 @@ async def test_a_session_that_the_server_ends_between_two_requests_counts_as_los
             await ask_behind_the_end()
         async with open_session(connector(address_of(dsn))) as session:
             await request_(session)
+
+
+async def test_a_session_that_ends_between_two_requests_leaves_no_exception_that_nobody_takes(
+    dsn: str, write: Write
+) -> None:
+    def answer(message: bytes) -> bytes | None:
+        """Answer a query, and say the last words of the session; they are read before the connection ends."""
+        last_words = error_message("ERROR", "57P01")
+        return b"C\0\0\0\x0dSELECT 0\0" + READY + last_words if b"/* the last request */" in message else None
+
+    untaken: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: untaken.append(context))
+    try:
+        async with between(dsn, answer) as there:
+            connection = await connect(there)
+            await connection.execute("/* the last request */")
+            with pytest.raises(asyncpg.InternalClientError, match="another operation"):
+                await own.ask(connection, "SELECT 1 AS one")
+            assert connection.is_closed()
+        await Migrator(dsn, write({"001_a.sql": "CREATE TABLE a (n int)"})).up()
+        gc.collect()
+    finally:
+        asyncio.get_running_loop().set_exception_handler(None)
+    assert untaken == []
