@@ -919,21 +919,27 @@ class TestTheClock:
         }
         assert len(await Migrator(dsn, write(files)).up()) == 4
 
-    @pytest.mark.parametrize("there", [True, False])
+    @pytest.mark.parametrize("made", ["before", "by its name", "by a text that is put together", "by a function"])
     async def test_an_event_trigger_sees_each_step_at_a_time_of_its_own(
-        self, dsn: str, write: Write, *, there: bool
+        self, dsn: str, write: Write, made: str
     ) -> None:
-        trigger = (
+        prepared = (
             "CREATE TABLE log (at timestamptz);"
             "CREATE FUNCTION log() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO log VALUES (now()); "
             "END$$;"
-            "CREATE EVENT TRIGGER log ON ddl_command_end WHEN TAG IN ('CREATE SEQUENCE') EXECUTE FUNCTION log();"
+            "CREATE FUNCTION make() RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE concat('CREATE EV', 'ENT TRIGGER "
+            "log ON ddl_command_end WHEN TAG IN (''CREATE SEQUENCE'') EXECUTE FUNCTION log()'); END$$;"
         )
+        by_name = "CREATE EVENT TRIGGER log ON ddl_command_end WHEN TAG IN ('CREATE SEQUENCE') EXECUTE FUNCTION log();"
         files = {f"{number:03}_s.sql": f"CREATE SEQUENCE s{number};" for number in range(2, 6)}
-        if there:
-            await tell(dsn, trigger)
+        await tell(dsn, prepared)
+        if made == "before":
+            await tell(dsn, by_name)
+        elif made == "by a function":
+            files["001_a.sql"] = "SELECT make();"
         else:
-            files["001_a.sql"] = trigger
+            text = by_name.replace("'", "''").replace("CREATE EVENT", "CREATE EV' || 'ENT")
+            files["001_a.sql"] = by_name if made == "by its name" else f"DO $$BEGIN EXECUTE '{text}'; END$$;"
 
         await Migrator(dsn, write(files)).up()
 

@@ -1,7 +1,7 @@
 import pytest
 
 from pgratchet.core.model import Direction, Kind, Script, Source
-from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
+from pgratchet.core.sql.inert import is_inert
 from pgratchet.core.sql.scripts import compile_script
 
 INERT = r"""
@@ -143,17 +143,3 @@ def test_a_script_is_inert_if_each_of_its_statements_is(count: int) -> None:
 @pytest.mark.parametrize("text", ["", "-- INSERT", "BEGIN; CREATE TABLE t (); COMMIT;"])
 def test_comments_and_the_own_transaction_of_a_file_do_not_count(text: str) -> None:
     assert is_inert(script(text))
-
-
-@pytest.mark.parametrize(
-    ("sql", "expected"),
-    [
-        ("create event  trigger e on ddl_command_end execute function f()", True),
-        ("alter event /* x */ trigger e enable", True),
-        ("do $$begin execute 'create extension x'; end$$", True),
-        ("create table event (trigger int)", False),
-        ("create trigger event before insert on t for each row execute function f()", False),
-    ],
-)
-def test_words_that_may_make_an_event_trigger_are_found(sql: str, expected: bool) -> None:  # noqa: FBT001 - an expectation
-    assert may_make_event_triggers(script(sql)) is expected

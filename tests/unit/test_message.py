@@ -197,14 +197,6 @@ def test_no_script_shares_where_event_triggers_are_enabled() -> None:
     assert sizes(TABLE, TABLE, event_triggers=True) == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "sql",
-    ["CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f();", "DO $$BEGIN CREATE EXTENSION x; END$$;"],
-)
-def test_no_script_shares_behind_one_that_may_make_an_event_trigger(sql: str) -> None:
-    assert sizes(TABLE, claim(sql).step, TABLE, TABLE) == [1, 1, 2]
-
-
 @pytest.mark.parametrize("markers", [True, False])
 def test_a_position_is_told_as_line_column_and_statement(*, markers: bool) -> None:
     text = "-- head\nSELECT 1;\n\nSELECT 'ä😀',\n       wrong FROM t;\nSELECT 3;\n"

@@ -7,7 +7,7 @@ unknown statement is not on the list.
 import re
 
 from pgratchet.core.model import Script
-from pgratchet.core.sql.statements import mentions, scan, tokens
+from pgratchet.core.sql.statements import scan, tokens
 
 _NAME = r'(?:[A-Z_][A-Z0-9_$]*|")'
 _NAMES = rf"{_NAME}(?: \. {_NAME})*"
@@ -84,8 +84,6 @@ _ACTION, _OTHER = "|".join(_ACTIONS), "|".join(_OTHERS)
 _CLOCK = re.compile(r"(?<![a-z])(?:now|today|tomorrow|yesterday)(?![a-z])", re.IGNORECASE)
 """Words in a string that is taken for the present time, when the statement is read, where a date is expected."""
 
-_EVENT_TRIGGERS = re.compile(r"\bEVENT\b[^;,(]*\bTRIGGER\b|\bEXTENSION\b", re.IGNORECASE)
-
 
 def is_inert(script: Script) -> bool:
     """Return whether every statement of a SQL script is on the list."""
@@ -99,12 +97,6 @@ def is_inert(script: Script) -> bool:
         if not all(_is_inert(part, statement.start, statement.end) for statement in scan(part)):
             return False
     return True
-
-
-def may_make_event_triggers(script: Script) -> bool:
-    """Return whether a script may leave an event trigger behind, itself or by an extension, as its words show."""
-    text = script.source.text
-    return mentions(text, "EVENT", "EXTENSION") and _EVENT_TRIGGERS.search(text) is not None
 
 
 def _is_inert(text: str, start: int, end: int) -> bool:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain, islice
+from itertools import islice
 from uuid import uuid4
 
 import asyncpg
@@ -15,7 +15,6 @@ import asyncpg
 from pgratchet.core.errors import ConnectionLostError, MigrationFailedError, PgratchetError, ServerError
 from pgratchet.core.model import Direction, Failure, Finished, HistoryRow, Kind, Lock, Mode, RecordState, Segment, Step
 from pgratchet.core.printing import in_ascii
-from pgratchet.core.sql.inert import may_make_event_triggers
 from pgratchet.core.sql.scripts import loads_another_library
 from pgratchet.core.sql.statements import scan
 from pgratchet.postgres.ledger.history import History
@@ -28,7 +27,7 @@ from pgratchet.postgres.steps import python_steps, statement_by_statement
 from pgratchet.postgres.wire import failures
 from pgratchet.postgres.wire.discretion import recordable
 from pgratchet.postgres.wire.failures import OvertakenError, StepError
-from pgratchet.postgres.wire.message import EVENT_TRIGGERS, Framing, Message, Part, share
+from pgratchet.postgres.wire.message import Framing, Message, Part, share
 from pgratchet.postgres.wire.progress import Group, Progress
 from pgratchet.postgres.wire.sending import Wire
 
@@ -77,8 +76,6 @@ class Execution:
                     if failure.history is None:
                         await self._record_failure(claim, error)
                     raise MigrationFailedError(failure, self._progress.finished) from error.cause
-                if self._has_group(0) and may_make_event_triggers(last.script):
-                    await self._part_if_event_triggers()
                 done = (step.version for step in self._progress.finished[finished:])
                 if self._has_group(0) and last.migration.version in done and loads_another_library(last.script):
                     # Otherwise a new database, built at once, would differ from one that was built release by release.
@@ -88,12 +85,6 @@ class Execution:
         """Return whether so many groups, and one more, are left."""
         self._groups.extend(islice(self._rest, max(0, at + 1 - len(self._groups))))
         return at < len(self._groups)
-
-    async def _part_if_event_triggers(self) -> None:
-        """Let each step that is left have a message of its own if the steps before have made an event trigger."""
-        if (await own.ask(self._wire.connection, f"SELECT {EVENT_TRIGGERS} AS made"))["made"]:
-            left = chain(tuple(self._groups), self._rest)
-            self._groups, self._rest = deque(), ((claim,) for group in left for claim in group)
 
     async def _run_first(self) -> None:
         """Run the first group, or a part of it, and take the steps that are done out of the groups.

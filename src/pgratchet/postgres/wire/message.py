@@ -14,7 +14,7 @@ from pgratchet.core.arguments import spelled
 from pgratchet.core.errors import ServerError
 from pgratchet.core.model import Direction, Kind, Lock, Mode, Segment, Step
 from pgratchet.core.printing import printable
-from pgratchet.core.sql.inert import is_inert, may_make_event_triggers
+from pgratchet.core.sql.inert import is_inert
 from pgratchet.core.sql.scripts import CHUNK, MOST_MARKERS, loads_another_library
 from pgratchet.postgres.ledger.history import History
 from pgratchet.postgres.ledger.records import DURABLE, Claim, Records, Writer
@@ -60,7 +60,9 @@ _STARTED = f"SELECT {_ISO.format('backend_start')} {_OURS}"
 
 # Not session_user: SET SESSION AUTHORIZATION changes that, and other sessions still see the login role.
 _LOGIN = f"SELECT pg_catalog.pg_get_userbyid(usesysid)::pg_catalog.text {_OURS}"
-EVENT_TRIGGERS = f"EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtenabled {NE} 'D' AND evtevent {NE} 'login')"
+_EVENT_TRIGGERS = (
+    f"EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtenabled {NE} 'D' AND evtevent {NE} 'login')"
+)
 """The condition that DDL may run code of users."""
 
 _DEFAULTS = (
@@ -84,7 +86,7 @@ SELECT pg_catalog.pg_backend_pid() AS pid,
         WHERE name {EQ} ANY ('{{{{lock_timeout,transaction_timeout}}}}'::pg_catalog.text[])) AS prepared,
        EXISTS (SELECT FROM pg_catalog.pg_language WHERE lanname {EQ} 'plpgsql'
                AND pg_catalog.has_language_privilege({{role}}, oid, 'USAGE')) AS plpgsql,
-       {EVENT_TRIGGERS} AS event_triggers,
+       {_EVENT_TRIGGERS} AS event_triggers,
        {_DATABASE} AS database,
        {_LOGIN_ID} AS login_id,
        {_DEFAULTS.format(database=_DATABASE, login=_LOGIN_ID)} AS defaults,
@@ -130,8 +132,8 @@ class Facts(NamedTuple):
     may run in another server process. `login` is the role that logs in, `role` the one that it works as; `readers` is
     the former if it needs a grant to read the history, as beside an owner. `plpgsql` is true if the role that the
     scripts run as may use it. `is_up_to_date` is the SQL condition that a new session would get the same settings from
-    its database and its role. `writer` is how rows name this run. The server has `refused` some of our settings, by
-    name. `found` is the history table before the run changes it.
+    its database and its role, and find the same answer about event triggers. `writer` is how rows name this run. The
+    server has `refused` some of our settings, by name. `found` is the history table before the run changes it.
     """
 
     pid: int
@@ -179,6 +181,7 @@ async def facts(connection: Connection, history: History, held: str | None, tool
         async with as_login(connection, owner):
             started = (await own.ask(connection, f"SELECT ({_STARTED}) AS started"))["started"]
     defaults = _DEFAULTS.format(database=row["database"], login=row["login_id"])
+    same_triggers = _EVENT_TRIGGERS if row["event_triggers"] else f"NOT {_EVENT_TRIGGERS}"
     runner = f"{row['login']}@{platform.node()} {row['application'] or APPLICATION}"
     return Facts(
         pid=row["pid"],
@@ -190,7 +193,7 @@ async def facts(connection: Connection, history: History, held: str | None, tool
         prepared=row["prepared"],
         plpgsql=row["plpgsql"],
         event_triggers=row["event_triggers"],
-        is_up_to_date=f"{defaults} {EQ} {array(row['defaults'])}",
+        is_up_to_date=f"{defaults} {EQ} {array(row['defaults'])} AND {same_triggers}",
         now=datetime.fromisoformat(row["now"]),
         writer=Writer(printable(runner), started, tool_version),
         refused=refused(connection),
@@ -344,7 +347,7 @@ def share(steps: Iterable[Step], *, event_triggers: bool) -> Iterator[Group]:
         # Only the first of a message may evaluate anything.
         group.append(Claim(step, uuid4().hex, may_be_outdated=len(group) < 2))  # noqa: PLR2004 - the first, and the next
         size += length
-        if not may_share or may_make_event_triggers(step.script) or loads_another_library(step.script):
+        if not may_share or loads_another_library(step.script):
             yield tuple(group)
             group, size = [], 0
     if group:
