@@ -394,3 +394,15 @@ async def test_a_session_that_ends_between_two_requests_leaves_no_exception_that
     finally:
         asyncio.get_running_loop().set_exception_handler(None)
     assert untaken == []
+
+
+async def test_rows_that_the_driver_loses_are_an_error(dsn: str) -> None:
+    await tell(
+        dsn, "CREATE FUNCTION speak() RETURNS int LANGUAGE plpgsql AS $$BEGIN RAISE NOTICE 'a row'; RETURN 1; END$$"
+    )
+    spoken = "pg_catalog.query_to_xml('SELECT public.speak()', true, false, '') IS NULL"
+    async with open_session(connector(address_of(dsn))) as connection:
+        copy = "SELECT;COPY (SELECT {} AS n FROM pg_catalog.generate_series(1, 300)) " + own.AS_CSV
+        with pytest.raises(own.UnreadableError, match="asyncpg has lost rows of it; leave client_min_messages"):
+            await own.copied(connection, copy.format(spoken))
+        assert len((await own.copied(connection, copy.format("1")))["n"]) == 300

@@ -59,7 +59,7 @@ class UnreadableError(asyncpg.PostgresError):
     def __init__(self, cause: Exception) -> None:
         answer = cause.object.decode(errors="backslashreplace") if isinstance(cause, UnicodeDecodeError) else cause
         super().__init__(f"{self.SENTENCE}: {answer}")
-        self.hint = HINT
+        self.hint = HINT if isinstance(cause, UnicodeError | LookupError) else None
 
 
 @contextmanager
@@ -89,10 +89,9 @@ async def ask(connection: Connection, query: str, before: str = "") -> dict[str,
     The statements `before` run in the same message, and in the same transaction.
     """
     as_json = f"SELECT pg_catalog.row_to_json(answer.*)::pg_catalog.text AS answer FROM ({query}) AS answer"
-    # Without a header the row is the first line. asyncpg drops one of two lines if the server sends anything between
-    # them, as it does where client_min_messages asks for debugging.
+    # Without a header the row is the only line: none is lost where client_min_messages asks for debugging.
     as_line = AS_CSV.replace("HEADER true", "HEADER false")
-    (line,) = await copied(connection, f"{before or 'SELECT;'}COPY ({as_json}) {as_line}")
+    (line,) = await copied(connection, f"{before or 'SELECT;'}COPY ({as_json}) {as_line}", headed=False)
     row: dict[str, Any] = json.loads(line)
     return row
 
@@ -103,16 +102,18 @@ async def execute(connection: Connection, text: str) -> None:
         await connection.execute(text)
 
 
-async def copied(connection: Connection, statements: str, patience: float | None = None) -> dict[str, list[str | None]]:
+async def copied(
+    connection: Connection, statements: str, patience: float | None = None, *, headed: bool = True
+) -> dict[str, list[str | None]]:
     """Run statements as one message, the last of which is a COPY `AS_CSV`, and return its columns, by name, as texts.
 
-    Raises TimeoutError after `patience` seconds.
+    Where it is not `headed`, the first row has the names. Raises TimeoutError after `patience` seconds.
     """
     columns: dict[str, list[str | None]] = {}
     with reading(connection):
         try:
             # asyncpg's public methods send a COPY alone.
-            await connection._copy_out(statements, partial(_cut, columns), patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            status: str = await connection._copy_out(statements, partial(_cut, columns), patience)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         except asyncpg.InternalClientError:
             # The server has ended the session between two requests. Where it sends anything but a COPY, asyncpg closes
             # the connection itself over that, and leaves no future behind: nobody would take this one's exception.
@@ -120,6 +121,9 @@ async def copied(connection: Connection, statements: str, patience: float | None
                 left.add_done_callback(asyncio.Future.exception)
             connection.terminate()
             raise
+        if status != f"COPY {len(next(iter(columns.values()), ())) + (not headed)}":
+            # As it does with one of two lines if the server sends anything between them.
+            raise ValueError("asyncpg has lost rows of it; leave client_min_messages as it is")
     return columns
 
 
