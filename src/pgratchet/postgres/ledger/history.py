@@ -172,9 +172,7 @@ class History(NamedTuple):
             raise ForeignTableError(f"{Guard.POLICY}: {self._untrusted(found.strange)}")
         raise ServerError(
             f"{Guard.POLICY}: it is enabled on {self.table}, and no policy shows the role {await _role(connection)} "
-            "all rows; "
-            f"CREATE POLICY pgratchet ON {self.table.quoted} USING (true), "
-            f"or ALTER TABLE {self.table.quoted} DISABLE ROW LEVEL SECURITY"
+            f"all rows; {trust.opening(self.table)}"
         )
 
     async def copied(

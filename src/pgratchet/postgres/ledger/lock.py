@@ -17,6 +17,7 @@ from pgratchet.postgres.link.budget import Budget
 from pgratchet.postgres.link.own import Guards
 from pgratchet.postgres.link.session import AT_WORK, Connection, describe, last_words, outlives
 from pgratchet.postgres.link.sql import EQ, Table, become
+from pgratchet.postgres.link.unreachable import may_pass
 
 LOCK_ROWS = (
     f"l.locktype {EQ} 'advisory' AND l.granted AND l.objsubid {EQ} 1 "
@@ -169,9 +170,9 @@ async def _refuse_statement_pooling(connection: Connection) -> None:
         await own.execute(connection, "BEGIN")
         await own.execute(connection, "COMMIT")
     except asyncpg.PostgresError as error:
-        # The pooler ends the session with it.
+        # The pooler ends the session with it, as it does when the server behind it is gone.
         refusal = last_words(error)
-        if not isinstance(refusal, asyncpg.ProtocolViolationError):
+        if not isinstance(refusal, asyncpg.ProtocolViolationError) or may_pass(refusal):
             raise
         raise ServerError(
             f"{describe(refusal)}: nothing can be applied through this pooler; give a DSN that leads straight to the "

@@ -231,6 +231,21 @@ async def attached(connection: Connection, table: Table) -> list[str]:
     return [text for (text,) in rows]
 
 
+async def has_active_policies(connection: Connection, table: Table) -> bool:
+    """Return whether row level security decides which rows of a table the current role may read and write."""
+    query = "SELECT pg_catalog.row_security_active(pg_catalog.to_regclass($1)::pg_catalog.oid)"
+    ((active,),) = await own.fetch(connection, query, table.quoted)
+    return bool(active)
+
+
+def opening(table: Table) -> str:
+    """Return the SQL by which row level security hides no row of a table, and refuses none."""
+    return (
+        f"CREATE POLICY pgratchet ON {table.quoted} USING (true), "
+        f"or ALTER TABLE {table.quoted} DISABLE ROW LEVEL SECURITY"
+    )
+
+
 def readable(
     guards: Guards, table: Table, owner: str | None, *, anybodys: bool, found: Inspection | None = None
 ) -> str:

@@ -222,6 +222,8 @@ async def explained(connection: Connection, claim: Claim, error: asyncpg.Postgre
         cure = f"the constraint {error.constraint_name} is not pgratchet's, and refuses its rows: {drop}"
     elif attached:
         cure = f"{attached} of the table runs when it is written: correct that, or take it off the table"
+    elif await trust.has_active_policies(connection, table):
+        cure = f"row level security is enabled, and no policy lets the role write all rows: {trust.opening(table)}"
     else:
         cure = f"somebody has changed the table since it was made: psql shows how by \\d+ {table.quoted}"
     failure = from_history(claim, error, table, 0, cure)
