@@ -541,6 +541,17 @@ def test_the_status_leaves_out_its_last_columns_where_the_terminal_is_narrow(fak
     ]
 
 
+def test_the_status_of_a_pending_file_tells_nothing_of_an_attempt_at_another_file(fake: FakeMigrator) -> None:
+    failed = {"state": RecordState.FAILED, "statements_done": 0, "finished_at": MOMENT, "applied_by": "x@host"}
+    other = row("1", "another", error="no table", **failed)
+    fake.answers["status"] = (Entry("1", State.PENDING, migration("1", "users"), other),)
+
+    said = lines(invoke("status"))
+
+    assert said[1].split() == ["1", "pending", "users", "-", "-"]
+    assert "no table" not in "".join(said)
+
+
 @pytest.mark.parametrize("name", ["n" * 100, "日本" * 25, "e\u0301" * 50, "क्षि" * 20, "x" * 56 + "日本語"])
 def test_every_line_of_the_status_fits_the_terminal_by_its_width(fake: FakeMigrator, name: str) -> None:
     other = row("2", "users", finished_at=MOMENT, applied_by="somebody@host", error=f"it\tfailed: {name} {'why ' * 40}")

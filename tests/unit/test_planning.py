@@ -187,7 +187,7 @@ def test_the_failure_of_an_earlier_file_is_not_charged_to_the_present_one(other:
     (begun,) = compare([migration(1)], [failed._replace(statements_done=1, **other)])
 
     assert [entry.state for entry in (same, new, begun)] == [State.FAILED, State.PENDING, State.FAILED]
-    assert [planning.failure_of(entry) for entry in (same, new, begun)] == ["syntax error", None, "syntax error"]
+    assert [planning.attempt_at(entry) for entry in (same, new, begun)] == [same.row, None, begun.row]
 
 
 def test_a_file_above_all_that_is_applied_is_pending() -> None:

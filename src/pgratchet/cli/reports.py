@@ -81,7 +81,7 @@ def status(entries: Sequence[Entry]) -> Report:
     heading = ("version", "state", "name", "when", "by")
     rows = [(entry.version, entry.state, entry.name, _shown(_when(entry)), _by(entry) or NEVER) for entry in entries]
     begun = [line for entry in entries if (line := _begun(entry))]
-    errors = [f"{entry.version} {entry.state}: {error}" for entry in entries if (error := planning.failure_of(entry))]
+    errors = [f"{entry.version} {entry.state}: {error}" for entry in entries if (error := _error(entry))]
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         if entry.row and entry.row.reason:
@@ -163,11 +163,15 @@ def _statements(count: int) -> str:
 
 
 def _when(entry: Entry) -> datetime | None:
-    return (entry.row.finished_at or entry.row.started_at) if entry.row else None
+    return (row.finished_at or row.started_at) if (row := planning.attempt_at(entry)) else None
 
 
 def _by(entry: Entry) -> str | None:
-    return entry.row.applied_by if entry.row else None
+    return row.applied_by if (row := planning.attempt_at(entry)) else None
+
+
+def _error(entry: Entry) -> str | None:
+    return row.error if (row := planning.attempt_at(entry)) else None
 
 
 def _shown(moment: datetime | None) -> str:
@@ -219,7 +223,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "path": entry.migration.up.path if entry.migration else None,
         "when": when.isoformat() if when else None,
         "by": _by(entry),
-        "error": planning.failure_of(entry),
+        "error": _error(entry),
         "reason": entry.row.reason if entry.row else None,
         "statements_done": entry.row.statements_done if entry.row else None,
         "statements_total": entry.row.statements_total if entry.row else None,

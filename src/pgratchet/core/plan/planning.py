@@ -140,12 +140,12 @@ def _may_be_late(migration: Migration, row: HistoryRow | None) -> bool:
     return row.state is RecordState.PENDING and row.name != migration.name
 
 
-def failure_of(entry: Entry) -> str | None:
-    """Return the error of the last attempt at a version; None if it was another file that has left nothing behind."""
+def attempt_at(entry: Entry) -> HistoryRow | None:
+    """Return the row of the last attempt at a version; None if it was another file that has left nothing behind."""
     _, state, migration, row = entry
     if row is None or (state in (State.PENDING, State.LATE) and migration and not _is_about(row, migration)):
         return None
-    return row.error
+    return row
 
 
 def _is_about(row: HistoryRow, migration: Migration) -> bool:
