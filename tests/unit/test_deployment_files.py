@@ -132,10 +132,10 @@ def test_continuous_integration_is_one_executable_file_that_runs_everything() ->
     made = [line.removeprefix("make ") for line in lines if line.startswith("make ")]
     assert made == [
         "ready --jobs=2",
-        "lint types model --jobs=2 --output-sync",
-        "test",
-        'test-14 test-18 ARGS="-m every_major" JOBS=3 --jobs=2 --output-sync',
+        'test-14 test-18 lint types model ARGS="-m every_major" JOBS=3 --output-sync &',
+        "test || failed=1",
     ]
+    assert lines[-2:] == ["wait $! || failed=1", "exit $failed"]
 
 
 def test_actions_of_others_are_pinned_and_get_no_rights() -> None:
