@@ -23,7 +23,7 @@ from pgratchet import (
 )
 from tests.support import Write, ask, column, connected, exists, failure_of, history, missing, tell
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 TITLES = {
     "Arabic": "إضافة_مستخدمين",
