@@ -1,7 +1,7 @@
 PYTHON ?= python3
 ARGS ?=
 # More than there are processors: half of what the tests do is wait.
-JOBS ?= 8
+JOBS ?= 6
 # pytest rewrites itself, its plugins and all tests anew at each start where it may not keep the result.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -26,7 +26,7 @@ from pgratchet import (
 from tests.poolers import pgbouncer
 from tests.support import PASSWORD, Connection, Write, as_role, connected, leave, states, tell, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 FILES = {"001_a.sql": "CREATE TABLE a ();"}
 

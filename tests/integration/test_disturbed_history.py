@@ -11,7 +11,7 @@ import pytest
 from pgratchet import Failure, Migrator, ServerError, Verdict, embedded
 from tests.support import HEAD, HISTORY, Write, a_role, as_role, ask, column, exists, failure_of, states, tell, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_major]
+pytestmark = pytest.mark.anyio
 
 DENY = "CREATE FUNCTION deny() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no writes today'; END$$;"
 SKIP = "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$;"
