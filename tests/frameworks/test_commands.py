@@ -37,7 +37,7 @@ PORTS = {"hypercorn": "--bind 127.0.0.1:{}", "sanic": "--port {}"}
 
 
 SAYS = {"arq": "Starting worker for 1 functions", "fastmcp": "Starting MCP server"}
-"""What those that answer no requests log once they have started."""
+"""The lines that programs without requests log once they have started."""
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ELSEWHERE])

@@ -1,4 +1,4 @@
-"""What a person sees of a start where logging is set up in different ways, in processes of their own."""
+"""The lines that a person sees of a start, in processes that set logging up in different ways."""
 
 import os
 import subprocess

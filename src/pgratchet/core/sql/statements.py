@@ -51,7 +51,6 @@ _PLAIN = re.compile(
 _COPY_LINE_REST = re.compile(r"(?:[ \t\r\f\v;]|--[^\n\r]*(?![^\n\r]))*(?:\n|\Z)")
 _COPY_END = re.compile(r"^\\\.\r?$", re.MULTILINE)
 
-
 _BLANK = rf"[{BLANKS}]"
 _HIDDEN = rf"(?!{_BLANK}*[a-z])"
 _OPENING = re.compile(

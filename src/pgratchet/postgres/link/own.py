@@ -107,7 +107,8 @@ async def copied(
 ) -> dict[str, list[str | None]]:
     """Run statements as one message, the last of which is a COPY `AS_CSV`, and return its columns, by name, as texts.
 
-    Where it is not `headed`, the first row has the names. Raises TimeoutError after `patience` seconds.
+    Where it is not `headed`, the first row stands in the place of the names. Raises TimeoutError after `patience`
+    seconds.
     """
     columns: dict[str, list[str | None]] = {}
     with reading(connection):
